@@ -1,0 +1,73 @@
+"""Durable workflows for Python, straight on Postgres, sharded over as many Postgres servers as you have."""
+
+from sharded_wf.application import App, connect, connect_blocking
+from sharded_wf.client import Client, Handle
+from sharded_wf.client.blocking import BlockingClient, BlockingHandle
+from sharded_wf.config import ClusterConfig, ShardConfig
+from sharded_wf.errors import (
+    ClusterMismatch,
+    ConfigError,
+    DefinitionError,
+    IdConflict,
+    LeaseLost,
+    LimitExceeded,
+    NoClusterConfigured,
+    NonDeterminismError,
+    NotDurableError,
+    OutsideWorkflow,
+    ResultTimeout,
+    SchemaOutOfDate,
+    ShardedWfError,
+    ShardUnavailable,
+    StoredValueMismatch,
+    UnstorableValue,
+    WorkflowCancelled,
+    WorkflowFailed,
+    WorkflowNotFound,
+    WorkflowQuarantined,
+    WorkflowStuck,
+)
+from sharded_wf.executor import Executor
+from sharded_wf.model.status import Status
+from sharded_wf.workflow.by_name import by_name
+from sharded_wf.workflow.context import Context, current
+from sharded_wf.workflow.definitions import AsyncStep, AsyncWorkflow, Bound, SyncStep, SyncWorkflow
+from sharded_wf.workflow.messages import receive, send, sleep_blocking
+from sharded_wf.workflow.retry import Retry
+
+__all__ = [
+    "App",
+    "AsyncStep",
+    "AsyncWorkflow",
+    "Bound",
+    "ClusterMismatch",
+    "ConfigError",
+    "Context",
+    "DefinitionError",
+    "IdConflict",
+    "LeaseLost",
+    "LimitExceeded",
+    "NoClusterConfigured",
+    "NonDeterminismError",
+    "NotDurableError",
+    "OutsideWorkflow",
+    "ResultTimeout",
+    "Retry",
+    "SchemaOutOfDate",
+    "ShardUnavailable",
+    "ShardedWfError",
+    "Status",
+    "StoredValueMismatch",
+    "SyncStep",
+    "SyncWorkflow",
+    "UnstorableValue",
+    "WorkflowCancelled",
+    "WorkflowFailed",
+    "WorkflowNotFound",
+    "WorkflowQuarantined",
+    "WorkflowStuck",
+    "current",
+    "receive",
+    "send",
+    "sleep_blocking",
+]

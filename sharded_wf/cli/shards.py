@@ -1,0 +1,179 @@
+"""``sharded-wf shards``: make a cluster, see how it fares, bring its tables up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.text import Text
+
+from sharded_wf.cli.options import ClusterOption, JsonOption
+from sharded_wf.cli.output import console, duration, print_error, print_json, table
+from sharded_wf.cluster.fleet import Count, FleetStatus, ShardStatus, fleet_status, migrate_fleet
+from sharded_wf.cluster.initialize import init_cluster
+from sharded_wf.config import find_config
+from sharded_wf.errors import ShardedWfError
+from sharded_wf.limits import SLOTS_DEFAULT
+
+app = typer.Typer(help="The shards of the cluster: make them, look at them, migrate them.", no_args_is_help=True)
+
+ADDRESS_FROM_COLUMNS = 110
+"""A narrower terminal shows no addresses, so that everything else fits in."""
+NOTHING = "-"
+_COLUMNS: tuple[str, ...] = (
+    "",
+    "shard",
+    "address",
+    "postgres",
+    "answer",
+    "slots",
+    "backlog",
+    "running",
+    "parked",
+    "executors",
+)
+_NUMBERS = frozenset(_COLUMNS[4:9])
+
+
+@app.command()
+def init(
+    cluster: ClusterOption = None,
+    slots: Annotated[
+        int | None,
+        typer.Option(
+            help=f"How many slots a new cluster has ({SLOTS_DEFAULT} unless said). They are spread over the shards and "
+            "move between them later, so have several times as many as you will ever have shards.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Make the cluster in empty databases, or add the shards that are new in shards.toml. Safe to repeat."""
+    config = find_config(cluster)
+    made = init_cluster(config, slots)
+    shard_map, out = made.shard_map, console()
+    shards = "1 shard" if len(config.shards) == 1 else f"{len(config.shards)} shards"
+    verb = "is ready" if made.created else "exists"
+    out.print(Text.assemble("cluster ", (config.name, "bold"), f" {verb}: {shard_map.slots} slots on {shards}"))
+    for shard in config.shards:
+        note = ", joined just now" if shard.name in made.joined else ""
+        out.print(Text(f"  {shard.name}: {len(shard_map.slots_of(shard.name))} slots at {shard.address}{note}"))
+
+
+@app.command()
+def status(cluster: ClusterOption = None, json: JsonOption = False) -> None:
+    """Show each shard: whether it answers, its slots, its backlog, who works there. Exits with 1 if one is not well."""
+    found = fleet_status(find_config(cluster))
+    if json:
+        plain: dict[str, Any] = msgspec.to_builtins(found)
+        print_json({"healthy": found.healthy, **plain})
+    else:
+        _print_status(found)
+    if not found.healthy:
+        raise typer.Exit(1)
+
+
+@app.command()
+def migrate(
+    cluster: ClusterOption = None,
+    pre: Annotated[
+        bool,
+        typer.Option(
+            "--pre", help="Only what suits the old code too: before a deployment. Then again without, after it."
+        ),
+    ] = False,
+) -> None:
+    """Bring the tables of every shard up to date. Safe to repeat, and to run twice at once."""
+    answers = migrate_fleet(find_config(cluster), "pre" if pre else "all")
+    out = console()
+    for name, applied in answers.given.items():
+        if not applied:
+            out.print(Text(f"{name}: up to date"))
+            continue
+        schemas = {step.schema for step in applied}
+        out.print(Text(f"{name}: {len(applied)} applied to {len(schemas)} schemas, up to {applied[-1].label}"))
+    for name, error in answers.failed.items():
+        if not isinstance(error, ShardedWfError):
+            raise error
+        print_error(str(error) if name in str(error) else f"{name}: {error}")
+    if answers.failed:
+        raise typer.Exit(1)
+
+
+def _print_status(found: FleetStatus) -> None:
+    out = console()
+    title = Text.assemble("cluster ", (found.name, "bold"))
+    if found.epoch is not None:
+        title.append(f" · {found.slots} slots · map epoch {found.epoch}", "dim")
+    out.print(title)
+    if found.problem:
+        out.print(Text(found.problem, "bold red"))
+    columns = [column for column in _COLUMNS if column != "address" or out.width >= ADDRESS_FROM_COLUMNS]
+    rows = table(*columns, numbers=_NUMBERS)
+    for shard in found.shards:
+        cells = dict(zip(_COLUMNS, _row(shard), strict=True))
+        rows.add_row(*(cells[column] for column in columns))
+    out.print()
+    out.print(rows)
+    _print_notes(found)
+
+
+def _row(shard: ShardStatus) -> list[Text]:
+    version = (shard.server_version or "").split(" ")[0]
+    answer = duration(shard.answer_seconds) if shard.answer_seconds is not None else NOTHING
+    name, address = Text(shard.name, "bold"), Text(shard.address, "dim")
+    if not shard.reachable or shard.problem:
+        mark = Text("✗", "bold red")
+        return [mark, name, address, Text(version or NOTHING), Text(answer), *(Text(NOTHING, "dim") for _ in range(5))]
+    needs_care = shard.stranded or shard.pending_migrations or (shard.backlog.value and not _live(shard))
+    mark = Text("!", "bold yellow") if needs_care else Text("✓", "bold green")
+    counts = [f"{len(shard.slots)}", _lower_bound(shard.backlog), f"{shard.running:,}", _estimate(shard.parked)]
+    return [mark, name, address, Text(version), Text(answer), *(Text(count) for count in counts), _executors(shard)]
+
+
+def _print_notes(found: FleetStatus) -> None:
+    """What needs somebody's attention, a line each."""
+    notes = [note for shard in found.shards for note in _notes(shard)]
+    out = console()
+    if notes:
+        out.print()
+    for note in notes:
+        out.print(note)
+
+
+def _notes(shard: ShardStatus) -> Iterator[Text]:
+    def note(text: str, *, bad: bool = False) -> Text:
+        mark = ("✗ ", "bold red") if bad else ("! ", "bold yellow")
+        return Text.assemble(mark, (shard.name, "bold"), f": {text}")
+
+    if shard.problem:
+        yield note(shard.problem if shard.reachable else f"unreachable: {shard.problem}", bad=True)
+    for left in shard.stranded:
+        ready = _lower_bound(left.ready)
+        yield note(f"{ready} ready in queue {left.queue!r}, and no live executor runs {left.capability!r}")
+    if shard.pending_migrations:
+        yield note(f"{shard.pending_migrations} migrations to apply; run: sharded-wf shards migrate")
+    for executor in shard.executors:
+        if not executor.live:
+            yield note(f"executor {executor.executor} was last heard of {duration(executor.beat_age_seconds)} ago")
+
+
+def _live(shard: ShardStatus) -> int:
+    return sum(executor.live for executor in shard.executors)
+
+
+def _executors(shard: ShardStatus) -> Text:
+    dead = len(shard.executors) - _live(shard)
+    text = Text(str(_live(shard)))
+    if dead:
+        text.append(f" +{dead} silent", "yellow")
+    return text
+
+
+def _lower_bound(count: Count) -> str:
+    return f"{count.value:,}" if count.exact else f"{count.value:,}+"
+
+
+def _estimate(count: Count) -> str:
+    return f"{count.value:,}" if count.exact else f"~{count.value:,}"

@@ -1,0 +1,180 @@
+"""The client for programs without asyncio: the same methods, which wait.
+
+One thread runs an event loop with an ordinary ``Client``; every call here is handed to it. Any thread may call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Generic, TypeVar, overload
+
+from sharded_wf.client.client import Client, OnConflict
+from sharded_wf.client.handle import Handle
+from sharded_wf.clock import Microseconds
+from sharded_wf.config import ClusterConfig
+from sharded_wf.limits import WRITE_DEADLINE_SECONDS
+from sharded_wf.model.history import History
+from sharded_wf.model.status import Status
+from sharded_wf.store.workflows import Description
+from sharded_wf.workflow.definitions import Bound
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+Call = Callable[[Coroutine[Any, Any, Any]], Any]
+
+
+class BlockingHandle(Generic[T_co]):
+    """As ``Handle``; every method waits."""
+
+    __slots__ = ("_call", "_handle")
+
+    def __init__(self, handle: Handle[T_co], call: Call) -> None:
+        self._handle = handle
+        self._call = call
+
+    @property
+    def id(self) -> str:
+        """The workflow's ID."""
+        return self._handle.id
+
+    @property
+    def created(self) -> bool | None:
+        """As ``Handle.created``."""
+        return self._handle.created
+
+    def result(self, timeout: timedelta | float | None = None) -> T_co:
+        """As ``Handle.result``."""
+        found: T_co = self._call(self._handle.result(timeout))
+        return found
+
+    def status(self) -> Status:
+        """As ``Handle.status``."""
+        found: Status = self._call(self._handle.status())
+        return found
+
+    def describe(self) -> Description:
+        """As ``Handle.describe``."""
+        found: Description = self._call(self._handle.describe())
+        return found
+
+    def cancel(self) -> None:
+        """As ``Handle.cancel``."""
+        self._call(self._handle.cancel())
+
+    def __repr__(self) -> str:
+        return f"BlockingHandle({self.id!r})"
+
+
+class BlockingClient:
+    """As ``Client``; every method waits. Made by ``BlockingClient.connect`` or ``app.connect_blocking``."""
+
+    def __init__(self, client: Client, call: Call) -> None:
+        self._client = client
+        self._call = call
+
+    @classmethod
+    @contextmanager
+    def connect(cls, config: ClusterConfig) -> Iterator[BlockingClient]:
+        """Connect to a cluster for as long as the ``with`` block runs."""
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=loop.run_forever, name="sharded_wf client", daemon=True)
+        thread.start()
+
+        def call(work: Coroutine[Any, Any, T]) -> T:
+            return asyncio.run_coroutine_threadsafe(work, loop).result()
+
+        connecting = Client.connect(config)
+        try:
+            client = call(connecting.__aenter__())
+            try:
+                yield cls(client, call)
+            finally:
+                call(connecting.__aexit__(None, None, None))
+        finally:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
+
+    def start(
+        self,
+        bound: Bound[T],
+        *,
+        id: str | None = None,
+        queue: str | None = None,
+        priority: int = 0,
+        delay: timedelta | float | None = None,
+        on_conflict: OnConflict = "error",
+        wait_seconds: float = WRITE_DEADLINE_SECONDS,
+    ) -> BlockingHandle[T]:
+        """As ``Client.start``."""
+        starting = self._client.start(
+            bound,
+            id=id,
+            queue=queue,
+            priority=priority,
+            delay=delay,
+            on_conflict=on_conflict,
+            wait_seconds=wait_seconds,
+        )
+        return BlockingHandle(self._call(starting), self._call)
+
+    def start_many(
+        self,
+        bound: Iterable[Bound[T] | tuple[str, Bound[T]]],
+        *,
+        queue: str | None = None,
+        priority: int = 0,
+        on_conflict: OnConflict = "error",
+        wait_seconds: float = WRITE_DEADLINE_SECONDS,
+    ) -> list[BlockingHandle[T]]:
+        """As ``Client.start_many``."""
+        starting = self._client.start_many(
+            bound, queue=queue, priority=priority, on_conflict=on_conflict, wait_seconds=wait_seconds
+        )
+        return [BlockingHandle(handle, self._call) for handle in self._call(starting)]
+
+    @overload
+    def get_handle(self, id: str) -> BlockingHandle[Any]: ...
+    @overload
+    def get_handle(self, id: str, result_type: type[T]) -> BlockingHandle[T]: ...
+
+    def get_handle(self, id: str, result_type: Any = Any) -> BlockingHandle[Any]:
+        """As ``Client.get_handle``."""
+        return BlockingHandle(self._client.get_handle(id, result_type), self._call)
+
+    def send(self, id: str, topic: str, value: object, *, idempotency_key: str | None = None) -> None:
+        """As ``Client.send``."""
+        self._call(self._client.send(id, topic, value, idempotency_key=idempotency_key))
+
+    def cancel(self, id: str) -> None:
+        """As ``Client.cancel``."""
+        self._call(self._client.cancel(id))
+
+    def describe(self, id: str) -> Description | None:
+        """As ``Client.describe``."""
+        found: Description | None = self._call(self._client.describe(id))
+        return found
+
+    def history(self, id: str) -> History:
+        """As ``Client.history``."""
+        found: History = self._call(self._client.history(id))
+        return found
+
+    def list(
+        self,
+        *,
+        name: str | None = None,
+        status: Status | None = None,
+        queue: str | None = None,
+        limit: int = 100,
+        before: Microseconds | None = None,
+    ) -> list[Description]:
+        """As ``Client.list``."""
+        found: list[Description] = self._call(
+            self._client.list(name=name, status=status, queue=queue, limit=limit, before=before)
+        )
+        return found

@@ -1,0 +1,78 @@
+"""A handle on one workflow: its ID, and the type of its result."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from sharded_wf.clock import seconds_of
+from sharded_wf.errors import ResultTimeout, WorkflowCancelled, WorkflowNotFound
+from sharded_wf.model.status import Status
+from sharded_wf.model.workflow import Outcome
+from sharded_wf.serialization import decode_error
+from sharded_wf.store.workflows import Description
+
+if TYPE_CHECKING:
+    from sharded_wf.client.client import Client
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Handle(Generic[T_co]):
+    """One workflow, wherever it runs. Handles are cheap: they hold no connection, and outlive the process in their
+    ID."""
+
+    __slots__ = ("_client", "_decode", "created", "id")
+
+    def __init__(self, client: Client, id_: str, decode: Callable[[bytes], T_co], created: bool | None) -> None:
+        self._client = client
+        self._decode = decode
+        self.id = id_
+        """The workflow's ID."""
+        self.created = created
+        """Whether this start created the workflow; False if it existed; None for a handle that was only looked up."""
+
+    async def result(self, timeout: timedelta | float | None = None) -> T_co:  # noqa: ASYNC109 - the field's own form
+        """Wait for the workflow's result, ``timeout`` at most (seconds or ``timedelta``; None: as long as it takes).
+
+        Raises what the workflow raised: the same class where it can be imported, else ``WorkflowFailed``;
+        ``WorkflowCancelled``, ``WorkflowQuarantined``; ``ResultTimeout`` (the workflow goes on); ``WorkflowNotFound``.
+        """
+        waiting = self._client.wait_for_outcome(self.id)
+        if timeout is None:
+            return self._result_of(await waiting)
+        seconds = seconds_of(timeout)
+        try:
+            return self._result_of(await asyncio.wait_for(waiting, seconds))
+        except TimeoutError:
+            if waiting.done() and not waiting.cancelled():
+                raise  # the workflow's own TimeoutError
+            raise ResultTimeout(f"workflow {self.id!r} had no result within {seconds:g} s; it goes on") from None
+
+    def _result_of(self, outcome: Outcome) -> T_co:
+        if outcome.status is Status.SUCCEEDED:
+            return self._decode(outcome.output or b"null")
+        if outcome.status is Status.CANCELLED:
+            raise WorkflowCancelled("WorkflowCancelled", f"workflow {self.id!r} was cancelled")
+        raise decode_error(outcome.error or b"null")
+
+    async def describe(self) -> Description:
+        """All that is known of the workflow now. Raises ``WorkflowNotFound``."""
+        description = await self._client.describe(self.id)
+        if description is None:
+            raise WorkflowNotFound(f"no workflow has the ID {self.id!r}")
+        return description
+
+    async def status(self) -> Status:
+        """Where the workflow stands now. Raises ``WorkflowNotFound``."""
+        return (await self.describe()).status
+
+    async def cancel(self) -> None:
+        """Ask the workflow to end: at once if nobody runs it, else at its next ``await``. Cancelling what has ended
+        changes nothing. Raises ``WorkflowNotFound``."""
+        await self._client.cancel(self.id)
+
+    def __repr__(self) -> str:
+        return f"Handle({self.id!r})"

@@ -1,0 +1,152 @@
+"""Waiting for results: thousands of handles, one question a shard.
+
+Whoever waits is entered once into the shard's ``waiter`` table, and flushes that end workflows notify it, with the
+slots concerned. Then one statement a slot asks for all that is waited for there. The same question is asked anyway
+every now and then, ever more rarely, so a notification that was missed, or can't be heard (PgBouncer), costs time and
+nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import uuid
+from collections.abc import Iterable
+
+import psycopg
+
+from sharded_wf.clock import SECOND_US, Clock
+from sharded_wf.cluster.shard import Shard
+from sharded_wf.errors import WorkflowNotFound
+from sharded_wf.limits import (
+    RESULT_IDS_PER_LOOK_MAX,
+    RESULT_POLL_FIRST_SECONDS,
+    RESULT_POLL_MAX_SECONDS,
+    WAITER_EXPIRES_SECONDS,
+)
+from sharded_wf.model.workflow import Outcome
+from sharded_wf.postgres.listen import Listener
+from sharded_wf.postgres.session import ConnectionLost, Statement
+from sharded_wf.store import leases, outcomes
+
+logger = logging.getLogger("sharded_wf.results")
+
+
+class ShardResults:
+    """What one client waits for on one shard."""
+
+    def __init__(self, shard: Shard, clock: Clock) -> None:
+        self._shard = shard
+        self._clock = clock
+        self._link = shard.link("results")
+        self._channel = f"sharded_wf_result_{uuid.uuid4().hex}"
+        self._listener = Listener(shard.dsn, [self._channel], self._heard)
+        self._waiting: dict[int, dict[str, list[asyncio.Future[Outcome]]]] = {}
+        self._unseen: dict[int, set[str]] = {}
+        self._look_at: set[int] = set()
+        self._stir = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._registered_until = 0.0
+
+    def wait(self, slot: int, workflow_id: str) -> asyncio.Future[Outcome]:
+        """The workflow's outcome, when it has one. Cancel the future to wait no longer."""
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(slot, {}).setdefault(workflow_id, []).append(future)
+        self._unseen.setdefault(slot, set()).add(workflow_id)
+        self._look_at.add(slot)
+        self._stir.set()
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._look_for_ever(), name=f"results {self._shard.name}")
+        return future
+
+    async def prepare(self) -> None:
+        """Begin to listen now, so that the first wait finds it done."""
+        self._listener.start()
+        await self._listener.ready.wait()
+        await self._register()
+
+    def _heard(self, channel: str, payload: str) -> None:
+        if not channel or payload == "*":
+            self._look_at.update(self._waiting)
+        else:
+            self._look_at.update(slot for slot in map(int, payload.split(",")) if slot in self._waiting)
+        if self._look_at:
+            self._stir.set()
+
+    async def _register(self) -> None:
+        """Enter our channel, again before the entry expires."""
+        now = self._clock.monotonic()
+        if self._listener.works and now > self._registered_until - WAITER_EXPIRES_SECONDS / 2:
+            until = self._clock.now_us() + int(WAITER_EXPIRES_SECONDS * SECOND_US)
+            await self._link.fetch(leases.wait_for_results(self._channel, until))
+            self._registered_until = now + WAITER_EXPIRES_SECONDS
+
+    async def _look_for_ever(self) -> None:
+        pause = RESULT_POLL_FIRST_SECONDS
+        self._listener.start()
+        await self._listener.ready.wait()
+        while self._forget_cancelled():
+            self._stir.clear()
+            slots, self._look_at = self._look_at, set()
+            try:
+                await self._register()
+                found = await self._look(slots or set(self._waiting))
+            except (ConnectionLost, psycopg.Error) as error:
+                logger.info("shard %s: results are put off: %s", self._shard.name, error)
+                self._look_at |= slots
+                await self._link.pause()
+                continue
+            pause = RESULT_POLL_FIRST_SECONDS if found else min(pause * 2, RESULT_POLL_MAX_SECONDS)
+            if self._look_at:
+                continue
+            try:
+                async with asyncio.timeout(pause):
+                    await self._stir.wait()
+            except TimeoutError:
+                pass
+
+    def _forget_cancelled(self) -> bool:
+        for slot, by_id in list(self._waiting.items()):
+            for id_, futures in list(by_id.items()):
+                futures[:] = [future for future in futures if not future.done()]
+                if not futures:
+                    del by_id[id_]
+            if not by_id:
+                del self._waiting[slot]
+        return bool(self._waiting)
+
+    async def _look(self, slots: Iterable[int]) -> bool:
+        asked = [(slot, list(self._waiting[slot])[:RESULT_IDS_PER_LOOK_MAX]) for slot in slots if slot in self._waiting]
+        unseen = [(slot, sorted(self._unseen.pop(slot))) for slot, _ in asked if slot in self._unseen]
+        statements: list[Statement] = [
+            outcomes.read_outcomes(self._shard.schemas[slot], ids) for slot, ids in asked
+        ] + [outcomes.missing_workflows(self._shard.schemas[slot], ids) for slot, ids in unseen]
+        if not statements:
+            return False
+        answers = await self._link.transact(statements)
+        found = False
+        for (slot, _), answer in zip(asked, answers, strict=False):
+            for id_, outcome in outcomes.outcomes_of(answer):
+                found = True
+                for future in self._waiting[slot].pop(id_, ()):
+                    if not future.done():
+                        future.set_result(outcome)
+        for (slot, _), answer in zip(unseen, answers[len(asked) :], strict=True):
+            for id_ in outcomes.ids_of(answer):
+                for future in self._waiting[slot].pop(id_, ()):
+                    if not future.done():
+                        future.set_exception(WorkflowNotFound(f"no workflow has the ID {id_!r}"))
+        return found
+
+    async def close(self) -> None:
+        """Wait for nothing any more. Closing twice is fine."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        await self._listener.stop()
+        if self._registered_until:
+            with contextlib.suppress(ConnectionLost, psycopg.Error):  # it expires
+                await self._link.fetch(leases.stop_waiting(self._channel, self._clock.now_us()), deadline=2.0)
+        self._link.close()

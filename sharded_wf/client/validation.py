@@ -1,0 +1,53 @@
+"""Bad input is refused here, before anything is written, in words that say what to do."""
+
+from __future__ import annotations
+
+from sharded_wf.errors import LimitExceeded
+from sharded_wf.limits import (
+    ID_LENGTH_MAX_BYTES,
+    PAYLOAD_MAX_BYTES,
+    PRIORITY_MAX,
+    PRIORITY_MIN,
+    QUEUE_LENGTH_MAX_BYTES,
+)
+from sharded_wf.model.workflow import Start
+
+
+def check_id(id_: str) -> None:
+    """A workflow ID is 1 to ``ID_LENGTH_MAX_BYTES`` bytes of text without NUL. Raises ``LimitExceeded``."""
+    _check_text(id_, "workflow ID", ID_LENGTH_MAX_BYTES)
+
+
+def check_queue(name: str, what: str = "queue") -> None:
+    """So is the name of a queue or topic, of ``QUEUE_LENGTH_MAX_BYTES``; names that begin with ``$`` are ours."""
+    _check_text(name, what, QUEUE_LENGTH_MAX_BYTES)
+    if name.startswith("$"):
+        raise LimitExceeded(f"the {what} {name!r} begins with '$', which is reserved; choose another name")
+
+
+def check_start(start: Start) -> None:
+    """Whether a start can be stored. Raises ``LimitExceeded``."""
+    check_id(start.id)
+    check_queue(start.queue)
+    if not PRIORITY_MIN <= start.priority <= PRIORITY_MAX:
+        raise LimitExceeded(f"priority {start.priority} is out of range: {PRIORITY_MIN} to {PRIORITY_MAX}")
+    if len(start.input) > PAYLOAD_MAX_BYTES:
+        raise LimitExceeded(
+            f"the arguments of {start.id!r} are {len(start.input):,} bytes, more than {PAYLOAD_MAX_BYTES:,}: "
+            "store them elsewhere and pass a reference"
+        )
+
+
+def _check_text(text: str, what: str, limit: int) -> None:
+    if not text or (len(text) * 4 > limit and len(text.encode("utf-8", "surrogatepass")) > limit):
+        raise LimitExceeded(f"a {what} has 1 to {limit} bytes; this one has {len(text.encode('utf-8', 'replace'))}")
+    if "\0" in text or (not text.isascii() and not _is_encodable(text)):
+        raise LimitExceeded(f"the {what} {text!r} has a character that Postgres can't store; leave it out")
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,94 @@
+"""What a process must know of the cluster before it does anything, checked.
+
+Shards that can't be reached are tolerated as long as one answers: a shard that is down delays only its own slots, also
+for a process that starts while it is down. What is wrong, rather than away, is never tolerated.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sharded_wf.cluster.fanout import ask_each
+from sharded_wf.cluster.shard_map import (
+    PLANNED_EPOCH,
+    Record,
+    check_identity,
+    check_same_cluster,
+    map_of,
+    merge,
+    read_record,
+)
+from sharded_wf.config import ClusterConfig, ShardConfig
+from sharded_wf.errors import ClusterMismatch, ClusterNotInitialized, SchemaOutOfDate, ShardUnavailable
+from sharded_wf.limits import CONNECT_TIMEOUT_SECONDS
+from sharded_wf.postgres.connect import Connection
+from sharded_wf.postgres.migrate import check_schema
+from sharded_wf.routing import ShardMap
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """The cluster as it was found. ``shards`` are those that belong to it, reachable or not; one that the configuration
+    names and that has not joined the cluster yet (``shards init``) is left out. ``unreachable``: why, by shard."""
+
+    cluster_id: uuid.UUID
+    name: str
+    shard_map: ShardMap
+    shards: tuple[ShardConfig, ...]
+    unreachable: Mapping[str, str]
+
+
+def load_map(config: ClusterConfig) -> Directory:
+    """Ask every shard for the shard map, and check that all of it fits together. Blocks for as long as the slowest
+    shard, some seconds at most.
+
+    Raises ``ClusterNotInitialized``; ``ClusterMismatch`` if cluster, shards, slots or hash are not what the databases
+    hold; ``SchemaOutOfDate``; ``ShardUnavailable`` if no shard answers that knows the cluster.
+    """
+    answers = ask_each(config.shards, _look, purpose="directory", deadline_seconds=CONNECT_TIMEOUT_SECONDS)
+    unreachable: dict[str, str] = {}
+    for name, error in answers.failed.items():
+        if not isinstance(error, ShardUnavailable):
+            raise error
+        unreachable[name] = error.reason
+    records = answers.given
+    identities = {name: record.identity for name, record in records.items() if record.identity is not None}
+    if not identities:
+        if unreachable:
+            # Those that answer may be new ones, and the cluster on those that don't.
+            raise ShardUnavailable(*next(iter(unreachable.items())))
+        raise ClusterNotInitialized(f"the shards of {config.source} hold no cluster yet; run: sharded-wf shards init")
+    for name, identity in identities.items():
+        check_identity(config, config.shard(name), identity)
+    identity = check_same_cluster(identities)
+    shard_map = map_of(config, identity, merge(record.placements for record in records.values()))
+    if shard_map.epoch == PLANNED_EPOCH:
+        raise ClusterNotInitialized(
+            f"the making of the cluster {config.name!r} was interrupted, or is under way; run: sharded-wf shards init"
+        )
+    absent = {name for name in records if name not in identities}
+    for name in absent:
+        check_absent(config.shard(name), shard_map)
+    shards = tuple(shard for shard in config.shards if shard.name not in absent)
+    return Directory(identity.cluster_id, identity.name, shard_map, shards, unreachable)
+
+
+def check_absent(shard: ShardConfig, shard_map: ShardMap) -> None:
+    """A database that knows of no cluster must hold no slot of it; ``ClusterMismatch`` if the map says otherwise."""
+    if slots := shard_map.slots_of(shard.name):
+        raise ClusterMismatch(
+            f"shard {shard.name!r} should hold {len(slots)} slots, but its database ({shard.address}) is empty: it is "
+            "the wrong database, or its data are lost; correct the DSN, or restore a backup"
+        )
+
+
+def _look(shard: ShardConfig, conn: Connection) -> Record:
+    record = read_record(conn)
+    if record.identity is not None and any(row.epoch > PLANNED_EPOCH for row in record.placements):
+        try:
+            check_schema(conn)
+        except SchemaOutOfDate as error:
+            raise SchemaOutOfDate(f"shard {shard.name!r}: {error}") from None
+    return record

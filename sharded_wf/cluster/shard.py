@@ -1,0 +1,38 @@
+"""One shard as this process reaches it: its connections, and whether it answers.
+
+Every shard has links of its own (a bulkhead): one that hangs takes no connection, no queue and no task from the others.
+"""
+
+from __future__ import annotations
+
+from sharded_wf.clock import Clock
+from sharded_wf.cluster.writer import Writer
+from sharded_wf.postgres.link import Link
+from sharded_wf.routing import slot_schema
+
+
+class Shard:
+    """The connections of this process to one shard. Links open when they are first used."""
+
+    def __init__(self, name: str, dsn: str, slots: tuple[int, ...], clock: Clock) -> None:
+        self.name = name
+        self.dsn = dsn
+        self.slots = slots
+        self.clock = clock
+        self.schemas = {slot: slot_schema(slot) for slot in slots}
+        self.reader = Link(dsn, "reader", clock)
+        self.writer = Writer(name, Link(dsn, "writer", clock), clock)
+
+    def link(self, purpose: str) -> Link:
+        """A further connection of its own to this shard."""
+        return Link(self.dsn, purpose, self.clock)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the shard answered when it was last asked."""
+        return self.reader.healthy and self.writer.link.healthy
+
+    async def close(self) -> None:
+        """Close every connection; what still waits to be written fails with ``ShardUnavailable``."""
+        await self.writer.close()
+        self.reader.close()

@@ -1,0 +1,244 @@
+"""Group commit for what anybody may write to a shard: starts and messages.
+
+Requests gather while the last transaction is under way, and the next one takes all of them: no delay when idle, batches
+of hundreds when busy. Every write here is idempotent (a start by its ID, a message by its sender and number), so a
+transaction whose answer was lost is simply made again, and a request is acknowledged only by a COMMIT that was seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import psycopg
+
+from sharded_wf.clock import Clock, Microseconds
+from sharded_wf.errors import ShardedWfError, ShardUnavailable
+from sharded_wf.limits import START_FLUSH_MAX_ROWS, WRITE_DEADLINE_SECONDS
+from sharded_wf.model.workflow import Message, Start
+from sharded_wf.postgres.failures import is_transient
+from sharded_wf.postgres.link import Link
+from sharded_wf.postgres.session import ConnectionLost, Result, Statement
+from sharded_wf.routing import slot_schema
+from sharded_wf.store import leases, messages, outcomes, starts
+
+
+class Written(NamedTuple):
+    """What a request learns: which of its starts existed before, and which of its receivers do not exist."""
+
+    existing: dict[str, starts.Existing]
+    unknown: set[str]
+
+
+_NOTHING_SPECIAL = Written({}, set())
+
+
+class _Request:
+    """Rows that one caller wants written, all by one COMMIT."""
+
+    __slots__ = ("created_at", "done", "give_up_at", "messages", "rows", "starts")
+
+    def __init__(
+        self,
+        done: asyncio.Future[Written],
+        start_rows: Sequence[tuple[int, Start]],
+        message_rows: Sequence[tuple[int, Message]],
+        give_up_at: float | None,
+    ) -> None:
+        self.done = done
+        self.starts = start_rows
+        self.messages = message_rows
+        self.rows = len(start_rows) + len(message_rows)
+        self.give_up_at = give_up_at
+        self.created_at: Microseconds | None = None
+
+
+class Writer:
+    """The one writer of this process to one shard."""
+
+    def __init__(self, shard: str, link: Link, clock: Clock) -> None:
+        self.link = link
+        self._shard = shard
+        self._clock = clock
+        self._waiting: deque[_Request] = deque()
+        self._pump: asyncio.Task[None] | None = None
+        self._last_created_at: Microseconds = 0
+
+    async def start(
+        self, rows: Sequence[tuple[int, Start]], *, wait_seconds: float | None = WRITE_DEADLINE_SECONDS
+    ) -> dict[str, starts.Existing]:
+        """Start workflows, each given with its slot, no ID twice. Returns those that existed before, by ID.
+
+        ``wait_seconds``: how long to wait for a shard that does not answer; None: for ever. Raises
+        ``ShardUnavailable``.
+        """
+        return (await self._submit(rows, (), wait_seconds)).existing
+
+    async def deliver(
+        self, rows: Sequence[tuple[int, Message]], *, wait_seconds: float | None = WRITE_DEADLINE_SECONDS
+    ) -> set[str]:
+        """Deliver messages, each given with its receiver's slot. Returns the receivers that do not exist. As ``start``
+        for the rest."""
+        return (await self._submit((), rows, wait_seconds)).unknown
+
+    async def _submit(
+        self,
+        start_rows: Sequence[tuple[int, Start]],
+        message_rows: Sequence[tuple[int, Message]],
+        wait_seconds: float | None,
+    ) -> Written:
+        done: asyncio.Future[Written] = asyncio.get_running_loop().create_future()
+        give_up_at = None if wait_seconds is None else self._clock.monotonic() + wait_seconds
+        self._waiting.append(_Request(done, start_rows, message_rows, give_up_at))
+        if self._pump is None or self._pump.done():
+            self._pump = asyncio.create_task(self._write_waiting(), name=f"writer {self._shard}")
+        return await done
+
+    async def _write_waiting(self) -> None:
+        while self._waiting:
+            await self._write(self._next_batch())
+
+    def _next_batch(self) -> list[_Request]:
+        batch: list[_Request] = []
+        rows, ids = 0, set[str]()
+        while self._waiting:
+            request = self._waiting[0]
+            if not request.done.cancelled():
+                if batch and rows + request.rows > START_FLUSH_MAX_ROWS:
+                    break
+                # The same ID twice in one transaction: the second must see the first as a row that exists.
+                if any(start.id in ids for _, start in request.starts):
+                    break
+                ids.update(start.id for _, start in request.starts)
+                batch.append(request)
+                rows += request.rows
+            self._waiting.popleft()
+        return batch
+
+    async def _write(self, batch: list[_Request]) -> None:
+        """Write a batch until it is written, or its requests give up, or the bad one among them is found."""
+        self._date(batch)
+        while batch:
+            try:
+                await self._write_once(batch)
+                return
+            except ConnectionLost as error:
+                reason = str(error)
+            except psycopg.Error as error:
+                if not is_transient(error):
+                    await self._bisect(batch, error)
+                    return
+                reason = str(error)
+            now = self._clock.monotonic()
+            for request in batch:
+                if request.give_up_at is not None and now >= request.give_up_at and not request.done.done():
+                    request.done.set_exception(ShardUnavailable(self._shard, reason))
+            batch = [request for request in batch if not request.done.done()]
+            if batch:
+                await self.link.pause()
+
+    def _date(self, batch: list[_Request]) -> None:
+        # One moment for all, so that alike starts share a statement; never the same twice, because it is by this moment
+        # that a start recognises its own row after an answer that was lost.
+        moment = max(self._clock.now_us(), self._last_created_at + 1)
+        self._last_created_at = moment
+        for request in batch:
+            request.created_at = moment
+
+    async def _bisect(self, batch: list[_Request], error: psycopg.Error) -> None:
+        if len(batch) == 1:
+            if not batch[0].done.done():
+                batch[0].done.set_exception(ShardedWfError(f"shard {self._shard!r} refused the row: {error}"))
+            return
+        middle = len(batch) // 2
+        for half in (batch[:middle], batch[middle:]):
+            await self._write(half)
+
+    async def _write_once(self, batch: list[_Request]) -> None:
+        created_at = batch[0].created_at
+        assert created_at is not None
+        by_slot: dict[int, tuple[list[Start], list[Message]]] = {}
+        for request in batch:
+            for slot, start in request.starts:
+                by_slot.setdefault(slot, ([], []))[0].append(start)
+            for slot, message in request.messages:
+                by_slot.setdefault(slot, ([], []))[1].append(message)
+        statements: list[Statement] = []
+        missing_at: list[int] = []
+        counted: list[tuple[list[int], int, int]] = []  # positions, slot, how many rows are expected
+        for slot in sorted(by_slot):
+            new, told = by_slot[slot]
+            schema = slot_schema(slot)
+            if new:
+                made, positions = starts.start_statements(schema, new, created_at)
+                counted.append(([len(statements) + at for at in positions], slot, len(new)))
+                statements += made
+            if told:
+                statements.append(messages.deliver(schema, told))
+                missing_at.append(len(statements))
+                statements.append(outcomes.missing_workflows(schema, {message.receiver for message in told}))
+        starting = [slot for slot, (new, _) in by_slot.items() if new]
+        telling = [slot for slot, (_, told) in by_slot.items() if told]
+        if telling:
+            statements.append(leases.notify_wakes(telling))
+        if starting:
+            statements.append(leases.notify_if_idle(starting))
+        results = await self.link.transact(statements, deadline=WRITE_DEADLINE_SECONDS)
+        existing = await self._read_existing(results, counted, by_slot, created_at)
+        unknown = {id_ for at in missing_at for id_ in outcomes.ids_of(results[at])}
+        for request in batch:
+            if not request.done.done():
+                request.done.set_result(_share_of(request, existing, unknown))
+        if starting and not len(results[-1]):
+            await self._wake_late_sleepers(starting)
+
+    async def _read_existing(
+        self,
+        results: list[Result],
+        counted: list[tuple[list[int], int, int]],
+        by_slot: dict[int, tuple[list[Start], list[Message]]],
+        created_at: Microseconds,
+    ) -> dict[str, starts.Existing]:
+        conflicts = [
+            slot for positions, slot, expected in counted if sum(results[at].count for at in positions) != expected
+        ]
+        if not conflicts:
+            return {}
+        answers = await self.link.transact(
+            [starts.read_starts(slot_schema(slot), {start.id for start in by_slot[slot][0]}) for slot in conflicts]
+        )
+        # A row of this very moment is our own, from this attempt or from one whose answer was lost.
+        return {
+            found.id: found
+            for answer in answers
+            for found in starts.existing_of(answer)
+            if found.created_at != created_at
+        }
+
+    async def _wake_late_sleepers(self, slots: list[int]) -> None:
+        """An executor may have fallen asleep after our transaction looked and before it committed."""
+        with contextlib.suppress(ConnectionLost, psycopg.Error):  # it will poll
+            await self.link.fetch(leases.notify_if_idle(slots))
+
+    async def close(self) -> None:
+        """Stop; requests still waiting fail with ``ShardUnavailable``."""
+        if self._pump is not None:
+            self._pump.cancel()
+            await asyncio.gather(self._pump, return_exceptions=True)
+        for request in self._waiting:
+            if not request.done.done():
+                request.done.set_exception(ShardUnavailable(self._shard, "closed"))
+        self._waiting.clear()
+        self.link.close()
+
+
+def _share_of(request: _Request, existing: dict[str, starts.Existing], unknown: set[str]) -> Written:
+    if not existing and not unknown:
+        return _NOTHING_SPECIAL
+    return Written(
+        {start.id: existing[start.id] for _, start in request.starts if start.id in existing},
+        {message.receiver for _, message in request.messages if message.receiver in unknown},
+    )

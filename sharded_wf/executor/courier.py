@@ -1,0 +1,127 @@
+"""What workflows ask of other workflows: children to start, messages to deliver.
+
+Everything asked for in one turn of the event loop goes out together, one transaction for each shard concerned. All of
+it is idempotent, because its IDs and numbers come from the workflow's code: an executor that lost its lease and asks
+late, or one that asks again after a crash, changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from sharded_wf.cluster.shards import ShardSet
+from sharded_wf.errors import IdConflict, ShardedWfError, ShardUnavailable, WorkflowNotFound
+from sharded_wf.executor.held import Hold
+from sharded_wf.limits import SEND_DIRECT_SECONDS
+from sharded_wf.model.workflow import Message, Start
+from sharded_wf.store.starts import Existing
+
+
+class Courier:
+    """The one courier of an executor. Answers go to the runs, from plain callbacks of the loop."""
+
+    def __init__(self, shards: ShardSet) -> None:
+        self._shards = shards
+        self._starts: list[tuple[Hold, Start]] = []
+        self._messages: list[tuple[Hold, int, Message]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._scheduled = False
+
+    def start_child(self, hold: Hold, start: Start) -> None:
+        """Start a child; the run learns by ``child_started`` or ``child_refused``."""
+        self._starts.append((hold, start))
+        self._schedule()
+
+    def send(self, hold: Hold, place: int, message: Message) -> None:
+        """Deliver a message; the run learns by ``acknowledge_send``."""
+        self._messages.append((hold, place, message))
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._go)
+
+    def _go(self) -> None:
+        self._scheduled = False
+        starts, self._starts = self._starts, []
+        messages, self._messages = self._messages, []
+        by_shard: dict[str, list[tuple[Hold, Start]]] = {}
+        for hold, start in starts:
+            by_shard.setdefault(self._shards.map.shard_of(start.id), []).append((hold, start))
+        for rows in by_shard.values():
+            self._spawn(self._start_all(rows))
+        mail_by_shard: dict[str, list[tuple[Hold, int, Message]]] = {}
+        for hold, place, message in messages:
+            mail_by_shard.setdefault(self._shards.map.shard_of(message.receiver), []).append((hold, place, message))
+        for mail in mail_by_shard.values():
+            self._spawn(self._send_all(mail))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _start_all(self, rows: list[tuple[Hold, Start]]) -> None:
+        """Children of one shard. Waits for it as long as it takes: the parents can only wait as well."""
+        existing: dict[str, Existing] = {}
+        refused: dict[str, ShardedWfError] = {}
+        try:
+            existing = await self._shards.start([start for _, start in rows], wait_seconds=None)
+        except ShardUnavailable:
+            return  # the executor is closing
+        except ShardedWfError as error:
+            refused = {start.id: error for _, start in rows}
+        for _, start in rows:
+            found = existing.get(start.id)
+            if found is not None and (found.name != start.name or found.parent_id != start.parent_id):
+                refused[start.id] = IdConflict(
+                    f"workflow {start.id!r} exists as {found.name!r}, started by "
+                    f"{found.parent_id or 'a client'!r}; this child needs another ID"
+                )
+        asyncio.get_running_loop().call_soon(_answer_starts, rows, refused)
+
+    async def _send_all(self, mail: list[tuple[Hold, int, Message]]) -> None:
+        """Messages to one shard. If it is away the messages are left in the outbox, and their senders go on."""
+        unknown: set[str] = set()
+        outbox = False
+        refused: ShardedWfError | None = None
+        try:
+            unknown = await self._shards.deliver([m for _, _, m in mail], wait_seconds=SEND_DIRECT_SECONDS)
+        except ShardUnavailable:
+            outbox = True
+        except ShardedWfError as error:
+            refused = error
+        loop = asyncio.get_running_loop()
+        for hold, place, message in mail:
+            failure = _unknown_receiver(message) if message.receiver in unknown else refused
+            loop.call_soon(_answer_send, hold, place, message if outbox else None, failure)
+
+    async def close(self) -> None:
+        """Stop; nobody is told any more. Closing twice is fine."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _answer_starts(rows: list[tuple[Hold, Start]], refused: dict[str, ShardedWfError]) -> None:
+    for hold, start in rows:
+        if hold.leaving:
+            continue
+        error = refused.get(start.id)
+        if error is None:
+            hold.run.child_started(start.id)
+        else:
+            hold.run.child_refused(start.id, error)
+
+
+def _unknown_receiver(message: Message) -> WorkflowNotFound:
+    return WorkflowNotFound(f"no workflow {message.receiver!r} to send {message.topic!r} to; start it first")
+
+
+def _answer_send(hold: Hold, place: int, outbox: Message | None, error: ShardedWfError | None) -> None:
+    if not hold.leaving:
+        hold.run.acknowledge_send(place, outbox=outbox, error=error)

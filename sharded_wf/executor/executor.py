@@ -1,0 +1,183 @@
+"""The executor: a process (or a part of one) that runs the workflows of an app."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+
+from sharded_wf.clock import SYSTEM_CLOCK, Clock
+from sharded_wf.cluster.shards import ShardSet
+from sharded_wf.config import ClusterConfig
+from sharded_wf.errors import ConfigError
+from sharded_wf.executor.courier import Courier
+from sharded_wf.executor.isolation import Isolation
+from sharded_wf.executor.shard_executor import ShardExecutor
+from sharded_wf.limits import (
+    CONCURRENCY_DEFAULT_WORKFLOWS,
+    DRAIN_DEADLINE_SECONDS,
+    PARK_AFTER_SECONDS,
+    PARK_UNDER_PRESSURE_SECONDS,
+    ROOM_RECHECK_SECONDS,
+    SYNC_THREADS_DEFAULT,
+)
+from sharded_wf.maintenance.leases import LeaseKeeper
+from sharded_wf.model.workflow import Message
+from sharded_wf.workflow.app import App
+
+logger = logging.getLogger("sharded_wf.executor")
+
+
+class Executor:
+    """Runs the workflows of one app, on all shards of a cluster or on some.
+
+    ``config``: the cluster. ``shards``: names of the shards to serve (None: all). ``queues``: the queues to serve
+    (None: every queue). ``concurrency``: how many workflows it holds in memory at most. ``threads``: how many ``def``
+    steps and workflows run at once. ``park_after``: seconds that a workflow waits in memory before it is parked.
+    ``drain_seconds``: how long unfinished work may take when it stops. ``isolation_command``: the command line of an
+    executor with
+    ``isolated=True``, which runs suspects (workflows whose executors died) one at a time; None: they wait.
+
+    Use it as an async context manager, or call ``start`` and ``stop``. Any number of executors may serve the same
+    shards.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        config: ClusterConfig,
+        *,
+        shards: Sequence[str] | None = None,
+        queues: Collection[str] | None = None,
+        concurrency: int = CONCURRENCY_DEFAULT_WORKFLOWS,
+        threads: int = SYNC_THREADS_DEFAULT,
+        park_after: float = PARK_AFTER_SECONDS,
+        drain_seconds: float = DRAIN_DEADLINE_SECONDS,
+        isolated: bool = False,
+        isolation_command: Sequence[str] | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        known = [shard.name for shard in config.shards]
+        unknown = [name for name in shards or () if name not in known]
+        if unknown:
+            raise ConfigError(f"no shard is named {unknown[0]!r} in {config.source}; there are {', '.join(known)}")
+        self.app = app
+        self.config = config
+        self.version = version("sharded-wf")
+        self.capabilities: list[str] = [app.capability, *app.workflows]
+        self.queues = None if queues is None else sorted(queues)
+        self.isolated = isolated
+        self.isolation = Isolation(None if isolated else isolation_command)
+        self.drain_seconds = drain_seconds
+        self.taken_over = 0
+        self._only = shards
+        self._concurrency = 1 if isolated else concurrency
+        self._thread_count = threads
+        self._park_after = park_after
+        self._clock = clock
+        self._held = 0
+        self._held_by: dict[ShardExecutor, int] = {}
+        self._room = asyncio.Event()
+        self._room.set()
+        self._exits = contextlib.AsyncExitStack()
+        self._serving: list[asyncio.Task[None]] = []
+        self._stopping: asyncio.Task[None] | None = None
+        self.state: object = None
+
+    async def start(self) -> None:
+        """Read the shard map, open what the app's lifespan opens, and begin to serve."""
+        self.loop = asyncio.get_running_loop()
+        self.shards = await ShardSet.open(self.config, self._clock)
+        self._exits.push_async_callback(self.shards.close)
+        self.threads = ThreadPoolExecutor(self._thread_count, thread_name_prefix="sharded_wf def")
+        self._exits.callback(self.threads.shutdown, wait=False, cancel_futures=True)
+        self.state = await self._exits.enter_async_context(self.app.open_lifespan())
+        self.keeper = LeaseKeeper(self._clock)
+        self.keeper.start()
+        self._exits.push_async_callback(asyncio.to_thread, self.keeper.stop)
+        self._exits.push_async_callback(self.isolation.close)
+        self.courier = Courier(self.shards)
+        self._exits.push_async_callback(self.courier.close)
+        for shard in self.shards.shards.values():
+            if shard.slots and (self._only is None or shard.name in self._only):
+                self._held_by[ShardExecutor(self, shard)] = 0
+        self._serving = [asyncio.create_task(part.serve(), name=f"serve {part.shard.name}") for part in self._held_by]
+
+    def drain(self) -> None:
+        """Claim nothing more; ``stop`` then waits for what runs. Draining twice is fine."""
+        for part in self._held_by:
+            part.drain()
+
+    async def stop(self) -> None:
+        """Drain, give back what has not finished within ``drain_seconds``, and close everything. Twice is fine."""
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop())
+        await asyncio.shield(self._stopping)
+
+    async def _stop(self) -> None:
+        self.drain()
+        await asyncio.gather(*self._serving, return_exceptions=True)
+        await self._exits.aclose()
+
+    async def __aenter__(self) -> Executor:
+        try:
+            await self.start()
+        except BaseException:
+            await self._exits.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    # --- capacity -----------------------------------------------------------------------------------------------
+
+    def room(self, part: ShardExecutor) -> int:
+        """How many more workflows this shard may claim. What a shard holds that does not answer counts against that
+        shard alone: it must not take the others' room."""
+        own = self._held_by[part]
+        elsewhere = sum(held for other, held in self._held_by.items() if other is not part and other.answers)
+        return self._concurrency - own - elsewhere
+
+    async def wait_for_room(self) -> None:
+        """Wait until a workflow has left (or a shard has, with all that it holds; so look again after a while)."""
+        self._room.clear()
+        try:
+            async with asyncio.timeout(ROOM_RECHECK_SECONDS):
+                await self._room.wait()
+        except TimeoutError:
+            pass
+
+    def took(self, part: ShardExecutor, count: int) -> None:
+        """A claim brought so many workflows."""
+        self._held_by[part] += count
+
+    def released(self, part: ShardExecutor, count: int) -> None:
+        """So many workflows have left."""
+        self._held_by[part] -= count
+        self._room.set()
+
+    def park_after_now(self) -> float:
+        """How long a workflow may wait in memory at present: short when its place is needed."""
+        if sum(self._held_by.values()) >= self._concurrency * 0.9:
+            return min(PARK_UNDER_PRESSURE_SECONDS, self._park_after)
+        return self._park_after
+
+    # --- between shards -----------------------------------------------------------------------------------------
+
+    def arrived(self, messages: list[Message]) -> None:
+        """These messages are in their receivers' mailboxes: those who are in memory here needn't be notified."""
+        self.loop.call_soon(self._offer_here, messages)
+
+    def _offer_here(self, messages: list[Message]) -> None:
+        for message in messages:
+            for part in self._held_by:
+                if part.offer_if_held(message):
+                    break
+
+    def statistics(self) -> dict[str, int]:
+        """What it holds now, and how many workflows it took over from dead executors so far."""
+        return {"held": sum(self._held_by.values()), "taken_over": self.taken_over}

@@ -1,0 +1,150 @@
+"""Group commit: what runs want saved gathers while the last flush is under way, and the next flush takes all of it.
+
+Exactly one flush of an executor is under way on a shard. It begins with the fence, which holds the lease until the
+commit or fails, and carries a number, so that after an answer that was lost there is a question with a certain answer:
+was flush N committed? Before asking, the old backend must have ended, since it may still be working on what it was
+sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import psycopg
+
+from sharded_wf.clock import Clock
+from sharded_wf.errors import LeaseLost
+from sharded_wf.executor.ops import LEAVING, Op, OpKind, Told, runs_of, statements_of
+from sharded_wf.limits import FLUSH_MARKS_KEPT, FLUSH_MAX_ROWS
+from sharded_wf.model.status import Status
+from sharded_wf.model.workflow import Outcome
+from sharded_wf.postgres.failures import is_transient
+from sharded_wf.postgres.link import Link
+from sharded_wf.postgres.session import ConnectionLost, Statement
+from sharded_wf.serialization.exceptions import encode_error
+from sharded_wf.store import leases
+
+logger = logging.getLogger("sharded_wf.flush")
+
+
+class Flusher:
+    """The one flusher of an executor on a shard. ``saved(ops, told)`` is called after each commit."""
+
+    def __init__(
+        self,
+        link: Link,
+        clock: Clock,
+        is_here: Callable[[str], tuple[int, bool]],
+        saved: Callable[[list[Op], Told], None],
+    ) -> None:
+        self._link = link
+        self._clock = clock
+        self._is_here = is_here
+        self._saved = saved
+        self._waiting: list[Op] = []
+        self._wanted = asyncio.Event()
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self._number = 0
+        self._lease_id = b""
+
+    def add(self, op: Op) -> None:
+        """Save this with the next flush."""
+        self._waiting.append(op)
+        self._wanted.set()
+
+    def discard(self) -> None:
+        """Forget what waits: the lease is gone."""
+        self._waiting.clear()
+        self._quiet.set()
+
+    async def wait_quiet(self) -> None:
+        """Wait until everything that was added is saved."""
+        while self._waiting or not self._quiet.is_set():
+            await self._quiet.wait()
+            await asyncio.sleep(0)
+
+    async def run(self, lease_id: bytes) -> None:
+        """Flush under this lease until cancelled. Raises ``LeaseLost``."""
+        self._lease_id = lease_id
+        self._number = 0
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            self._quiet.clear()
+            while self._waiting:
+                batch, self._waiting = self._waiting[:FLUSH_MAX_ROWS], self._waiting[FLUSH_MAX_ROWS:]
+                await self._save(batch)
+            self._quiet.set()
+
+    async def _save(self, ops: list[Op]) -> None:
+        now = self._clock.now_us()
+        try:
+            body, told = statements_of(ops, self._is_here, now)
+        except (UnicodeEncodeError, OverflowError, ValueError) as error:
+            await self._bisect(ops, error)
+            return
+        self._number += 1
+        statements = [
+            leases.fence(self._lease_id), leases.mark_flush(self._lease_id, self._number), *body, *self._asides(ops)
+        ]  # fmt: skip
+        while True:
+            try:
+                await self._link.transact(statements)
+                break
+            except ConnectionLost as error:
+                logger.warning("a flush lost its connection (%s); it will be completed", error)
+                if error.commit_unknown and await self._was_committed(self._link.token):
+                    break
+            except psycopg.Error as error:
+                if error.sqlstate == leases.LEASE_LOST_SQLSTATE:
+                    raise LeaseLost(str(error)) from None
+                if not is_transient(error):
+                    await self._bisect(ops, error)
+                    return
+                logger.warning("a flush has to be tried again: %s", error)
+            await self._link.pause()
+        self._saved(ops, told)
+
+    def _asides(self, ops: list[Op]) -> list[Statement]:
+        asides: list[Statement] = []
+        ended = {op.hold.claim.slot for op in ops if op.kind is OpKind.FINISH}
+        if ended:
+            asides.append(leases.notify_waiters(sorted(ended), self._clock.now_us()))
+        if any(op.kind in LEAVING and op.kind is not OpKind.FINISH for op in ops):
+            asides.append(leases.notify_if_idle(sorted({op.hold.claim.slot for op in ops})))
+        if self._number % FLUSH_MARKS_KEPT == 0:
+            asides.append(leases.forget_flushes(self._lease_id, self._number))
+        return asides
+
+    async def _was_committed(self, token: str | None) -> bool:
+        """Whether the flush of the current number was committed. Asks until there is an answer."""
+        while True:
+            try:
+                if self._link.pooled:
+                    # Behind a pooler nobody can say which backend was ours: give the lease up, which waits for whatever
+                    # still runs under it and fences whatever comes late; then everything is read anew.
+                    await self._link.transact(leases.leave(self._lease_id))
+                    raise LeaseLost("given up after a lost answer")
+                await self._link.wait_backend_gone(token)
+                return len(await self._link.fetch(leases.read_flush(self._lease_id, self._number))) > 0
+            except (ConnectionLost, psycopg.Error):
+                await self._link.pause()
+
+    async def _bisect(self, ops: list[Op], error: Exception) -> None:
+        """Something in these ops can't be stored. Halve until one run is found; that one fails, alone."""
+        by_run = runs_of(ops)
+        if len(by_run) > 1:
+            middle = len(by_run) // 2
+            for half in (by_run[:middle], by_run[middle:]):
+                await self._save([op for run_ops in half for op in run_ops])
+            return
+        hold = ops[0].hold
+        if any(op.kind is OpKind.FINISH and op.outcome and op.outcome.status is Status.FAILED for op in ops):
+            # Even its failure can't be stored as it is: say so in words that can.
+            logger.error("workflow %r: its error could not be stored: %s", hold.run.id, error)
+        reason = ValueError(f"Postgres refused what it wanted saved: {error}")
+        hold.leaving = True
+        await self._save([Op(OpKind.FINISH, hold, outcome=Outcome(Status.FAILED, None, encode_error(reason)))])

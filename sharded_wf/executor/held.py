@@ -1,0 +1,30 @@
+"""What an executor remembers of a workflow that it holds."""
+
+from __future__ import annotations
+
+from sharded_wf.workflow.host import Run
+
+
+class Claim:
+    """One claimed batch; when the last of its workflows has left, its row goes too."""
+
+    __slots__ = ("held", "id", "schema", "slot")
+
+    def __init__(self, id_: bytes, slot: int, schema: str, held: int) -> None:
+        self.id = id_
+        self.slot = slot
+        self.schema = schema
+        self.held = held
+
+
+class Hold:
+    """One held workflow: where its rows are, under which claim, and whether it is on its way out."""
+
+    __slots__ = ("claim", "leaving", "parent_id", "run")
+
+    def __init__(self, claim: Claim, parent_id: str | None) -> None:
+        self.claim = claim
+        self.parent_id = parent_id
+        self.leaving = False
+        """An op that ends the holding is in a flush: ask the run for nothing more."""
+        self.run: Run

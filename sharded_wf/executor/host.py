@@ -1,0 +1,60 @@
+"""The executor as its runs see it: one host for each shard."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor as Threads
+from typing import TYPE_CHECKING
+
+from sharded_wf.executor.held import Hold
+from sharded_wf.executor.ops import Op, OpKind
+from sharded_wf.model.history import Entry, FailedAttempt
+from sharded_wf.model.workflow import Message, Outcome, Start
+from sharded_wf.workflow.host import Run
+
+if TYPE_CHECKING:
+    from sharded_wf.executor.executor import Executor
+    from sharded_wf.executor.shard_executor import ShardExecutor
+
+
+class ShardHost:
+    """Turns what runs ask for into ops and errands. A run that is leaving is not listened to any more."""
+
+    def __init__(self, executor: Executor, shard_executor: ShardExecutor) -> None:
+        self.clock = shard_executor.shard.clock
+        self.loop = executor.loop
+        self.threads: Threads = executor.threads
+        self._executor = executor
+        self._shard_executor = shard_executor
+        self._save = shard_executor.flusher.add
+        self.state = executor.state
+
+    def record(self, run: Run, entry: Entry, consumed: Message | None = None, outbox: Message | None = None) -> None:
+        hold: Hold = run.claim  # type: ignore[assignment]
+        if not hold.leaving:
+            self._save(Op(OpKind.RECORD, hold, entry, consumed, outbox))
+
+    def record_attempt(self, run: Run, attempt: FailedAttempt) -> None:
+        hold: Hold = run.claim  # type: ignore[assignment]
+        if not hold.leaving:
+            self._save(Op(OpKind.ATTEMPT, hold, attempt=attempt))
+
+    def start_child(self, run: Run, start: Start) -> None:
+        hold: Hold = run.claim  # type: ignore[assignment]
+        if not hold.leaving:
+            self._executor.courier.start_child(hold, start)
+
+    def send(self, run: Run, place: int, message: Message) -> None:
+        hold: Hold = run.claim  # type: ignore[assignment]
+        if not hold.leaving:
+            self._executor.courier.send(hold, place, message)
+
+    def expect_messages(self, run: Run) -> None:
+        hold: Hold = run.claim  # type: ignore[assignment]
+        if not hold.leaving:
+            self._shard_executor.lookups.expect(hold)
+
+    def finish(self, run: Run, outcome: Outcome) -> None:
+        hold: Hold = run.claim  # type: ignore[assignment]
+        if not hold.leaving:
+            hold.leaving = True
+            self._save(Op(OpKind.FINISH, hold, outcome=outcome))

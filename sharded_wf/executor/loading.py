@@ -1,0 +1,36 @@
+"""Finding the app that a command line names: ``shop.flows:app``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+from sharded_wf.errors import AppNotFound
+from sharded_wf.workflow.app import App
+
+
+def load_app(path: str) -> App:
+    """Import the app named by ``module:attribute`` (``:app`` may be left out), from the working directory or wherever
+    Python finds modules. Raises ``AppNotFound``; an error inside the module is raised as it is."""
+    module_name, _, attribute = path.partition(":")
+    attribute = attribute or "app"
+    if not module_name or module_name.endswith(".py") or "/" in module_name:
+        raise AppNotFound(f"{path!r} is no app: write module:attribute, for example shop.flows:app")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise AppNotFound(
+                f"there is no module {error.name!r} (looked for {path!r} in {here} and on Python's path)"
+            ) from None
+        raise
+    app = getattr(module, attribute, None)
+    if not isinstance(app, App):
+        have = sorted(name for name, value in vars(module).items() if isinstance(value, App))
+        hint = f"; it has {', '.join(f'{module_name}:{name}' for name in have)}" if have else "; it has no App"
+        raise AppNotFound(f"{module_name!r} has no app named {attribute!r}{hint}")
+    return app

@@ -1,0 +1,179 @@
+"""Reading what held workflows need: histories of those that ran before, and messages.
+
+Wishes gather while the last look is under way; the next look asks for all of them, one round trip a shard.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+
+import psycopg
+
+from sharded_wf.clock import Clock
+from sharded_wf.executor.held import Hold
+from sharded_wf.limits import WAKES_PER_LOOK_MAX
+from sharded_wf.model.history import EMPTY_HISTORY, History
+from sharded_wf.model.workflow import Message
+from sharded_wf.postgres.failures import is_transient
+from sharded_wf.postgres.link import Link
+from sharded_wf.postgres.session import ConnectionLost, Result, Statement
+from sharded_wf.store import leases, messages, steps
+from sharded_wf.store.claims import Claimed
+
+logger = logging.getLogger("sharded_wf.lookups")
+
+Resumed = tuple[Claimed, Hold, History, list[Message]]
+"""A workflow that ran before, with all that it needs to go on."""
+
+
+class Lookups:
+    """The one reader of an executor on a shard."""
+
+    def __init__(
+        self,
+        link: Link,
+        clock: Clock,
+        schemas: Mapping[int, str],
+        held: Mapping[str, Hold],
+        resume: Callable[[list[Resumed]], None],
+        offer: Callable[[dict[str, list[Message]]], None],
+        woken: Callable[[list[int]], None],
+    ) -> None:
+        self._link = link
+        self._clock = clock
+        self._schemas = schemas
+        self._held = held
+        self._resume = resume
+        self._offer = offer
+        self._woken = woken
+        self._histories: list[tuple[Claimed, Hold]] = []
+        self._expecting: dict[str, int] = {}
+        self._waking: set[int] = set()
+        self._cursors: dict[int, str] = {}
+        self._wanted = asyncio.Event()
+
+    def history(self, claimed: Claimed, hold: Hold) -> None:
+        """Load the history and the messages of a workflow that ran before, then ``resume`` it."""
+        self._histories.append((claimed, hold))
+        self._wanted.set()
+
+    def expect(self, hold: Hold) -> None:
+        """Look into the mailbox of a held workflow once, then ``offer`` what is there."""
+        self._expecting[hold.run.id] = hold.claim.slot
+        self._wanted.set()
+
+    def wakes(self, slots: Iterable[int]) -> None:
+        """Something arrived in these slots: offer it to those we hold, and wake those that are parked."""
+        self._waking.update(slot for slot in slots if slot in self._schemas)
+        if self._waking:
+            self._wanted.set()
+
+    def discard(self) -> None:
+        """Forget every wish: the lease is gone."""
+        self._histories.clear()
+        self._expecting.clear()
+        self._waking.clear()
+
+    async def run(self) -> None:
+        """Look for ever, until cancelled."""
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            histories, self._histories = self._histories, []
+            expecting, self._expecting = self._expecting, {}
+            waking, self._waking = self._waking, set()
+            while True:
+                try:
+                    await self._look(histories, expecting)
+                    histories, expecting = [], {}
+                    if waking:
+                        await self._wake(sorted(waking))
+                    break
+                except ConnectionLost:
+                    pass
+                except psycopg.Error as error:
+                    logger.warning("a look has to be tried again: %s", error)
+                    if not is_transient(error):
+                        await asyncio.sleep(1.0)
+                await self._link.pause()
+
+    async def _look(self, histories: list[tuple[Claimed, Hold]], expecting: dict[str, int]) -> None:
+        by_slot: dict[int, tuple[list[str], set[str]]] = {}
+        for claimed, hold in histories:
+            ran, mail = by_slot.setdefault(hold.claim.slot, ([], set()))
+            ran.append(claimed.id)
+            mail.add(claimed.id)
+        for id_, slot in expecting.items():
+            by_slot.setdefault(slot, ([], set()))[1].add(id_)
+        if not by_slot:
+            return
+        statements: list[Statement] = []
+        for slot, (ran, mail) in by_slot.items():
+            if ran:
+                statements += steps.read_histories(self._schemas[slot], ran)
+            statements.append(messages.read_messages(self._schemas[slot], sorted(mail)))
+        answers = iter(await self._link.transact(statements))
+        found: dict[str, History] = {}
+        mailboxes: dict[str, list[Message]] = {}
+        for ran, _ in by_slot.values():
+            if ran:
+                found |= steps.histories_of(next(answers), next(answers))
+            _sort_mail(next(answers), mailboxes)
+        resumed = [
+            (claimed, hold, found.get(claimed.id, EMPTY_HISTORY), mailboxes.pop(claimed.id, []))
+            for claimed, hold in histories
+        ]
+        loop = asyncio.get_running_loop()
+        if resumed:
+            loop.call_soon(self._resume, resumed)  # runs are stepped from plain callbacks, never inside a task
+        if mailboxes:
+            loop.call_soon(self._offer, mailboxes)
+
+    async def _wake(self, slots: list[int]) -> None:
+        answers = await self._link.transact(
+            [
+                messages.read_wakes(self._schemas[slot], self._cursors.get(slot, ""), WAKES_PER_LOOK_MAX)
+                for slot in slots
+            ]
+        )
+        for slot, answer in zip(slots, answers, strict=True):
+            wakes = messages.wakes_of(answer)
+            if len(wakes) < WAKES_PER_LOOK_MAX:
+                self._cursors.pop(slot, None)
+            else:
+                self._cursors[slot] = wakes[-1][0]
+                self.wakes([slot])
+            if wakes:
+                await self._wake_slot(slot, wakes)
+
+    async def _wake_slot(self, slot: int, wakes: list[messages.Wake]) -> None:
+        schema = self._schemas[slot]
+        ours = [wake for wake in wakes if wake[0] in self._held and not self._held[wake[0]].leaving]
+        others = sorted({id_ for id_, _ in wakes if id_ not in self._held})
+        statements: list[Statement] = []
+        if ours:
+            # Forgotten only together with being read: what arrives after this statement has a wake of its own.
+            statements.append(messages.forget_wakes(schema, ours))
+            statements.append(messages.read_messages(schema, sorted({id_ for id_, _ in ours})))
+        if others:
+            now = self._clock.now_us()
+            statements.append(messages.wake_parked(schema, others, now))
+            statements.append(messages.forget_idle_wakes(schema, others))
+            statements.append(leases.notify_if_idle([slot]))
+        if not statements:
+            return
+        answers = await self._link.transact(statements)
+        if ours:
+            mailboxes: dict[str, list[Message]] = {}
+            _sort_mail(answers[1], mailboxes)
+            if mailboxes:
+                asyncio.get_running_loop().call_soon(self._offer, mailboxes)
+        if others and answers[-3].count:
+            self._woken([slot])
+
+
+def _sort_mail(answer: Result, mailboxes: dict[str, list[Message]]) -> None:
+    for message in messages.messages_of(answer):
+        mailboxes.setdefault(message.receiver, []).append(message)

@@ -1,0 +1,209 @@
+"""What runs want saved, and the one transaction that saves it.
+
+An op is one thing that one run wants; a flush is all ops that have gathered. ``statements_of`` is pure: the same ops
+give the same transaction, so it can be sent again after a failure, or in halves to find the one row that Postgres
+refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from enum import IntEnum
+from typing import NamedTuple
+
+from sharded_wf.clock import Microseconds
+from sharded_wf.executor.held import Claim, Hold
+from sharded_wf.model.history import Entry, FailedAttempt
+from sharded_wf.model.status import Status
+from sharded_wf.model.workflow import OUTCOME_TOPIC, Message, Outcome
+from sharded_wf.postgres.session import Statement
+from sharded_wf.routing import slot_schema
+from sharded_wf.serialization.outcomes import encode_outcome
+from sharded_wf.store import claims, leases, messages, outcomes, steps, timers
+
+
+class OpKind(IntEnum):
+    """What one op saves."""
+
+    RECORD = 0
+    ATTEMPT = 1
+    FINISH = 2
+    PARK = 3
+    GIVE_BACK = 4
+    REROUTE = 5
+
+
+class Op(NamedTuple):
+    """One thing to save for one held workflow. Which of the other fields count depends on the kind."""
+
+    kind: OpKind
+    hold: Hold
+    entry: Entry | None = None
+    consumed: Message | None = None
+    outbox: Message | None = None
+    attempt: FailedAttempt | None = None
+    outcome: Outcome | None = None
+    due_at: Microseconds | None = None
+
+
+LEAVING = frozenset({OpKind.FINISH, OpKind.PARK, OpKind.GIVE_BACK, OpKind.REROUTE})
+"""After these the executor holds the workflow no longer."""
+
+
+class Told(NamedTuple):
+    """What a flush says to other workflows: what it delivers itself, and what it leaves in the outbox for the relay."""
+
+    delivered: list[tuple[int, Message]]
+    outgoing: list[tuple[int, Message]]
+
+
+class _Slot:
+    """The ops of one slot, by statement."""
+
+    __slots__ = ("attempts", "consumed", "delivered", "ended", "entries", "failed", "given", "outgoing", "parked",
+                 "released", "rerouted")  # fmt: skip
+
+    def __init__(self) -> None:
+        self.entries: tuple[list[str], list[Entry]] = ([], [])
+        self.attempts: tuple[list[str], list[FailedAttempt]] = ([], [])
+        self.consumed: list[Message] = []
+        self.delivered: list[Message] = []
+        self.outgoing: list[Message] = []
+        self.ended: tuple[list[str], list[bytes], list[bytes]] = ([], [], [])
+        self.failed: tuple[list[str], list[bytes], list[bytes], list[int]] = ([], [], [], [])
+        self.parked: tuple[list[str], list[bytes], list[tuple[Microseconds, str]]] = ([], [], [])
+        self.given: tuple[list[str], list[bytes]] = ([], [])
+        self.rerouted: tuple[list[str], list[bytes]] = ([], [])
+        self.released: list[bytes] = []
+
+
+def statements_of(
+    ops: Iterable[Op], is_here: Callable[[str], tuple[int, bool]], now: Microseconds
+) -> tuple[list[Statement], Told]:
+    """The statements that save these ops, slot by slot in ascending order, and what is told to other workflows.
+
+    ``is_here`` says of a workflow ID its slot, and whether that is on this shard: then a message to it goes in with the
+    same transaction, else into the outbox.
+    """
+    slots: dict[int, _Slot] = {}
+    left: dict[Claim, int] = {}
+    told = Told([], [])
+    for op in ops:
+        hold = op.hold
+        claim = hold.claim
+        slot = slots.get(claim.slot)
+        if slot is None:
+            slot = slots[claim.slot] = _Slot()
+        kind = op.kind
+        if kind is OpKind.RECORD:
+            assert op.entry is not None
+            slot.entries[0].append(hold.run.id)
+            slot.entries[1].append(op.entry)
+            if op.consumed is not None:
+                slot.consumed.append(op.consumed)
+            if op.outbox is not None:
+                slot.outgoing.append(op.outbox)
+                told.outgoing.append((claim.slot, op.outbox))
+            continue
+        if kind is OpKind.ATTEMPT:
+            assert op.attempt is not None
+            slot.attempts[0].append(hold.run.id)
+            slot.attempts[1].append(op.attempt)
+            continue
+        left[claim] = left.get(claim, 0) + 1
+        _leave(op, slot, now)
+        if hold.parent_id is not None and kind is OpKind.FINISH:
+            _tell_parent(op, slots, slot, told, is_here, now)
+    for claim, count in left.items():
+        if count == claim.held:
+            slots[claim.slot].released.append(claim.id)
+    statements: list[Statement] = []
+    for number in sorted(slots):
+        _slot_statements(statements, slot_schema(number), slots[number], now)
+    if told.delivered:
+        statements.append(leases.notify_wakes(sorted({slot for slot, _ in told.delivered})))
+    return statements, told
+
+
+def _leave(op: Op, slot: _Slot, now: Microseconds) -> None:
+    run_id, claim_id = op.hold.run.id, op.hold.claim.id
+    match op.kind:
+        case OpKind.FINISH:
+            outcome = op.outcome
+            assert outcome is not None
+            if outcome.status is Status.SUCCEEDED:
+                slot.ended[0].append(run_id)
+                slot.ended[1].append(outcome.output or b"null")
+                slot.ended[2].append(claim_id)
+            else:
+                slot.failed[0].append(run_id)
+                slot.failed[1].append(outcome.error or b"null")
+                slot.failed[2].append(claim_id)
+                slot.failed[3].append(outcome.status)
+        case OpKind.PARK:
+            slot.parked[0].append(run_id)
+            slot.parked[1].append(claim_id)
+            if op.due_at is not None:
+                slot.parked[2].append((op.due_at, run_id))
+        case OpKind.GIVE_BACK:
+            slot.given[0].append(run_id)
+            slot.given[1].append(claim_id)
+        case OpKind.REROUTE:
+            slot.rerouted[0].append(run_id)
+            slot.rerouted[1].append(claim_id)
+        case _:
+            raise AssertionError(op.kind)
+
+
+def _tell_parent(
+    op: Op,
+    slots: dict[int, _Slot],
+    slot: _Slot,
+    told: Told,
+    is_here: Callable[[str], tuple[int, bool]],
+    now: Microseconds,
+) -> None:
+    parent_id, outcome = op.hold.parent_id, op.outcome
+    assert parent_id is not None and outcome is not None
+    message = Message(parent_id, OUTCOME_TOPIC, op.hold.run.id, 1, encode_outcome(outcome), now)
+    parent_slot, here = is_here(parent_id)
+    if here:
+        slots.setdefault(parent_slot, _Slot()).delivered.append(message)
+        told.delivered.append((parent_slot, message))
+    else:
+        slot.outgoing.append(message)
+        told.outgoing.append((op.hold.claim.slot, message))
+
+
+def _slot_statements(statements: list[Statement], schema: str, slot: _Slot, now: Microseconds) -> None:
+    """The order is the lock order of ``sql/README.md``: a slot's tables as listed here, slots ascending."""
+    if slot.entries[0]:
+        statements.append(steps.record_steps(schema, *slot.entries))
+    if slot.attempts[0]:
+        statements.append(steps.record_attempts(schema, *slot.attempts))
+    if slot.consumed:
+        statements.append(messages.consume(schema, slot.consumed))
+    if slot.ended[0]:
+        statements.append(outcomes.succeed(schema, *slot.ended, now))
+    if slot.failed[0]:
+        statements.append(outcomes.fail(schema, *slot.failed, now))
+    if slot.given[0]:
+        statements.append(claims.give_back(schema, *slot.given, now))
+    if slot.rerouted[0]:
+        statements.append(claims.reroute(schema, *slot.rerouted, now))
+    if slot.delivered:
+        statements.append(messages.deliver(schema, slot.delivered))
+    if slot.outgoing:
+        statements.append(messages.fill_outbox(schema, slot.outgoing))
+    if slot.parked[0]:
+        statements += timers.park(schema, *slot.parked, now)
+    if slot.released:
+        statements.append(claims.release_claims(schema, slot.released))
+
+
+def runs_of(ops: Sequence[Op]) -> list[list[Op]]:
+    """The ops by run, each run's in their order."""
+    by_hold: dict[Hold, list[Op]] = {}
+    for op in ops:
+        by_hold.setdefault(op.hold, []).append(op)
+    return list(by_hold.values())

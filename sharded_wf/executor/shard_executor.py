@@ -1,0 +1,356 @@
+"""The part of an executor that serves one shard: its lease, its claims, its runs and its flushes.
+
+Nothing here waits for another shard. When the lease is lost, every run is dropped on the spot (whoever took over goes
+on from the rows) and a new lease is taken, which is a new incarnation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from sharded_wf.cluster.shard import Shard
+from sharded_wf.errors import LeaseLost
+from sharded_wf.executor.claiming import Claiming
+from sharded_wf.executor.flusher import Flusher
+from sharded_wf.executor.held import Claim, Hold
+from sharded_wf.executor.host import ShardHost
+from sharded_wf.executor.intake import Intake
+from sharded_wf.executor.lookups import Lookups, Resumed
+from sharded_wf.executor.ops import LEAVING, Op, OpKind, Told
+from sharded_wf.executor.watch import Watch
+from sharded_wf.limits import PARK_SWEEP_SECONDS
+from sharded_wf.maintenance.relay import Relay
+from sharded_wf.maintenance.vacuum import Vacuum
+from sharded_wf.model.history import EMPTY_HISTORY, History
+from sharded_wf.model.workflow import Message
+from sharded_wf.postgres import binary
+from sharded_wf.postgres.listen import Listener
+from sharded_wf.postgres.session import ConnectionLost
+from sharded_wf.store import claims, leases
+
+if TYPE_CHECKING:
+    from sharded_wf.executor.executor import Executor
+
+logger = logging.getLogger("sharded_wf.executor")
+
+
+class ShardExecutor:
+    """Serves one shard until it is told to drain."""
+
+    def __init__(self, executor: Executor, shard: Shard) -> None:
+        self._executor = executor
+        self.shard = shard
+        self._clock = shard.clock
+        self._loop = asyncio.get_running_loop()
+        self.held: dict[str, Hold] = {}
+        self._lease_id: bytes | None = None
+        self._lost = asyncio.Event()
+        self._draining = asyncio.Event()
+        self._claims = shard.link("claims")
+        self._reads = shard.link("reads")
+        self._watches = shard.link("watch")
+        self._flushes = shard.link("flushes")
+        self._relays = shard.link("relay")
+        self._intake = Intake(executor.capabilities, executor.queues, isolated=executor.isolated)
+        self.flusher = Flusher(self._flushes, self._clock, self._is_here, self._saved)
+        self.lookups = Lookups(
+            self._reads, self._clock, shard.schemas, self.held, self._resume, self._offer, self._woken
+        )
+        self._listener = Listener(shard.dsn, [leases.READY_CHANNEL, leases.WAKE_CHANNEL], self._heard)
+        self.relay = Relay(self._relays, executor.shards, shard.schemas, self._clock, executor.arrived)
+        self._claiming = Claiming(
+            self._claims, self._clock, shard.schemas, self._intake, self, self._take, self._exhausted
+        )
+        self._watch = Watch(
+            self._watches, self._listener, self._clock, shard.schemas, self._intake, self._claiming.work,
+            self.lookups.wakes, self.relay.sweep, executor.isolation.wanted,
+        )  # fmt: skip
+        self._vacuum = Vacuum(shard.dsn, shard.schemas)
+        self._host = ShardHost(executor, self)
+
+    @property
+    def answers(self) -> bool:
+        """Whether the shard answered when it was last asked."""
+        return self._flushes.healthy and self._claims.healthy
+
+    # --- life ---------------------------------------------------------------------------------------------------
+
+    async def serve(self) -> None:
+        """Take a lease and work under it, again and again, until drained. Never raises for what a shard does."""
+        self._listener.start()
+        try:
+            while not self._draining.is_set():
+                lease_id = await self._take_lease()
+                if lease_id is None:
+                    break
+                await self._work_under(lease_id)
+        finally:
+            await self._listener.stop()
+            for link in (self._claims, self._reads, self._watches, self._flushes, self._relays):
+                link.close()
+
+    async def _take_lease(self) -> bytes | None:
+        while not self._draining.is_set():
+            lease_id = binary.new_uuid()
+            try:
+                await self._flushes.fetch(
+                    leases.take_lease(
+                        lease_id, f"{socket.gethostname()}:{os.getpid()}", self._executor.capabilities,
+                        self._executor.queues, self._executor.version, self._clock.now_us(),
+                        isolated=self._executor.isolated,
+                    )
+                )  # fmt: skip
+            except (ConnectionLost, psycopg.Error) as error:
+                # If it was written after all, nobody beats for it, and the next observer removes it.
+                logger.info("shard %s: no lease yet: %s", self.shard.name, error)
+                await self._flushes.pause()
+                continue
+            self._lease_id = lease_id
+            self._lost.clear()
+            self._executor.keeper.keep(
+                lease_id, self.shard.name, self.shard.dsn, self.shard.schemas,
+                self._lost_elsewhere, self._recovered_elsewhere,
+            )  # fmt: skip
+            return lease_id
+        return None
+
+    async def _work_under(self, lease_id: bytes) -> None:
+        tasks = [
+            asyncio.create_task(work, name=f"{self.shard.name} {name}")
+            for name, work in (
+                ("flusher", self.flusher.run(lease_id)),
+                ("claims", self._claiming.run(lease_id)),
+                ("lookups", self.lookups.run()),
+                ("watch", self._watch.run(lease_id)),
+                ("relay", self.relay.run()),
+                ("vacuum", self._vacuum.run()),
+                ("parking", self._park_for_ever()),
+                ("lost", self._wait_lost()),
+                ("drained", self._drain()),
+            )
+        ]
+        drained = False
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                error = task.exception()
+                if task is tasks[-1] and error is None:
+                    drained = True
+                elif isinstance(error, LeaseLost):
+                    logger.warning("shard %s: the lease is lost: %s", self.shard.name, error)
+                elif error is not None:
+                    logger.error("shard %s: %s failed; starting anew", self.shard.name, task.get_name(), exc_info=error)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._executor.keeper.release(lease_id)
+            self._drop_everything()
+            self._lease_id = None
+        # Drained or not, nothing is held under this lease any more: whatever its claims still name is an orphan.
+        await self._leave(lease_id, wait=not drained)
+
+    async def _wait_lost(self) -> None:
+        await self._lost.wait()
+        raise LeaseLost("another executor took it over")
+
+    async def _leave(self, lease_id: bytes, *, wait: bool) -> None:
+        """Give the lease up. An unfinished flush of ours is waited for by this, or fenced."""
+        while True:
+            try:
+                await self._flushes.transact(leases.leave(lease_id))
+                return
+            except (ConnectionLost, psycopg.Error) as error:
+                logger.info("shard %s: leaving is put off: %s", self.shard.name, error)
+                if not wait or self._draining.is_set():
+                    return  # observers will find it dead
+                await self._flushes.pause()
+
+    def _drop_everything(self) -> None:
+        self.flusher.discard()
+        self.lookups.discard()
+        self._intake.forget()
+        held = list(self.held.values())
+        self.held.clear()
+        self._executor.released(self, len(held))
+        for hold in held:
+            hold.leaving = True
+            run = getattr(hold, "run", None)
+            if run is not None:
+                self._loop.call_soon(run.drop)
+
+    # --- running ------------------------------------------------------------------------------------------------
+
+    def room(self) -> int:
+        """How many more workflows may be claimed on this shard."""
+        return self._executor.room(self)
+
+    async def wait_for_room(self) -> None:
+        """Until that may have changed."""
+        await self._executor.wait_for_room()
+
+    def _exhausted(self, missed: bool) -> None:
+        self._watch.exhausted(missed=missed)
+
+    def _take(self, claim: Claim, came: list[claims.Claimed]) -> None:
+        """Hold what was claimed: new workflows start at once, those that ran before when their history is read."""
+        fresh: list[tuple[claims.Claimed, Hold]] = []
+        for claimed in came:
+            hold = Hold(claim, claimed.parent_id)
+            self.held[claimed.id] = hold
+            if claimed.claims > 1:
+                self.lookups.history(claimed, hold)
+            else:
+                fresh.append((claimed, hold))
+        self._executor.took(self, len(came))
+        self._vacuum.churned(claim.slot, "ready", len(came))
+        if fresh:
+            self._loop.call_soon(self._start, fresh)
+
+    def _start(self, fresh: list[tuple[claims.Claimed, Hold]]) -> None:
+        for claimed, hold in fresh:
+            self._run(claimed, hold, EMPTY_HISTORY)
+
+    def _resume(self, resumed: list[Resumed]) -> None:
+        for claimed, hold, history, mail in resumed:
+            if self._run(claimed, hold, history) and mail and not hold.leaving:
+                hold.run.offer(mail)
+
+    def _run(self, claimed: claims.Claimed, hold: Hold, history: History) -> bool:
+        if self.held.get(claimed.id) is not hold:
+            return False  # dropped meanwhile: the lease is gone
+        definition = self._executor.app.workflows.get(claimed.name)
+        if definition is None:
+            hold.leaving = True
+            hold.run = _Unknown(claimed.id)  # type: ignore[assignment]
+            self.flusher.add(Op(OpKind.REROUTE, hold))
+            return False
+        run = definition.new_run(self._host, claimed.id, claimed.input, history, claimed.started_at, claimed.claims)
+        run.claim = hold
+        hold.run = run
+        run.start()
+        return True
+
+    # --- saved --------------------------------------------------------------------------------------------------
+
+    def _is_here(self, workflow_id: str) -> tuple[int, bool]:
+        slot = self._executor.shards.map.slot_of(workflow_id)
+        return slot, slot in self.shard.schemas
+
+    def _saved(self, ops: list[Op], told: Told) -> None:
+        """A flush was committed. Runs are stepped from a plain callback, never inside the flusher's task."""
+        self._loop.call_soon(self._go_on, ops, told)
+
+    def _go_on(self, ops: list[Op], told: Told) -> None:
+        left = 0
+        for op in ops:
+            kind, hold = op.kind, op.hold
+            if kind is OpKind.RECORD:
+                if not hold.leaving:
+                    hold.run.deliver(op.entry)  # type: ignore[arg-type]
+            elif kind is OpKind.ATTEMPT:
+                if not hold.leaving:
+                    hold.run.attempt_recorded(op.attempt)  # type: ignore[arg-type]
+            elif kind in LEAVING:
+                hold.claim.held -= 1
+                left += 1
+                self.held.pop(hold.run.id, None)
+                if kind is OpKind.PARK:
+                    hold.run.drop()
+                    if op.due_at is not None:
+                        self._watch.timer_set(hold.claim.slot, op.due_at)
+        if left:
+            self._executor.released(self, left)
+        if told.outgoing:
+            self.relay.add(told.outgoing)
+        if told.delivered:
+            self._executor.arrived([message for _, message in told.delivered])
+
+    # --- messages and wakes -------------------------------------------------------------------------------------
+
+    def _heard(self, channel: str, payload: str) -> None:
+        self._watch.heard(channel, payload)
+
+    def _woken(self, slots: Iterable[int]) -> None:
+        self._watch.ready(slots)
+
+    def _lost_elsewhere(self) -> None:
+        self._loop.call_soon_threadsafe(self._lost.set)
+
+    def _recovered_elsewhere(self, count: int) -> None:
+        self._executor.taken_over += count
+        self._loop.call_soon_threadsafe(self._watch.heard, "", "")
+
+    def _offer(self, mailboxes: dict[str, list[Message]]) -> None:
+        for id_, mail in mailboxes.items():
+            hold = self.held.get(id_)
+            if hold is not None and not hold.leaving:
+                hold.run.offer(mail)
+
+    def offer_if_held(self, message: Message) -> bool:
+        """Hand a message that is already in its receiver's mailbox to the receiver, if it is in memory here."""
+        hold = self.held.get(message.receiver)
+        if hold is None or hold.leaving or not hasattr(hold, "run"):
+            return False
+        hold.run.offer([message])
+        return True
+
+    # --- parking and draining -----------------------------------------------------------------------------------
+
+    async def _park_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(PARK_SWEEP_SECONDS)
+            if self.held:
+                self.park_waiting(self._executor.park_after_now())
+
+    def park_waiting(self, after_seconds: float) -> None:
+        """Park every run that has only waited for this long."""
+        now, wall = self._clock.monotonic(), self._clock.now_us()
+        horizon = wall + int(after_seconds * 1_000_000)
+        for hold in list(self.held.values()):
+            if hold.leaving or not hasattr(hold, "run"):
+                continue
+            waiting = hold.run.waiting()
+            if waiting is None or now - waiting.since < after_seconds:
+                continue
+            if waiting.deadline_us is not None and waiting.deadline_us < horizon:
+                continue  # it will go on before parking has paid off
+            hold.leaving = True
+            self.flusher.add(Op(OpKind.PARK, hold, due_at=waiting.deadline_us))
+
+    def drain(self) -> None:
+        """Claim nothing more, let what runs come to an end, give back the rest. Draining twice is fine."""
+        self._draining.set()
+
+    async def _drain(self) -> None:
+        await self._draining.wait()
+        await self._claiming.stop()
+        deadline = self._clock.monotonic() + self._executor.drain_seconds
+        while self.held and self._clock.monotonic() < deadline:
+            self.park_waiting(0.0)
+            await asyncio.sleep(0.05)
+        for hold in list(self.held.values()):
+            if not hold.leaving and hasattr(hold, "run"):
+                hold.leaving = True
+                self._loop.call_soon(hold.run.drop)
+                self.flusher.add(Op(OpKind.GIVE_BACK, hold))
+        await self.flusher.wait_quiet()
+
+
+class _Unknown:
+    """Stands where the run of a workflow would stand whose function this code does not have."""
+
+    __slots__ = ("id",)
+
+    def __init__(self, id_: str) -> None:
+        self.id = id_
+
+    def drop(self) -> None:
+        """Nothing to forget."""

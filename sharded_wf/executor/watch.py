@@ -1,0 +1,187 @@
+"""Watching a shard: what became ready, came due, arrived, or was left behind.
+
+Three sources, from fast to slow: notifications; our own timers; and a look over all slots (``peek``), which is one
+statement, often while there is room and nothing to claim, and rare when idle. An executor that runs out of work says so
+in its lease (``idle``), *then looks once more*, and only then sleeps: a start that did not see it idle committed before
+that look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+
+import psycopg
+
+from sharded_wf.clock import SECOND_US, Clock, Microseconds
+from sharded_wf.executor.intake import Intake
+from sharded_wf.limits import (
+    BUSY_AFTER_SECONDS,
+    BUSY_POLL_FIRST_SECONDS,
+    BUSY_POLL_ROUNDS,
+    IDLE_POLL_SECONDS,
+    POOLED_POLL_MAX_SECONDS,
+    TIMERS_PER_BATCH_MAX,
+)
+from sharded_wf.postgres.link import Link
+from sharded_wf.postgres.listen import Listener
+from sharded_wf.postgres.session import ConnectionLost
+from sharded_wf.store import leases, slots, timers
+
+logger = logging.getLogger("sharded_wf.watch")
+
+
+class Watch:
+    """The watch of one executor over one shard."""
+
+    def __init__(
+        self,
+        link: Link,
+        listener: Listener,
+        clock: Clock,
+        schemas: Mapping[int, str],
+        intake: Intake,
+        work: Callable[[], None],
+        wakes: Callable[[Iterable[int]], None],
+        outgoing: Callable[[Iterable[int]], None],
+        suspects: Callable[[], None],
+    ) -> None:
+        self._link = link
+        self._listener = listener
+        self._clock = clock
+        self._schemas = schemas
+        self._intake = intake
+        self._work = work
+        self._wakes = wakes
+        self._outgoing = outgoing
+        self._suspects = suspects
+        self._peek = slots.peek(schemas)
+        self._due: dict[int, Microseconds] = {}
+        self._stir = asyncio.Event()
+        self._look = True
+        self._idle = False
+        self._next_look = 0.0
+        self._quiet_rounds = 0
+        self._busy_since: float | None = None
+        self._lease_id = b""
+
+    def heard(self, channel: str, payload: str) -> None:
+        """A notification (or, with an empty channel, that some may have been missed)."""
+        if payload in ("", "*"):
+            self._look = True
+            self._stir.set()
+            return
+        numbers = [int(number) for number in payload.split(",")]
+        if channel == leases.WAKE_CHANNEL:
+            self._wakes(numbers)
+        else:
+            self.ready(numbers)
+
+    def ready(self, numbers: Iterable[int]) -> None:
+        """Work was announced in these slots."""
+        if self._intake.notified(number for number in numbers if number in self._schemas):
+            self._work()
+        else:
+            self._look = True
+        self._stir.set()
+
+    def exhausted(self, *, missed: bool) -> None:
+        """The claims found nothing more (``missed``: not even what had been announced, so its lane is unknown)."""
+        self._busy_since = None
+        if missed or not self._idle:
+            self._look = True
+            self._stir.set()
+
+    def timer_set(self, slot: int, due_at: Microseconds) -> None:
+        """A timer of ours was saved."""
+        if due_at < self._due.get(slot, 1 << 62):
+            self._due[slot] = due_at
+            self._stir.set()
+
+    async def run(self, lease_id: bytes) -> None:
+        """Watch under this lease, until cancelled."""
+        self._lease_id = lease_id
+        self._idle = False
+        self._look = True
+        while True:
+            try:
+                await self._turn()
+            except (ConnectionLost, psycopg.Error) as error:
+                logger.info("watching is put off: %s", error)
+                self._look = True
+                await self._link.pause()
+
+    async def _turn(self) -> None:
+        await self._fire_due()
+        now = self._clock.monotonic()
+        if self._look or now >= self._next_look:
+            found = await self._glance()
+            working = found or self._intake.has_work
+            self._quiet_rounds = 0 if working else self._quiet_rounds + 1
+            self._next_look = now + self._interval(working)
+        if not self._intake.has_work:
+            self._busy_since = None
+            if not self._idle and self._listener.works and self._quiet_rounds > BUSY_POLL_ROUNDS:
+                await self._say_idle(True)
+                self._look = True
+                return
+        elif self._busy_since is None:
+            self._busy_since = now
+        elif self._idle and now - self._busy_since > BUSY_AFTER_SECONDS:
+            await self._say_idle(False)
+        await self._sleep(self._next_look - now)
+
+    def _interval(self, working: bool) -> float:
+        """Seconds until the next look without any other reason."""
+        if working or self._idle:
+            return IDLE_POLL_SECONDS
+        if self._quiet_rounds <= BUSY_POLL_ROUNDS:
+            return BUSY_POLL_FIRST_SECONDS * 2.0**self._quiet_rounds
+        return IDLE_POLL_SECONDS if self._listener.works else POOLED_POLL_MAX_SECONDS
+
+    async def _say_idle(self, idle: bool) -> None:
+        await self._link.fetch(leases.set_idle(self._lease_id, idle))
+        self._idle = idle
+
+    async def _glance(self) -> bool:
+        self._look = False
+        glance = slots.glance_of(await self._link.fetch(self._peek))
+        found = False
+        for slot, lanes in glance.lanes.items():
+            found |= self._intake.found(slot, lanes)
+            if any(map(self._intake.is_suspect, lanes)):
+                self._suspects()
+        self._due = glance.due
+        self._wakes(glance.wakes)
+        self._outgoing(glance.outgoing)
+        if found:
+            self._work()
+        return found
+
+    async def _fire_due(self) -> None:
+        now = self._clock.now_us()
+        due = sorted(slot for slot, at in self._due.items() if at <= now)
+        if not due:
+            return
+        answers = await self._link.transact(
+            [timers.fire_timers(self._schemas[slot], now, TIMERS_PER_BATCH_MAX) for slot in due]
+        )
+        for slot in due:
+            del self._due[slot]
+        if any(answer.count for answer in answers):
+            self._look = True
+
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep until something stirs, a timer is due, or the time is up."""
+        if self._look:
+            return
+        if self._due:
+            seconds = min(seconds, (min(self._due.values()) - self._clock.now_us()) / SECOND_US)
+        if seconds > 0:
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._stir.wait()
+            except TimeoutError:
+                pass
+        self._stir.clear()

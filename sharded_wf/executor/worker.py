@@ -1,0 +1,98 @@
+"""The worker process: an executor, and the signals that end it. And the parent of several such processes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+
+from sharded_wf.clock import SYSTEM_CLOCK
+from sharded_wf.executor.executor import Executor
+from sharded_wf.limits import ISOLATED_IDLE_SECONDS, RESTART_FIRST_SECONDS, RESTART_MAX_SECONDS
+
+logger = logging.getLogger("sharded_wf.worker")
+
+
+async def work(executor: Executor) -> None:
+    """Run an executor until SIGTERM or SIGINT, then drain; a second signal ends it at once (its work is taken over). An
+    isolated executor also ends when it has nothing to do."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            logger.warning("ending without draining")
+            raise SystemExit(1)
+        logger.info("draining; once more to end at once")
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    async with executor:
+        if executor.isolated:
+            await _until_idle(executor, stop)
+        else:
+            await stop.wait()
+
+
+async def _until_idle(executor: Executor, stop: asyncio.Event) -> None:
+    last_busy = SYSTEM_CLOCK.monotonic()
+    while not stop.is_set() and SYSTEM_CLOCK.monotonic() - last_busy < ISOLATED_IDLE_SECONDS:
+        if executor.statistics()["held"]:
+            last_busy = SYSTEM_CLOCK.monotonic()
+        try:
+            async with asyncio.timeout(0.2):
+                await stop.wait()
+        except TimeoutError:
+            pass
+
+
+def run(executor: Executor) -> None:
+    """``work`` on an event loop of its own: uvloop's, if it is installed (extra ``fast``)."""
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(work(executor))
+    else:
+        uvloop.run(work(executor))
+
+
+def supervise(command: Sequence[str], processes: int) -> None:
+    """Keep ``processes`` children with this command line running until SIGTERM or SIGINT, which they get as well. A
+    child that dies is replaced, with growing pauses if it dies again at once."""
+    stopping = False
+
+    def on_signal(number: int, _frame: object) -> None:
+        nonlocal stopping
+        stopping = True
+        for child in children.values():
+            child.send_signal(number)
+
+    children: dict[int, subprocess.Popen[bytes]] = {}
+    pauses = [RESTART_FIRST_SECONDS] * processes
+    begun = [0.0] * processes
+    due = [0.0] * processes
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    while not stopping or children:
+        now = time.monotonic()
+        for place in range(processes):
+            child = children.get(place)
+            if child is not None and child.poll() is not None:
+                del children[place]
+                if not stopping:
+                    logger.warning("process %d ended with %s; replacing it", child.pid, child.returncode)
+                    pauses[place] = (
+                        RESTART_FIRST_SECONDS
+                        if now - begun[place] > RESTART_MAX_SECONDS
+                        else min(pauses[place] * 2, RESTART_MAX_SECONDS)
+                    )
+                    due[place] = now + pauses[place]
+            if place not in children and not stopping and now >= due[place]:
+                # A group of its own: the terminal's Ctrl-C reaches the children once, through us.
+                children[place] = subprocess.Popen(command, start_new_session=True)
+                begun[place] = now
+        time.sleep(0.1)

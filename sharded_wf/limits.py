@@ -1,0 +1,115 @@
+"""Every bound of the engine, by name, units last. One place to read, one place to change."""
+
+from __future__ import annotations
+
+# IDs and names
+ID_LENGTH_MAX_BYTES = 512
+NAME_LENGTH_MAX_BYTES = 256
+QUEUE_LENGTH_MAX_BYTES = 128
+TOPIC_LENGTH_MAX_BYTES = 128
+PRIORITY_MIN = -32768
+PRIORITY_MAX = 32767
+
+# Values
+PAYLOAD_MAX_BYTES = 16 * 1024 * 1024
+ERROR_TRACEBACK_MAX_CHARACTERS = 16_000
+INLINE_INPUT_MAX_BYTES = 512
+"""A larger input lives in its own insert-only table, because every update copies the workflow's row."""
+
+# Durations
+TIMER_MAX_SECONDS = 100 * 365 * 86_400
+"""A longer sleep or timeout is taken for this long; ``math.inf`` works."""
+
+# Cluster
+SLOTS_DEFAULT = 48
+SLOTS_MAX = 4096
+POSTGRES_VERSION_MIN_NUM = 150000
+"""As Postgres itself counts: 150000 is version 15."""
+MIGRATION_LOCK_TIMEOUT_SECONDS = 2.0
+MIGRATION_PATIENCE_SECONDS = 60.0
+STATUS_DEADLINE_SECONDS = 10.0
+STATUS_LANES_MAX = 1_000
+STATUS_COUNT_MAX_ROWS = 10_000
+STATUS_EXACT_MAX_ROWS = 5_000
+
+# Starting
+START_MANY_CHUNK_ROWS = 10_000
+START_FLUSH_MAX_ROWS = 2_000
+
+# Executor
+CONCURRENCY_DEFAULT_WORKFLOWS = 2_000
+CLAIM_BATCH_MAX_WORKFLOWS = 500
+SYNC_THREADS_DEFAULT = 16
+FLUSH_MAX_ROWS = 4_000
+PARK_AFTER_SECONDS = 2.0
+DRAIN_DEADLINE_SECONDS = 20.0
+
+# Leases
+HEARTBEAT_SECONDS = 1.5
+LEASE_SECONDS = 6.0
+TAKEOVER_LOCK_TIMEOUT_SECONDS = 1.0
+SUSPECT_AFTER_DEATHS = 2
+"""Takeovers without progress after which a workflow runs alone. One would put every workflow in flight behind bars
+whenever a machine fails."""
+
+# Deadlines and back-off of one shard's connections
+CONNECT_TIMEOUT_SECONDS = 5.0
+STATEMENT_DEADLINE_SECONDS = 30.0
+FLUSH_LOCK_TIMEOUT_SECONDS = 5.0
+BACKOFF_FIRST_SECONDS = 0.05
+BACKOFF_MAX_SECONDS = 5.0
+
+# Polling
+IDLE_POLL_SECONDS = 1.5
+POOLED_POLL_MAX_SECONDS = 0.2
+BUSY_POLL_FIRST_SECONDS = 0.005
+BUSY_POLL_ROUNDS = 5
+BUSY_AFTER_SECONDS = 0.5
+"""Continuous work after which an executor asks for no more notifications."""
+RESULT_POLL_FIRST_SECONDS = 0.02
+RESULT_POLL_MAX_SECONDS = 1.0
+
+# Writing to a shard from outside an executor
+WRITE_DEADLINE_SECONDS = 10.0
+
+# Flushes
+FLUSH_MARKS_KEPT = 1_000
+"""How many flushes' marks a lease leaves behind before it removes them."""
+
+# Claims
+CLAIM_LANES_MAX = 32
+MARK_MARGIN_SECONDS = 1.0
+RESCAN_EMPTY_SECONDS = 5.0
+RESCAN_BUSY_SECONDS = 30.0
+
+# Messages
+WAKES_PER_LOOK_MAX = 1_000
+SEND_DIRECT_SECONDS = 2.0
+"""How long a workflow's message waits for its receiver's shard before it is left to the relay."""
+RELAY_AFTER_SECONDS = 5.0
+RELAY_BATCH_MAX_ROWS = 1_000
+TIMERS_PER_BATCH_MAX = 1_000
+
+# Vacuum
+VACUUM_EVERY_SECONDS = 2.0
+VACUUM_AFTER_ROWS = 1_000
+
+# Parking and claiming, the finer times
+PARK_SWEEP_SECONDS = 0.5
+PARK_UNDER_PRESSURE_SECONDS = 0.05
+CLAIM_DEADLINE_SECONDS = 10.0
+ROOM_RECHECK_SECONDS = 1.0
+
+# Waiting for results
+RESULT_IDS_PER_LOOK_MAX = 5_000
+WAITER_EXPIRES_SECONDS = 60.0
+READ_DEADLINE_SECONDS = 10.0
+
+# Isolated executors
+ISOLATED_RESTART_SECONDS = 1.0
+ISOLATED_IDLE_SECONDS = 3.0
+"""An isolated executor ends when it had nothing to do for so long."""
+
+# Worker processes
+RESTART_FIRST_SECONDS = 0.5
+RESTART_MAX_SECONDS = 10.0

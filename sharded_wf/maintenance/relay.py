@@ -1,0 +1,104 @@
+"""The relay: carries messages from a shard's outboxes to the slots of their receivers.
+
+A flush that sends to another shard leaves the message in the outbox with its own commit, and the executor that flushed
+relays it at once. Whatever stays behind (the executor died, the receiver's shard was away) is found by a sweep that
+every executor makes. Delivering twice is harmless, so nobody needs to lock anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+
+import psycopg
+
+from sharded_wf.clock import SECOND_US, Clock
+from sharded_wf.cluster.shards import ShardSet
+from sharded_wf.errors import ShardedWfError
+from sharded_wf.limits import RELAY_AFTER_SECONDS, RELAY_BATCH_MAX_ROWS, SEND_DIRECT_SECONDS
+from sharded_wf.model.workflow import Message
+from sharded_wf.postgres.link import Link
+from sharded_wf.postgres.session import ConnectionLost
+from sharded_wf.store import messages
+
+logger = logging.getLogger("sharded_wf.relay")
+
+
+class Relay:
+    """The relay of one shard's outboxes."""
+
+    def __init__(
+        self,
+        link: Link,
+        shards: ShardSet,
+        schemas: Mapping[int, str],
+        clock: Clock,
+        delivered: Callable[[list[Message]], None],
+    ) -> None:
+        self._link = link
+        self._shards = shards
+        self._schemas = schemas
+        self._clock = clock
+        self._delivered = delivered
+        self._fresh: list[tuple[int, Message]] = []
+        self._sweeping: set[int] = set()
+        self._wanted = asyncio.Event()
+
+    def add(self, outgoing: Iterable[tuple[int, Message]]) -> None:
+        """Relay these, each given with the slot whose outbox holds it."""
+        self._fresh += outgoing
+        self._wanted.set()
+
+    def sweep(self, slots: Iterable[int]) -> None:
+        """These slots have something in their outbox: relay what has waited for long."""
+        self._sweeping.update(slots)
+        if self._sweeping:
+            self._wanted.set()
+
+    async def run(self) -> None:
+        """Relay for ever, until cancelled."""
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            fresh, self._fresh = self._fresh, []
+            sweeping, self._sweeping = self._sweeping, set()
+            try:
+                if sweeping:
+                    fresh += await self._left_behind(sorted(sweeping))
+                await self._relay(fresh)
+            except (ConnectionLost, psycopg.Error) as error:
+                logger.info("relaying is put off: %s", error)
+                await self._link.pause()
+
+    async def _left_behind(self, slots: list[int]) -> list[tuple[int, Message]]:
+        until = self._clock.now_us() - int(RELAY_AFTER_SECONDS * SECOND_US)
+        answers = await self._link.transact(
+            [messages.read_outbox(self._schemas[slot], until, RELAY_BATCH_MAX_ROWS) for slot in slots]
+        )
+        return [
+            (slot, message)
+            for slot, answer in zip(slots, answers, strict=True)
+            for message in messages.messages_of(answer)
+        ]
+
+    async def _relay(self, outgoing: list[tuple[int, Message]]) -> None:
+        by_shard: dict[str, list[tuple[int, Message]]] = {}
+        for slot, message in outgoing:
+            by_shard.setdefault(self._shards.map.shard_of(message.receiver), []).append((slot, message))
+        arrived = await asyncio.gather(*(self._deliver(rows) for rows in by_shard.values()))
+        done: dict[int, list[Message]] = {}
+        for slot, message in (row for rows in arrived for row in rows):
+            done.setdefault(slot, []).append(message)
+        if done:
+            self._delivered([message for rows in done.values() for message in rows])
+            await self._link.transact(
+                [messages.clear_outbox(self._schemas[slot], rows) for slot, rows in sorted(done.items())]
+            )
+
+    async def _deliver(self, rows: list[tuple[int, Message]]) -> list[tuple[int, Message]]:
+        try:
+            await self._shards.deliver([message for _, message in rows], wait_seconds=SEND_DIRECT_SECONDS)
+        except ShardedWfError:
+            return []  # the sweep comes back to them
+        return rows

@@ -1,0 +1,1 @@
+"""Frozen values that both wings share, and the legal state changes. Nothing here does I/O."""

@@ -1,0 +1,47 @@
+"""The values that cross the bridge between a workflow's code and its rows."""
+
+from __future__ import annotations
+
+import msgspec
+
+from sharded_wf.clock import Microseconds
+from sharded_wf.model.status import Status
+
+DEFAULT_QUEUE = "default"
+OUTCOME_TOPIC = "$outcome"
+"""The reserved topic under which a child's outcome reaches its parent."""
+CANCEL_TOPIC = "$cancel"
+"""The reserved topic under which a request to cancel reaches a workflow."""
+
+
+class Start(msgspec.Struct, frozen=True, gc=False):
+    """A workflow to be started: what the caller decided. ``input`` is JSON text; ``name`` is ``app/function``."""
+
+    id: str
+    name: str
+    capability: str
+    queue: str
+    priority: int
+    input: bytes
+    not_before: Microseconds | None = None
+    parent_id: str | None = None
+
+
+class Outcome(msgspec.Struct, frozen=True, gc=False):
+    """How a workflow ended: a final status, and the output or the error as JSON text."""
+
+    status: Status
+    output: bytes | None = None
+    error: bytes | None = None
+
+
+class Message(msgspec.Struct, frozen=True, gc=False):
+    """One message to a workflow. ``seq`` counts 1, 2, 3 … per (sender, receiver, topic), so that none overtakes
+    another."""
+
+    receiver: str
+    topic: str
+    sender: str
+    seq: int
+    payload: bytes
+    sent_at: Microseconds

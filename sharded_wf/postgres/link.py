@@ -1,0 +1,122 @@
+"""A session that is opened when it is first needed, and opened anew, with back-off, whenever it was lost.
+
+A link is also the breaker of its shard: while the back-off runs, callers learn at once that the shard is away, instead
+of each waiting for a connection of its own. A caller that must not give up asks again after ``retry_in``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+
+from sharded_wf.clock import SYSTEM_CLOCK, Clock
+from sharded_wf.limits import BACKOFF_FIRST_SECONDS, BACKOFF_MAX_SECONDS, STATEMENT_DEADLINE_SECONDS
+from sharded_wf.postgres.queries import load
+from sharded_wf.postgres.session import ConnectionLost, Result, Session, Statement
+
+_END_BACKEND = load("sessions")["end_backend"]
+
+
+class Link:
+    """One connection to one shard, for ever. Transactions of concurrent callers run one after another."""
+
+    def __init__(self, dsn: str, purpose: str, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._dsn = dsn
+        self._purpose = purpose
+        self._clock = clock
+        self._session: Session | None = None
+        self._lock = asyncio.Lock()
+        self._failures = 0
+        self._not_before = 0.0
+        self._reason = ""
+        self._closed = False
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the last attempt to reach the shard succeeded (or none was made yet)."""
+        return self._failures == 0
+
+    @property
+    def retry_in(self) -> float:
+        """Seconds until the next attempt to connect will be made; 0 if it may be made now."""
+        return max(0.0, self._not_before - self._clock.monotonic())
+
+    @property
+    def token(self) -> str | None:
+        """The token of the session that was used last, by which its backend can be found and ended."""
+        return self._session.token if self._session else None
+
+    @property
+    def pooled(self) -> bool:
+        """Whether a transaction-pooling proxy stands in between (known once connected)."""
+        return self._session is not None and self._session.pooled
+
+    async def _open(self) -> Session:
+        if self._closed:
+            raise ConnectionLost("closed")
+        session = self._session
+        if session is not None and not session.closed:
+            return session
+        if self.retry_in > 0:
+            raise ConnectionLost(self._reason)
+        try:
+            self._session = session = await Session.connect(self._dsn, purpose=self._purpose)
+        except ConnectionLost as error:
+            self._note_failure(str(error))
+            raise
+        self._failures = 0
+        return session
+
+    def _note_failure(self, reason: str) -> None:
+        self._reason = reason
+        pause = min(BACKOFF_MAX_SECONDS, BACKOFF_FIRST_SECONDS * 2**self._failures)
+        self._failures = min(self._failures + 1, 20)
+        # Jitter: executors that lost a shard together must not come back together.
+        self._not_before = self._clock.monotonic() + pause * random.uniform(0.5, 1.0)
+
+    async def transact(
+        self, statements: Sequence[Statement], *, deadline: float = STATEMENT_DEADLINE_SECONDS
+    ) -> list[Result]:
+        """As ``Session.transact``. ``ConnectionLost`` if the shard can't be reached now."""
+        async with self._lock:
+            session = await self._open()
+            try:
+                return await session.transact(statements, deadline=deadline)
+            except ConnectionLost as error:
+                self._note_failure(str(error))
+                raise
+
+    async def fetch(self, statement: Statement, *, deadline: float = STATEMENT_DEADLINE_SECONDS) -> Result:
+        """As ``Session.fetch``. ``ConnectionLost`` if the shard can't be reached now."""
+        async with self._lock:
+            session = await self._open()
+            try:
+                return await session.fetch(statement, deadline=deadline)
+            except ConnectionLost as error:
+                self._note_failure(str(error))
+                raise
+
+    async def wait_backend_gone(self, token: str | None) -> None:
+        """End the backend of a session that was lost, by its token, and wait until it is gone: it may still be working
+        on what it was sent."""
+        while token is not None and len(  # noqa: ASYNC110 - what is waited for is on the server
+            await self.fetch(Statement(_END_BACKEND, "", (token.encode(),)))
+        ):
+            await asyncio.sleep(BACKOFF_FIRST_SECONDS)
+
+    async def pause(self) -> None:
+        """Wait until another attempt makes sense."""
+        await asyncio.sleep(max(self.retry_in, BACKOFF_FIRST_SECONDS))
+
+    def close_idle(self) -> None:
+        """End the connection for now; the next use opens another."""
+        if self._session is not None and not self._lock.locked():
+            self._session.close()
+            self._session = None
+
+    def close(self) -> None:
+        """End the connection and open no other. Closing twice is fine."""
+        self._closed = True
+        if self._session is not None:
+            self._session.close()

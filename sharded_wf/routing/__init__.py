@@ -1,0 +1,23 @@
+"""Which slot and which shard a workflow ID belongs to. Pure: no I/O, no time but the clock that is passed in.
+
+Other rooms import what is named here, and nothing else of this room. The rules are pinned by golden vectors
+(``tests/unit/routing``): a changed hash would look for existing workflows in the wrong slots.
+"""
+
+from __future__ import annotations
+
+from sharded_wf.routing.ids import new_id, new_id_avoiding
+from sharded_wf.routing.keys import HASH_NAME, HASH_SEED, hash_of, routing_key
+from sharded_wf.routing.shard_map import CONTROL_SCHEMA, ShardMap, slot_schema
+
+__all__ = [
+    "CONTROL_SCHEMA",
+    "HASH_NAME",
+    "HASH_SEED",
+    "ShardMap",
+    "hash_of",
+    "new_id",
+    "new_id_avoiding",
+    "routing_key",
+    "slot_schema",
+]

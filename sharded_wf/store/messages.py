@@ -1,0 +1,122 @@
+"""Messages, the wakes that announce them, and the outbox of those that could not be delivered at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sharded_wf.clock import Microseconds
+from sharded_wf.model.workflow import Message
+from sharded_wf.postgres import binary
+from sharded_wf.postgres.queries import Query, load
+from sharded_wf.postgres.session import Result, Statement
+
+_SQL = load("messages")
+_DELIVER = _SQL["deliver_messages"]
+_READ = _SQL["read_messages"]
+_CONSUME = _SQL["consume_messages"]
+_READ_WAKES = _SQL["read_wakes"]
+_FORGET_WAKES = _SQL["forget_wakes"]
+_FORGET_IDLE_WAKES = _SQL["forget_idle_wakes"]
+_WAKE_PARKED = _SQL["wake_parked"]
+_FILL_OUTBOX = _SQL["fill_outbox"]
+_READ_OUTBOX = _SQL["read_outbox"]
+_CLEAR_OUTBOX = _SQL["clear_outbox"]
+
+Wake = tuple[str, bytes]
+"""Whose wake it is, and the wake's own ID."""
+
+
+def _key(message: Message) -> tuple[str, str, str, int]:
+    return message.receiver, message.topic, message.sender, message.seq
+
+
+def _whole(query: Query, schema: str, messages: Sequence[Message]) -> Statement:
+    rows = sorted(messages, key=_key)  # primary-key order: two that insert the same rows wait and don't deadlock
+    return Statement(
+        query,
+        schema,
+        (
+            *_key_columns(rows),
+            binary.timestamp_array([message.sent_at for message in rows]),
+            binary.json_array([message.payload for message in rows]),
+        ),
+    )
+
+
+def _key_columns(messages: Sequence[Message]) -> tuple[bytes, bytes, bytes, bytes]:
+    return (
+        binary.text_array([message.receiver for message in messages]),
+        binary.text_array([message.topic for message in messages]),
+        binary.text_array([message.sender for message in messages]),
+        binary.int4_array([message.seq for message in messages]),
+    )
+
+
+def deliver(schema: str, messages: Sequence[Message]) -> Statement:
+    """Hand messages to receivers in this slot. Delivering again changes nothing."""
+    return _whole(_DELIVER, schema, messages)
+
+
+def fill_outbox(schema: str, messages: Sequence[Message]) -> Statement:
+    """Keep messages for other slots, in the transaction that sends them."""
+    return _whole(_FILL_OUTBOX, schema, messages)
+
+
+def consume(schema: str, messages: Sequence[Message]) -> Statement:
+    """Remove received messages, in the transaction that records their reception."""
+    return Statement(_CONSUME, schema, _key_columns(messages))
+
+
+def clear_outbox(schema: str, messages: Sequence[Message]) -> Statement:
+    """Remove delivered messages."""
+    return Statement(_CLEAR_OUTBOX, schema, _key_columns(messages))
+
+
+def read_messages(schema: str, receivers: Sequence[str]) -> Statement:
+    """Ask what waits for these workflows."""
+    return Statement(_READ, schema, (binary.text_array(receivers),))
+
+
+def read_outbox(schema: str, until: Microseconds, limit: int) -> Statement:
+    """Ask for messages that have waited since before ``until``."""
+    return Statement(_READ_OUTBOX, schema, (binary.timestamp(until), binary.int4(limit)))
+
+
+def messages_of(result: Result) -> list[Message]:
+    """The answer to ``read_messages`` or ``read_outbox``."""
+    return [
+        Message(
+            receiver.decode(), topic.decode(), sender.decode(), binary.read_int(seq), payload,  # type: ignore[union-attr, arg-type]
+            binary.read_timestamp(sent_at),  # type: ignore[arg-type]
+        )
+        for receiver, topic, sender, seq, sent_at, payload in result.rows()
+    ]  # fmt: skip
+
+
+def read_wakes(schema: str, after: str, limit: int) -> Statement:
+    """Ask for wakes of workflows whose IDs sort after ``after``."""
+    return Statement(_READ_WAKES, schema, (after.encode(), binary.int4(limit)))
+
+
+def wakes_of(result: Result) -> list[Wake]:
+    """The answer to ``read_wakes``."""
+    return [(id_.decode(), wake) for id_, wake in result.rows() if id_ is not None and wake is not None]
+
+
+def forget_wakes(schema: str, wakes: Sequence[Wake]) -> Statement:
+    """Remove wakes that were acted on."""
+    return Statement(
+        _FORGET_WAKES,
+        schema,
+        (binary.text_array([id_ for id_, _ in wakes]), binary.uuid_array([wake for _, wake in wakes])),
+    )
+
+
+def forget_idle_wakes(schema: str, ids: Sequence[str]) -> Statement:
+    """Remove the wakes of those among these workflows that have ended."""
+    return Statement(_FORGET_IDLE_WAKES, schema, (binary.text_array(ids),))
+
+
+def wake_parked(schema: str, ids: Sequence[str], now: Microseconds) -> Statement:
+    """Those among these workflows that are parked go back to the queue; the answer lists them."""
+    return Statement(_WAKE_PARKED, schema, (binary.text_array(ids), binary.timestamp(now)))

@@ -1,0 +1,83 @@
+"""Recorded results and failed attempts: the history of a workflow, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sharded_wf.model.history import Entry, EntryKind, FailedAttempt, History
+from sharded_wf.postgres import binary
+from sharded_wf.postgres.queries import load
+from sharded_wf.postgres.session import Result, Statement
+
+_SQL = load("steps")
+_RECORD_STEPS = _SQL["record_steps"]
+_RECORD_ATTEMPTS = _SQL["record_attempts"]
+_READ_STEPS = _SQL["read_steps"]
+_READ_ATTEMPTS = _SQL["read_attempts"]
+
+
+def record_steps(schema: str, workflow_ids: Sequence[str], entries: Sequence[Entry]) -> Statement:
+    """Record entries; ``workflow_ids[i]`` is whose ``entries[i]`` is."""
+    return Statement(
+        _RECORD_STEPS,
+        schema,
+        (
+            binary.text_array(workflow_ids),
+            binary.int4_array([entry.place for entry in entries]),
+            binary.int4_array([entry.ordinal for entry in entries]),
+            binary.int2_array([entry.kind for entry in entries]),
+            binary.text_array([entry.name for entry in entries]),
+            binary.int8_array([entry.fingerprint for entry in entries]),
+            binary.nullable_json_array([entry.output for entry in entries]),
+            binary.nullable_json_array([entry.error for entry in entries]),
+            binary.timestamp_array([entry.started_at for entry in entries]),
+            binary.timestamp_array([entry.completed_at for entry in entries]),
+        ),
+    )
+
+
+def record_attempts(schema: str, workflow_ids: Sequence[str], attempts: Sequence[FailedAttempt]) -> Statement:
+    """Record attempts that failed and will be made again."""
+    return Statement(
+        _RECORD_ATTEMPTS,
+        schema,
+        (
+            binary.text_array(workflow_ids),
+            binary.int4_array([attempt.place for attempt in attempts]),
+            binary.int4_array([attempt.attempt for attempt in attempts]),
+            binary.json_array([attempt.error for attempt in attempts]),
+            binary.timestamp_array([attempt.started_at for attempt in attempts]),
+            binary.timestamp_array([attempt.failed_at for attempt in attempts]),
+            binary.timestamp_array([attempt.retry_at for attempt in attempts]),
+        ),
+    )
+
+
+def read_histories(schema: str, workflow_ids: Sequence[str]) -> list[Statement]:
+    """Ask for all that is recorded of these workflows."""
+    ids = (binary.text_array(workflow_ids),)
+    return [Statement(_READ_STEPS, schema, ids), Statement(_READ_ATTEMPTS, schema, ids)]
+
+
+def histories_of(steps: Result, attempts: Result) -> dict[str, History]:
+    """The answers to ``read_histories``, by workflow; those without any are missing."""
+    entries: dict[str, list[Entry]] = {}
+    failed: dict[str, list[FailedAttempt]] = {}
+    read_int, read_timestamp = binary.read_int, binary.read_timestamp
+    for id_, place, ordinal, kind, name, fingerprint, output, error, started, completed in steps.rows():
+        entries.setdefault(id_.decode(), []).append(  # type: ignore[union-attr]
+            Entry(
+                read_int(place), read_int(ordinal), EntryKind(read_int(kind)), name.decode(), read_int(fingerprint),  # type: ignore[union-attr, arg-type]
+                output, error, read_timestamp(started), read_timestamp(completed),  # type: ignore[arg-type]
+            )
+        )  # fmt: skip
+    for id_, place, attempt, error, started, at, retry in attempts.rows():
+        failed.setdefault(id_.decode(), []).append(  # type: ignore[union-attr]
+            FailedAttempt(
+                read_int(place), read_int(attempt), error, read_timestamp(started), read_timestamp(at),  # type: ignore[arg-type]
+                read_timestamp(retry),  # type: ignore[arg-type]
+            )
+        )  # fmt: skip
+    return {
+        id_: History(tuple(entries.get(id_, ())), tuple(failed.get(id_, ()))) for id_ in entries.keys() | failed.keys()
+    }

@@ -1,0 +1,201 @@
+"""An app: the workflows and steps that belong together, and run in one process.
+
+There is no registry but the app itself, and nothing global: what an executor can run is what its app knows.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import timedelta
+from types import MappingProxyType
+from typing import Any, ParamSpec, Protocol, TypeVar, cast, overload
+
+from sharded_wf.errors import DefinitionError
+from sharded_wf.limits import QUEUE_LENGTH_MAX_BYTES
+from sharded_wf.model.workflow import DEFAULT_QUEUE
+from sharded_wf.workflow.definitions import (
+    AsyncStep,
+    AsyncWorkflow,
+    StepDefinition,
+    SyncStep,
+    SyncWorkflow,
+    WorkflowDefinition,
+)
+from sharded_wf.workflow.retry import Retry
+from sharded_wf.workflow.signatures import check_function, check_name, local_namespace
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_FRAMES_WITH_OPTIONS = 2
+_FRAMES_WITHOUT = 3
+"""How far :func:`local_namespace` is from the code that decorates."""
+
+
+# A coroutine function is a function too, so the overloads below overlap; checkers take the first that fits, as meant.
+
+
+class StepDecorator(Protocol):
+    """What ``@app.step(...)`` with options is."""
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncStep[P, R]: ...  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> SyncStep[P, R]: ...
+
+
+class WorkflowDecorator(Protocol):
+    """What ``@app.workflow(...)`` with options is."""
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncWorkflow[P, R]: ...  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> SyncWorkflow[P, R]: ...
+
+
+class App:
+    """The workflows and steps named ``name/...``.
+
+    With a ``version``, work started by this app is taken up only by executors of the same version.
+    Raises :class:`DefinitionError` for a name that can't be stored.
+    """
+
+    def __init__(self, name: str, *, version: str | None = None) -> None:
+        if "/" in name or "@" in name:
+            raise DefinitionError(f"App({name!r}): a name without '/' and '@', which separate it from others")
+        self.name = check_name(name, "App")
+        self.version = version
+        self.capability = name if version is None else f"{name}@{check_name(version, 'the version of an App')}"
+        """What an executor must be able to run to take this app's work."""
+        self._workflows: dict[str, WorkflowDefinition[Any, Any]] = {}
+        self._steps: dict[str, StepDefinition[Any, Any]] = {}
+        self._lifespan: Callable[[App], AbstractAsyncContextManager[Any]] | None = None
+
+    def __repr__(self) -> str:
+        return f"<App {self.capability}: {len(self._workflows)} workflows, {len(self._steps)} steps>"
+
+    @property
+    def workflows(self) -> Mapping[str, WorkflowDefinition[Any, Any]]:
+        """The workflows by full name, ``app/function``."""
+        return MappingProxyType(self._workflows)
+
+    @property
+    def steps(self) -> Mapping[str, StepDefinition[Any, Any]]:
+        """The steps by name."""
+        return MappingProxyType(self._steps)
+
+    def check(self) -> None:
+        """Resolve all annotations now. Raises :class:`DefinitionError` if one names nothing, or JSON can't hold it."""
+        for definition in (*self._workflows.values(), *self._steps.values()):
+            definition.check()
+
+    @overload
+    def step(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncStep[P, R]: ...  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
+    @overload
+    def step(self, function: Callable[P, R], /) -> SyncStep[P, R]: ...
+    @overload
+    def step(
+        self, /, *, retry: Retry | None = None, timeout: timedelta | float | None = None, name: str | None = None
+    ) -> StepDecorator: ...
+
+    def step(
+        self,
+        function: Any = None,
+        /,
+        *,
+        retry: Retry | None = None,
+        timeout: timedelta | float | None = None,
+        name: str | None = None,
+    ) -> Any:
+        """Make a function a step: in a workflow its result is recorded before the next line runs, and never lost.
+
+        ``retry``: when it is tried again, by default never. ``timeout``: seconds or ``timedelta`` for each attempt; an
+        ``async def`` is cancelled, a ``def`` can't be stopped, and what it returns later is ignored. ``name``: what it
+        is recorded as, by default the function's name. Raises :class:`DefinitionError` for a method, or a name that is
+        taken.
+        """
+
+        frames = _FRAMES_WITH_OPTIONS if function is None else _FRAMES_WITHOUT
+
+        def decorate(function: Callable[..., Any]) -> Any:
+            check_function(function, "step")
+            step_name = check_name(function.__name__ if name is None else name, "step")
+            namespace = local_namespace(function, frames)
+            kind = AsyncStep if inspect.iscoroutinefunction(function) else SyncStep
+            definition: StepDefinition[Any, Any] = kind(self, function, step_name, namespace, retry, timeout)
+            _add(self._steps, definition, "step")
+            return definition
+
+        return decorate if function is None else decorate(function)
+
+    @overload
+    def workflow(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncWorkflow[P, R]: ...  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
+    @overload
+    def workflow(self, function: Callable[P, R], /) -> SyncWorkflow[P, R]: ...
+    @overload
+    def workflow(self, /, *, name: str | None = None, queue: str = DEFAULT_QUEUE) -> WorkflowDecorator: ...
+
+    def workflow(
+        self,
+        function: Any = None,
+        /,
+        *,
+        name: str | None = None,
+        queue: str = DEFAULT_QUEUE,
+    ) -> Any:
+        """Make a function a workflow, known as ``app/function`` or ``app/name``.
+
+        ``queue``: where it waits to be taken up, unless ``client.start`` says otherwise. Raises
+        :class:`DefinitionError` for a method, or a name that is taken.
+        """
+        if not queue or len(queue.encode()) > QUEUE_LENGTH_MAX_BYTES:
+            raise DefinitionError(f"queue={queue!r}: text of 1 to {QUEUE_LENGTH_MAX_BYTES} bytes")
+
+        frames = _FRAMES_WITH_OPTIONS if function is None else _FRAMES_WITHOUT
+
+        def decorate(function: Callable[..., Any]) -> Any:
+            check_function(function, "workflow")
+            full_name = check_name(f"{self.name}/{function.__name__ if name is None else name}", "workflow")
+            namespace = local_namespace(function, frames)
+            kind = AsyncWorkflow if inspect.iscoroutinefunction(function) else SyncWorkflow
+            definition: WorkflowDefinition[Any, Any] = kind(self, function, full_name, namespace, queue)
+            _add(self._workflows, definition, "workflow")
+            return definition
+
+        return decorate if function is None else decorate(function)
+
+    def lifespan(self, function: Callable[[App], AsyncIterator[R]]) -> Callable[[App], AsyncIterator[R]]:
+        """What each executor process opens once: ``async def lifespan(app): ...; yield state``, then closes.
+
+        The state is ``current().state`` in steps and workflows. Raises :class:`DefinitionError` for a second one, or a
+        function that is no async generator.
+        """
+        if self._lifespan is not None:
+            raise DefinitionError(f"App {self.name!r} has a lifespan already")
+        if not inspect.isasyncgenfunction(function):
+            raise DefinitionError("@app.lifespan: an `async def` that yields the state once")
+        self._lifespan = asynccontextmanager(cast("Callable[[App], AsyncGenerator[R, None]]", function))
+        return function
+
+    def open_lifespan(self) -> AbstractAsyncContextManager[Any]:
+        """For executors: a context manager that gives the lifespan's state, or ``None`` without a lifespan."""
+        return _nothing() if self._lifespan is None else self._lifespan(self)
+
+
+@asynccontextmanager
+async def _nothing() -> AsyncGenerator[None, None]:
+    yield None
+
+
+_D = TypeVar("_D", bound=StepDefinition[Any, Any] | WorkflowDefinition[Any, Any])
+
+
+def _add(known: dict[str, _D], definition: _D, what: str) -> None:
+    other = known.get(definition.name)
+    if other is not None:
+        raise DefinitionError(
+            f"two {what}s are named {definition.name!r}: {other.__module__}.{other.__qualname__} and"
+            f" {definition.__module__}.{definition.__qualname__}; give one another name, as in @app.{what}(name=...)"
+        )
+    known[definition.name] = definition

@@ -1,0 +1,325 @@
+"""A run of an ``async def`` workflow: a coroutine on a deterministic loop.
+
+One turn goes: hand one recorded result to the code, run its callbacks until none is ready, hand it the next. When the
+history is used up, what the code asked for meanwhile, and still wants, begins; the run then sleeps until the host
+delivers.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from asyncio import Future, Task, _get_running_loop, _set_running_loop
+from collections import deque
+from collections.abc import Callable
+from contextvars import Context as VariableContext
+from typing import TYPE_CHECKING, Any
+
+import mmh3
+
+from sharded_wf.clock import Microseconds
+from sharded_wf.errors import NonDeterminismError, WorkflowStuck
+from sharded_wf.model.history import Entry, EntryKind, History
+from sharded_wf.model.workflow import Start
+from sharded_wf.serialization.values import ValueCodec
+from sharded_wf.workflow.commands import ChildCommand, ReceiveCommand, SendCommand, TimerCommand
+from sharded_wf.workflow.loop import WorkflowLoop, current_task
+from sharded_wf.workflow.replay import ENDED, ISSUED
+from sharded_wf.workflow.run import WorkflowRun
+from sharded_wf.workflow.steps import StepCommand
+from sharded_wf.workflow.stop import RunDropped
+
+if TYPE_CHECKING:
+    from sharded_wf.workflow.definitions import StepDefinition, WorkflowDefinition
+    from sharded_wf.workflow.host import Host
+
+_warnings: Any = warnings
+"""Where Python's own code looks up what it says of a coroutine that was never awaited."""
+_CLOSE_TRIES = 100
+"""How often a coroutine that awaits on while it is being closed is closed again."""
+
+
+class AsyncRun(WorkflowRun):
+    """One ``async def`` workflow in memory."""
+
+    __slots__ = ("backlog", "driving", "loop", "sends", "task")
+
+    def __init__(
+        self,
+        definition: WorkflowDefinition[Any, Any],
+        host: Host,
+        workflow_id: str,
+        input: bytes,
+        history: History,
+        started_at: Microseconds,
+        attempt: int,
+    ) -> None:
+        super().__init__(definition, host, workflow_id, input, history, started_at, attempt)
+        self.loop = WorkflowLoop(self, started_at)
+        self.task: Task[Any] | None = None
+        self.driving = False
+        self.backlog: deque[Entry] | None = None
+        self.sends: list[SendCommand] = []
+
+    # The code asks
+
+    def issue_step(self, step: StepDefinition[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepCommand:
+        if self.stopped:
+            raise RunDropped
+        text = step.arguments.fingerprint_text(args, kwargs)
+        command = StepCommand(self, step, args, kwargs, Future(loop=self.loop))
+        self.issue(command, mmh3.hash64(text, step.seed)[0])
+        if command.phase == ISSUED:
+            command.prepare()
+        return command
+
+    def issue_callback(
+        self, delay_us: int, callback: Callable[..., Any], args: tuple[Any, ...], context: VariableContext
+    ) -> TimerCommand:
+        command = TimerCommand(self, self.loop.now_us, delay_us, callback, args, context)
+        self.issue(command, command.delay_ms)
+        return command
+
+    def issue_receive(self, topic: str, base: int, codec: ValueCodec[Any]) -> ReceiveCommand:
+        if self.stopped:
+            raise RunDropped
+        command = ReceiveCommand(self, topic, codec, Future(loop=self.loop))
+        payload = self.returned_message(topic)
+        if payload is None:
+            self.issue(command, base)
+        else:
+            command.phase = ENDED
+            command.resolve(payload)
+        return command
+
+    def issue_send(self, receiver: str, topic: str, base: int, payload: bytes) -> SendCommand:
+        if self.stopped:
+            raise RunDropped
+        command = SendCommand(self, receiver, topic, payload, Future(loop=self.loop))
+        self.issue(command, base)
+        self.sends.append(command)
+        return command
+
+    def issue_child(self, start: Start, base: int, codec: ValueCodec[Any]) -> ChildCommand:
+        if self.stopped:
+            raise RunDropped
+        command = ChildCommand(self, start, codec, Future(loop=self.loop))
+        self.issue(command, base)
+        return command
+
+    def forget(self, command: Any) -> None:
+        command.phase = ENDED
+        if self.replay is not None:
+            self.replay.commands.pop(command.place, None)
+
+    def call_back(self, callback: Callable[..., Any], args: tuple[Any, ...], context: VariableContext | None) -> None:
+        self.loop.call_soon(callback, *args, context=context)
+
+    def run_in_thread(self, command: StepCommand, variables: VariableContext) -> Any:
+        return self.host.threads.submit(command.run_and_report, variables)
+
+    def replaying(self) -> bool:
+        replay = self.replay
+        return replay is not None and replay.position < replay.total
+
+    # The host answers
+
+    def start(self) -> None:
+        if current_task(self.host.loop) is not None:
+            self.host.loop.call_soon(self.start)
+            return
+        if self.stopped:
+            return
+        definition = self.definition
+        try:
+            args, kwargs = definition.arguments.decode(self.input)
+            coroutine = definition.function(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - input that doesn't fit: it fails, and is not tried for ever
+            self.conclude(self.failed(error))
+            return
+        self.task = Task(coroutine, loop=self.loop, name=self.id, context=VariableContext())
+        self._drive()
+
+    def deliver(self, entry: Entry) -> None:
+        if self.stopped:
+            return
+        if self.driving or self.backlog is not None or current_task(self.host.loop) is not None:
+            if self.backlog is None:
+                self.backlog = deque()
+                self.host.loop.call_soon(self._deliver_backlog)
+            self.backlog.append(entry)
+            return
+        self._deliver(entry)
+
+    def _deliver_backlog(self) -> None:
+        backlog, self.backlog = self.backlog, None
+        while backlog and not self.stopped:
+            self._deliver(backlog.popleft())
+
+    def _deliver(self, entry: Entry) -> None:
+        self.busy -= 1
+        self._hand_over(entry)
+        self._drive()
+
+    def _hand_over(self, entry: Entry) -> None:
+        """One result enters the workflow; its time goes on."""
+        loop = self.loop
+        if entry.completed_at > loop.now_us:
+            loop.now_us = entry.completed_at
+        assert self.replay is not None
+        command = self.replay.commands.pop(entry.place, None)
+        if command is not None:
+            command.deliver(entry)
+        elif entry.kind is EntryKind.CANCEL and self.task is not None:
+            self.task.cancel("the workflow was cancelled")
+
+    # Turns
+
+    def _drive(self) -> None:
+        """Run the code as far as it can go; then begin what it waits for."""
+        loop = self.loop
+        task = self.task
+        assert task is not None
+        ready = loop.ready
+        next_ready = ready.popleft
+        replay = self.replay
+        mismatch: NonDeterminismError | None = None
+        self.driving = True
+        outer = _get_running_loop()
+        _set_running_loop(loop)
+        hooks = sys.get_asyncgen_hooks()
+        sys.set_asyncgen_hooks(None, loop.finalize_generator)
+        try:
+            while True:
+                while ready:
+                    callback, args, context = next_ready()
+                    if callback is not None:
+                        try:
+                            context.run(callback, *args)
+                        except (SystemExit, KeyboardInterrupt) as error:
+                            self._interrupted(error)
+                        except Exception as error:  # noqa: BLE001 - as asyncio does with callbacks that fail
+                            loop.call_exception_handler({"message": f"{callback!r} failed", "exception": error})
+                if task.done():
+                    break
+                if self.sends:
+                    self.number_sends(self.sends)
+                replay = self.replay
+                if replay is None or replay.position == replay.total:
+                    break
+                self._hand_over(replay.next_entry())
+        except NonDeterminismError as error:
+            mismatch = error
+        finally:
+            sys.set_asyncgen_hooks(*hooks)
+            _set_running_loop(outer)
+            self.driving = False
+        if mismatch is not None:
+            self.conclude(self.failed(mismatch))
+        elif task.done():
+            self._end(task)
+        elif replay is None or not replay.commands:
+            self.conclude(self.failed(WorkflowStuck(_stuck_text(task))))
+        else:
+            if replay.fresh:
+                self._begin_fresh(replay.fresh)
+            if self.busy == 0:
+                self.waiting_since = self.host.clock.monotonic()
+
+    def _begin_fresh(self, fresh: list[Any]) -> None:
+        assert self.replay is not None
+        self.replay.fresh = []
+        self.driving = True  # a host that answers at once must not re-enter
+        try:
+            for command in fresh:
+                if command.phase == ISSUED and not self.stopped:
+                    command.begin()
+        finally:
+            self.driving = False
+
+    def _interrupted(self, error: BaseException) -> None:
+        """``SystemExit`` is the failure of the task that raised it, as asyncio keeps it; Ctrl-C is for the process."""
+        if isinstance(error, KeyboardInterrupt):
+            self.host.loop.call_soon(self.drop)
+            raise error
+
+    def _end(self, task: Task[Any]) -> None:
+        """The code has ended."""
+        try:
+            if self.replay is not None:
+                self.replay.check_leftovers()
+            value = task.result()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever left the workflow is its outcome
+            self.conclude(self.failed(error))
+        else:
+            self.conclude(self.succeeded(value))
+
+    # The end
+
+    def drop(self) -> None:
+        if self.outcome is None and not self.stopped:
+            self.release()
+
+    def release(self) -> None:
+        super().release()
+        self.waits = None
+        self.replay = None
+        loop = self.loop
+        loop.stopped = True
+        task, self.task = self.task, None
+        tasks, loop.tasks = loop.tasks, []
+        if task is not None and not task.done():
+            tasks.insert(0, task)
+        if any(not kept.done() for kept in tasks):
+            _close(loop, [kept for kept in tasks if not kept.done()])
+        loop.ready.clear()
+        # Breaks the cycle, so that thousands of ended runs are no work for the garbage collector. Nobody asks for it
+        # again: whatever would checks `stopped` first.
+        del self.loop
+
+
+def _close(loop: WorkflowLoop, tasks: list[Any]) -> None:
+    """Close what the tasks run, without a word and without effect: whatever it asks for on its way out is refused."""
+    outer = _get_running_loop()
+    _set_running_loop(loop)
+    unawaited = _warnings._warn_unawaited_coroutine
+    try:
+        # Coroutines that the code made and had not awaited yet go with it; that is no mistake of the user's.
+        _warnings._warn_unawaited_coroutine = _ignore
+        for task in tasks:
+            task._log_destroy_pending = False
+            _close_coroutine(task.get_coro())
+            # Lets go of the future that it waits for, and so of the cycle between them; callbacks are discarded.
+            task.cancel()
+    finally:
+        _warnings._warn_unawaited_coroutine = unawaited
+        loop.ready.clear()
+        _set_running_loop(outer)
+
+
+def _close_coroutine(coroutine: Any) -> None:
+    for _ in range(_CLOSE_TRIES):
+        try:
+            coroutine.close()
+        except RuntimeError as error:
+            if "ignored GeneratorExit" in str(error):
+                continue  # it awaited on; close it at that point
+            return
+        except BaseException:  # noqa: BLE001 - what unwinding raises has no one to go to
+            return
+        return
+
+
+def _ignore(_coroutine: Any) -> None:
+    pass
+
+
+def _stuck_text(task: Task[Any]) -> str:
+    frames = task.get_stack()
+    where = ""
+    if frames:
+        frame = frames[-1]
+        where = f" at {frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_qualname}"
+    return f"the workflow waits{where}, and no step, timer, message or child is under way that could wake it"

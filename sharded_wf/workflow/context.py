@@ -1,0 +1,112 @@
+"""What running code may ask about itself: ``current()``.
+
+A workflow's code is found by the loop that runs it, which costs nothing until somebody asks; steps, and ``def``
+workflows, which run elsewhere, by a context variable.
+"""
+
+from __future__ import annotations
+
+import logging
+from asyncio import _get_running_loop  # the one call that answers without raising where no loop runs
+from collections.abc import MutableMapping
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+from sharded_wf.errors import OutsideWorkflow
+from sharded_wf.workflow.loop import WorkflowLoop
+
+_log = logging.getLogger("sharded_wf.workflow")
+
+
+class Context:
+    """Where the code that asked is running. Made by :func:`current`."""
+
+    __slots__ = ("_idempotency_key", "_replaying", "attempt", "state", "step", "workflow_id", "workflow_name")
+
+    def __init__(
+        self,
+        workflow_id: str,
+        workflow_name: str,
+        attempt: int,
+        state: Any,
+        step: str | None = None,
+        idempotency_key: str | None = None,
+        replaying: Replaying | None = None,
+    ) -> None:
+        self.workflow_id = workflow_id
+        """The workflow's ID; empty in a step that was called outside any workflow."""
+        self.workflow_name = workflow_name
+        """The workflow's name, ``app/function``."""
+        self.attempt = attempt
+        """In a step, which attempt of the step this is; in a workflow, how often it has been taken up. 1, 2, 3 …"""
+        self.state: Any = state
+        """What the app's lifespan yielded in this process, or ``None``."""
+        self.step = step
+        """The name of the step that runs, or ``None`` in a workflow's own code."""
+        self._idempotency_key = idempotency_key
+        self._replaying = replaying
+
+    @property
+    def idempotency_key(self) -> str:
+        """32 hexadecimal digits, the same in every attempt of this call of the step and in no other.
+
+        Raises :class:`OutsideWorkflow` in a workflow's own code: effects belong into steps.
+        """
+        if self._idempotency_key is None:
+            raise OutsideWorkflow("only a step has an idempotency key: put the effect into a step")
+        return self._idempotency_key
+
+    @property
+    def logger(self) -> logging.LoggerAdapter[logging.Logger]:
+        """Logs with the workflow's ID, and says nothing while the workflow's code replays what it did before."""
+        return _WorkflowLogger(self)
+
+    @property
+    def is_replaying(self) -> bool:
+        """Whether recorded results are still being handed back. For logs and metrics; never branch on it."""
+        return self._replaying is not None and self._replaying()
+
+
+class Replaying(Protocol):
+    """Tells whether recorded results are still being handed back."""
+
+    def __call__(self) -> bool: ...
+
+
+class _WorkflowLogger(logging.LoggerAdapter[logging.Logger]):
+    def __init__(self, context: Context) -> None:
+        extra: dict[str, object] = {"workflow_id": context.workflow_id, "workflow_name": context.workflow_name}
+        if context.step is not None:
+            extra["step"] = context.step
+        super().__init__(_log, extra)
+        self._context = context
+
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - logging's own name
+        return not self._context.is_replaying and super().isEnabledFor(level)
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
+        return f"[{self._context.workflow_id}] {msg}", kwargs
+
+
+class Scope(Protocol):
+    """What stands in the context variable: a running step, or a ``def`` workflow."""
+
+    def context(self) -> Context: ...
+
+
+scope: ContextVar[Scope] = ContextVar("sharded_wf_scope")
+
+
+def current() -> Context:
+    """What runs here: the workflow's ID, the attempt, the logger, the lifespan's state; in a step, its idempotency key.
+
+    Raises :class:`OutsideWorkflow` where neither a workflow nor a step runs.
+    """
+    loop = _get_running_loop()
+    if type(loop) is WorkflowLoop:
+        return loop.run.context()
+    running = scope.get(None)
+    if running is None:
+        raise OutsideWorkflow("current() was called where neither a workflow nor a step runs")
+    return running.context()

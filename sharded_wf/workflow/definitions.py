@@ -1,0 +1,336 @@
+"""Steps and workflows as the decorators make them: callables that keep their function's own meaning outside a
+workflow."""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import _get_running_loop
+from collections.abc import Callable, Coroutine
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+from uuid import uuid4
+
+import mmh3
+import msgspec
+
+from sharded_wf.clock import Microseconds, seconds_of
+from sharded_wf.errors import DefinitionError, LimitExceeded
+from sharded_wf.limits import ID_LENGTH_MAX_BYTES
+from sharded_wf.model.history import History
+from sharded_wf.model.workflow import Start
+from sharded_wf.serialization.arguments import ArgumentsCodec
+from sharded_wf.serialization.values import ValueCodec
+from sharded_wf.workflow.async_run import AsyncRun
+from sharded_wf.workflow.context import Context, scope
+from sharded_wf.workflow.durability import not_durable
+from sharded_wf.workflow.host import Host, Run
+from sharded_wf.workflow.loop import WorkflowLoop
+from sharded_wf.workflow.retry import ONCE, Retry
+from sharded_wf.workflow.signatures import Signature
+from sharded_wf.workflow.stop import RunDropped
+from sharded_wf.workflow.thread_run import ThreadRun, thread_run_here
+
+if TYPE_CHECKING:
+    from sharded_wf.workflow.app import App
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Bound(msgspec.Struct, Generic[R_co], frozen=True):
+    """A workflow with its arguments, ready to be started; what ``fn.bind(...)`` returns. It can't change.
+
+    ``input`` is the arguments as JSON text; ``result`` reads the result back, so a handle to it is typed.
+    """
+
+    name: str
+    capability: str
+    queue: str
+    input: bytes
+    result: ValueCodec[R_co]
+
+
+class Definition(Generic[P, R]):
+    """What steps and workflows share: a function, the name it is known by, and how its values are stored."""
+
+    is_async: bool
+
+    def __init__(self, app: App, function: Callable[..., Any], name: str, namespace: dict[str, Any] | None) -> None:
+        self.app = app
+        self.function = function
+        self.name = name
+        self.seed = mmh3.hash(name, signed=False)
+        self._signature = Signature(function, name, namespace)
+        self.__name__ = function.__name__
+        self.__qualname__ = function.__qualname__
+        self.__module__ = function.__module__
+        self.__doc__ = function.__doc__
+        self.__wrapped__ = function
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
+
+    def __get__(self, owner: object, kind: type | None = None) -> Any:
+        if owner is None:
+            return self
+        raise DefinitionError(f"{self.name} is no method: {type(owner).__qualname__} objects can't be stored")
+
+    def check(self) -> None:
+        """Resolve the annotations. Raises :class:`DefinitionError` if one names nothing, or JSON can't hold it."""
+        _ = self.arguments, self.result
+
+    # Computed once, on first use (not with cached_property, which locks on 3.11)
+
+    _TYPED_ARGUMENTS = True
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute == "arguments":
+            hints = self._signature.hints if self._TYPED_ARGUMENTS else {}
+            value: Any = ArgumentsCodec(self.function, hints, self.name, typed=self._TYPED_ARGUMENTS)
+        elif attribute == "result":
+            value = ValueCodec(self._signature.result, f"the result of {self.name}")
+        else:
+            raise AttributeError(attribute)
+        setattr(self, attribute, value)
+        return value
+
+    if TYPE_CHECKING:
+        arguments: ArgumentsCodec
+        result: ValueCodec[R]
+
+
+class StepDefinition(Definition[P, R]):
+    """A step: what is recorded, so that it need not be done again."""
+
+    _TYPED_ARGUMENTS = False
+
+    def __init__(
+        self,
+        app: App,
+        function: Callable[..., Any],
+        name: str,
+        namespace: dict[str, Any] | None,
+        retry: Retry | None,
+        timeout: timedelta | float | None,
+    ) -> None:
+        super().__init__(app, function, name, namespace)
+        self.retry = ONCE if retry is None else retry
+        self.timeout_seconds = None if timeout is None else seconds_of(timeout)
+        if self.timeout_seconds is not None and not self.timeout_seconds > 0:
+            raise DefinitionError(f"step {name!r}: timeout={timeout!r}: more than 0 seconds, or None")
+
+
+class _Alone:
+    """A step that was called outside any workflow."""
+
+    __slots__ = ("_key", "_step")
+
+    def __init__(self, step: str) -> None:
+        self._step = step
+        self._key = uuid4().hex
+
+    def context(self) -> Context:
+        return Context("", "", 1, None, self._step, self._key)
+
+
+class AsyncStep(StepDefinition[P, R]):
+    """An ``async def`` step. Awaited in a workflow it is recorded; anywhere else it is just its function."""
+
+    is_async = True
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """The step as a coroutine; nothing happens before it is awaited."""
+        loop = _get_running_loop()
+        if type(loop) is WorkflowLoop:
+            return self._recorded(loop.run, args, kwargs)
+        running = scope.get(None)
+        if running is None:
+            return self._alone(args, kwargs)
+        if type(running) is ThreadRun:
+            raise not_durable(f"awaiting in a def workflow: step {self.name!r}", f"call {self.__name__}.blocking(...)")
+        function: Callable[..., Coroutine[Any, Any, R]] = self.function
+        return function(*args, **kwargs)
+
+    def blocking(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """The form for ``def`` workflows: run the step on the event loop and wait for its result.
+
+        Raises what the step raises; outside a ``def`` workflow, :class:`NotDurableError`.
+        """
+        run = thread_run_here()
+        if run is None:
+            raise not_durable(f"{self.__name__}.blocking(...) outside a def workflow", f"await {self.__name__}(...)")
+        result: R = run.issue_step(self, args, kwargs)
+        return result
+
+    async def _recorded(self, run: AsyncRun, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        command = run.issue_step(self, args, kwargs)
+        try:
+            return await command.future
+        except asyncio.CancelledError:
+            command.abandon()
+            raise
+
+    async def _alone(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        token = scope.set(_Alone(self.name))
+        try:
+            return await self.function(*args, **kwargs)
+        finally:
+            scope.reset(token)
+
+
+class SyncStep(StepDefinition[P, R]):
+    """A ``def`` step. Called in a ``def`` workflow it is recorded; an async workflow awaits :meth:`in_thread`."""
+
+    is_async = False
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the step. Raises :class:`NotDurableError` in an async workflow, which it would block."""
+        if type(_get_running_loop()) is WorkflowLoop:
+            raise not_durable(f"calling def step {self.name!r} directly", f"write await {self.__name__}.in_thread(...)")
+        running = scope.get(None)
+        result: R
+        if type(running) is ThreadRun:
+            result = running.issue_step(self, args, kwargs)
+            return result
+        if running is not None:
+            result = self.function(*args, **kwargs)
+            return result
+        token = scope.set(_Alone(self.name))
+        try:
+            result = self.function(*args, **kwargs)
+            return result
+        finally:
+            scope.reset(token)
+
+    async def in_thread(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """The form for async code: run the step in a thread; in a workflow it is recorded.
+
+        A timeout can't stop a thread: the attempt has failed, and what it returns later is ignored.
+        """
+        loop = _get_running_loop()
+        if type(loop) is not WorkflowLoop:
+            return await asyncio.to_thread(self, *args, **kwargs)
+        command = loop.run.issue_step(self, args, kwargs)
+        try:
+            result: R = await command.future
+            return result
+        except asyncio.CancelledError:
+            command.abandon()
+            raise
+
+
+class WorkflowDefinition(Definition[P, R]):
+    """A workflow: code that can be replayed from its history."""
+
+    run_class: type[AsyncRun] | type[ThreadRun]
+
+    def __init__(
+        self, app: App, function: Callable[..., Any], name: str, namespace: dict[str, Any] | None, queue: str
+    ) -> None:
+        super().__init__(app, function, name, namespace)
+        self.short_name = name.partition("/")[2]
+        self.queue = queue
+
+    def bind(self, *args: P.args, **kwargs: P.kwargs) -> Bound[R]:
+        """The workflow with its arguments, to be given to ``client.start``.
+
+        Raises ``TypeError`` if they don't fit the signature, :class:`UnstorableValue` or :class:`StoredValueMismatch`
+        if one can't be stored as it is.
+        """
+        return Bound(self.name, self.app.capability, self.queue, self.arguments.encode(args, kwargs), self.result)
+
+    def new_run(
+        self,
+        host: Host,
+        workflow_id: str,
+        input: bytes,
+        history: History,
+        started_at: Microseconds,
+        attempt: int,
+    ) -> Run:
+        """A run of this workflow on ``host``, not yet started. ``attempt`` counts how often it has been taken up, from
+        1."""
+        return self.run_class(self, host, workflow_id, input, history, started_at, attempt)
+
+    def _child(self, run: AsyncRun | ThreadRun, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Start, int]:
+        data = self.arguments.encode(args, kwargs)
+        counts = run.some_waits().child_counts
+        counts[self.name] = number = counts.get(self.name, 0) + 1
+        child_id = f"{run.id}/{self.short_name}-{number}"
+        if len(child_id.encode()) > ID_LENGTH_MAX_BYTES:
+            raise LimitExceeded(f"the child's ID {child_id!r} is longer than {ID_LENGTH_MAX_BYTES} bytes")
+        start = Start(child_id, self.name, self.app.capability, self.queue, 0, data, None, run.id)
+        return start, mmh3.hash64(data, self.seed)[0]
+
+    async def _as_child(self, run: AsyncRun, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if run.stopped:
+            raise RunDropped
+        start, base = self._child(run, args, kwargs)
+        command = run.issue_child(start, base, self.result)
+        try:
+            return await command.future
+        except asyncio.CancelledError:
+            command.abandon()
+            raise
+
+
+class AsyncWorkflow(WorkflowDefinition[P, R]):
+    """An ``async def`` workflow. Awaited in another workflow it is a child; anywhere else it is just its function."""
+
+    is_async = True
+    run_class = AsyncRun
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """The workflow as a coroutine; nothing happens before it is awaited."""
+        loop = _get_running_loop()
+        if type(loop) is WorkflowLoop:
+            return self._as_child(loop.run, args, kwargs)
+        if thread_run_here() is not None:
+            raise not_durable(f"awaiting in a def workflow: {self.name!r}", f"call {self.__name__}.blocking(...)")
+        function: Callable[..., Coroutine[Any, Any, R]] = self.function
+        return function(*args, **kwargs)
+
+    def blocking(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """The form for ``def`` workflows: run it as a child and wait for its result.
+
+        Raises what the child raised; outside a ``def`` workflow, :class:`NotDurableError`.
+        """
+        run = thread_run_here()
+        if run is None:
+            raise not_durable(f"{self.__name__}.blocking(...) outside a def workflow", f"await {self.__name__}(...)")
+        start, base = self._child(run, args, kwargs)
+        result: R = run.call_child(start, base, self.result)
+        return result
+
+
+class SyncWorkflow(WorkflowDefinition[P, R]):
+    """A ``def`` workflow, which runs in a thread. Called in another one it is a child; an async workflow awaits
+    :meth:`in_thread`; anywhere else it is just its function.
+
+    When it is cancelled, the blocking call that it waits in, or the next, raises ``asyncio.CancelledError``.
+    """
+
+    is_async = False
+    run_class = ThreadRun
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call it. Raises :class:`NotDurableError` in an async workflow, which it would block."""
+        if type(_get_running_loop()) is WorkflowLoop:
+            raise not_durable(f"calling def workflow {self.name!r}", f"write await {self.__name__}.in_thread(...)")
+        run = thread_run_here()
+        result: R
+        if run is None:
+            result = self.function(*args, **kwargs)
+        else:
+            start, base = self._child(run, args, kwargs)
+            result = run.call_child(start, base, self.result)
+        return result
+
+    async def in_thread(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """The form for async code: in a workflow, a child; anywhere else, the function in a thread."""
+        loop = _get_running_loop()
+        if type(loop) is not WorkflowLoop:
+            return await asyncio.to_thread(self, *args, **kwargs)
+        result: R = await self._as_child(loop.run, args, kwargs)
+        return result

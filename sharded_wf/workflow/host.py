@@ -1,0 +1,124 @@
+"""The seam between a workflow's code and whatever makes its results durable.
+
+The Python wing decides, the host does I/O: a run asks its host to make things durable, and the host calls the run back
+when they are. The executor is the host in production; a test can be one with a dict. All of it happens on one thread,
+the host's event loop: a host calls a run only from there, and is called only there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from typing import Any, Protocol
+
+import msgspec
+
+from sharded_wf.clock import Clock, Microseconds
+from sharded_wf.model.history import Entry, FailedAttempt
+from sharded_wf.model.workflow import Message, Outcome, Start
+
+
+class Host(Protocol):
+    """What a run needs of the process that runs it. No method may block; answers come by the run's own methods."""
+
+    clock: Clock
+    loop: asyncio.AbstractEventLoop
+    """The process's own event loop, on which steps run."""
+    threads: Executor
+    """Where plain ``def`` functions run."""
+    state: object
+    """What the app's lifespan yielded, or ``None``."""
+
+    def record(self, run: Run, entry: Entry, consumed: Message | None = None, outbox: Message | None = None) -> None:
+        """Make ``entry`` durable, in one transaction with the deletion of ``consumed`` from the mailbox and the
+        insertion of ``outbox``; then call ``run.deliver(entry)``. Of one run, in the order of the calls."""
+        ...
+
+    def record_attempt(self, run: Run, attempt: FailedAttempt) -> None:
+        """Make a failed attempt durable; then call ``run.attempt_recorded(attempt)``."""
+        ...
+
+    def start_child(self, run: Run, start: Start) -> None:
+        """Start another workflow, once however often it is asked; then call ``run.child_started(start.id)``, or
+        ``run.child_refused(start.id, error)`` if it can never be started."""
+        ...
+
+    def send(self, run: Run, place: int, message: Message) -> None:
+        """Deliver a message, once however often it is asked; then call ``run.acknowledge_send(place, ...)``."""
+        ...
+
+    def expect_messages(self, run: Run) -> None:
+        """The run began to wait for a message: look what its mailbox holds and ``run.offer`` it. May be called
+        often."""
+        ...
+
+    def finish(self, run: Run, outcome: Outcome) -> None:
+        """The run has its outcome; it asks for nothing more."""
+        ...
+
+
+class Waiting(msgspec.Struct, frozen=True, gc=False):
+    """A run that only waits: for a deadline, a message or a child. It may be parked."""
+
+    since: float
+    """When it began to wait, on the host's monotonic clock, in seconds."""
+    deadline_us: Microseconds | None
+    """The earliest wall time at which something is due, or ``None`` if only others can wake it."""
+
+
+class Run(ABC):
+    """One workflow in memory: its code, what it has lived through, and what it waits for.
+
+    Made by ``definition.new_run(host, workflow_id, input, history, started_at, attempt)``. Every method is called on
+    the host's loop, from a plain callback; called from inside a task, it puts itself off to the next callback.
+    """
+
+    __slots__ = ("claim", "definition", "id", "outcome")
+
+    id: str
+    """The workflow's ID."""
+    definition: Any
+    """The workflow definition that made this run."""
+    claim: object
+    """The host's own: whatever it wants to remember of this run."""
+    outcome: Outcome | None
+    """How it ended, or ``None``."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Replay the history and go on from there until everything waits."""
+
+    @abstractmethod
+    def deliver(self, entry: Entry) -> None:
+        """An entry given to ``Host.record`` is durable: hand its result to the code."""
+
+    @abstractmethod
+    def attempt_recorded(self, attempt: FailedAttempt) -> None:
+        """A failed attempt is durable: wait until ``retry_at``, then make the next."""
+
+    @abstractmethod
+    def offer(self, messages: Sequence[Message]) -> None:
+        """Messages of this workflow's mailbox, in the order of the mailbox. Offering one again does no harm."""
+
+    @abstractmethod
+    def acknowledge_send(self, place: int, outbox: Message | None = None, error: BaseException | None = None) -> None:
+        """A message has been delivered; or, with ``outbox``, is to be recorded there for the relay; or failed for
+        good."""
+
+    @abstractmethod
+    def child_started(self, child_id: str) -> None:
+        """A child exists; its outcome will come as a message."""
+
+    @abstractmethod
+    def child_refused(self, child_id: str, error: BaseException) -> None:
+        """A child can never be started; the code gets ``error`` at its call."""
+
+    @abstractmethod
+    def drop(self) -> None:
+        """Forget the run without an outcome (parked, drained, lease lost): nothing more reaches the host."""
+
+    @abstractmethod
+    def waiting(self) -> Waiting | None:
+        """What it waits for, or ``None`` if it can't be parked now: a step runs, or something is being recorded."""

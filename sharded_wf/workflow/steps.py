@@ -1,0 +1,320 @@
+"""Running a step: on the host's loop if it is ``async def``, in a thread if it is ``def``; its attempts, its timeout,
+and the recording of what came out.
+
+A step runs only when nothing is recorded of it. What the code receives is what will be read back on replay: the result
+goes through JSON, an error through its stored form. Arguments are copied first (unless they are of types that can't
+change), so that a step which changes them does not change the workflow's own: on replay it would not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import hashlib
+import threading
+from asyncio import Task
+from contextvars import Context as VariableContext
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any
+
+from sharded_wf.clock import Microseconds
+from sharded_wf.model.history import Entry, EntryKind, FailedAttempt
+from sharded_wf.serialization.exceptions import decode_error, encode_error
+from sharded_wf.workflow.commands import NULL, Answer
+from sharded_wf.workflow.context import Context, scope
+from sharded_wf.workflow.replay import ENDED, ISSUED, LIVE, RECORDING
+
+if TYPE_CHECKING:
+    from sharded_wf.workflow.definitions import StepDefinition
+    from sharded_wf.workflow.run import WorkflowRun
+
+UNCHANGEABLE = frozenset({str, int, float, bool, bytes, type(None)})
+"""Exact types of arguments that need no copy."""
+_NO_VALUE: Any = object()
+STRAY_CANCEL_SECONDS = 1.0
+"""How long a step that was cancelled from elsewhere is given before that counts as its failure."""
+
+
+class StepCommand:
+    """One call of a step by a workflow's code."""
+
+    __slots__ = (
+        "args",
+        "attempt",
+        "fingerprint",
+        "future",
+        "kwargs",
+        "name",
+        "phase",
+        "place",
+        "retry_timer",
+        "run",
+        "running",
+        "started_at",
+        "step",
+        "timeout_timer",
+        "value",
+        "variables",
+    )
+    kind = EntryKind.STEP
+    place: int
+    fingerprint: int
+    phase: int
+    attempt: int
+    started_at: Microseconds
+
+    def __init__(
+        self,
+        run: WorkflowRun,
+        step: StepDefinition[Any, Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        future: Answer,
+    ) -> None:
+        self.run = run
+        self.step = step
+        self.name = step.name
+        self.args = args
+        self.kwargs = kwargs
+        self.future: Any = future
+        self.attempt = 1
+        self.running: Any = None
+        self.value: Any = _NO_VALUE
+
+    def prepare(self) -> None:
+        """It will run: keep its arguments and context variables as they are now, when the code asked for it."""
+        self.variables: VariableContext = copy_context()
+        self.retry_timer: asyncio.TimerHandle | None = None
+        self.timeout_timer: asyncio.TimerHandle | None = None
+        if self.kwargs or not UNCHANGEABLE.issuperset(map(type, self.args)):
+            self.args, self.kwargs = self._copied()
+
+    def _copied(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        try:
+            return copy.deepcopy((self.args, self.kwargs))
+        except Exception:  # noqa: BLE001 - something like a lock or a client, which only makes sense as itself
+            return self.args, self.kwargs
+
+    def describe(self) -> str:
+        shown = [repr(value) for value in self.args] + [f"{key}={value!r}" for key, value in self.kwargs.items()]
+        return f"step {self.name!r} called with ({', '.join(shown)[:200]})"
+
+    # Scope: what `current()` finds in the step
+
+    def context(self) -> Context:
+        run = self.run
+        return Context(run.id, run.definition.name, self.attempt, run.host.state, self.name, self.idempotency_key())
+
+    def idempotency_key(self) -> str:
+        """The same in every attempt of this call and in no other: from the workflow, the step, the arguments and their
+        occurrence (which the fingerprint holds)."""
+        text = f"{self.run.id}\0{self.name}\0{self.fingerprint}"
+        return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+    # Attempts
+
+    def begin(self) -> None:
+        self.phase = LIVE
+        failed = self.run.last_attempt(self.place)
+        if failed is None:
+            self.launch()
+        else:
+            self.attempt = failed.attempt + 1
+            self._launch_at(failed.retry_at)
+
+    def _launch_at(self, when: Microseconds) -> None:
+        delay_us = when - self.run.host.clock.now_us()
+        if delay_us <= 0:
+            self.launch()
+        else:
+            self.run.await_retry(self, when)
+            self.retry_timer = self.run.host.loop.call_later(delay_us / 1_000_000, self._retry_due)
+
+    def _retry_due(self) -> None:
+        self.retry_timer = None
+        self.run.retry_begins(self)
+        self.launch()
+
+    def launch(self) -> None:
+        """Make the next attempt."""
+        run = self.run
+        host = run.host
+        run.busy += 1
+        self.started_at = host.clock.now_us()
+        # Attempts that may overlap (a thread can't be stopped) need a copy each: a context is entered by one at a time.
+        variables = self.variables if self.step.retry.attempts == 1 else self.variables.copy()
+        variables.run(scope.set, self)
+        if self.step.is_async:
+            self.running = Task(_attempt(self), loop=host.loop, name=self.name, context=variables)
+            return
+        if self.step.timeout_seconds is not None:
+            self.timeout_timer = host.loop.call_later(self.step.timeout_seconds, self._timed_out, self.attempt)
+        self.running = run.run_in_thread(self, variables)
+
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments for one attempt; if there may be more, each gets its own copy."""
+        if self.step.retry.attempts == 1:
+            return self.args, self.kwargs
+        return self._copied()
+
+    def run_here(self, variables: VariableContext) -> tuple[bool, Any]:
+        """Call a ``def`` step in this thread: whether it succeeded, and its result or error."""
+        args, kwargs = self.arguments()
+        try:
+            return True, variables.run(self.step.function, *args, **kwargs)
+        except BaseException as error:  # noqa: BLE001 - whatever it raised is its result
+            return False, error
+
+    def run_and_report(self, variables: VariableContext) -> None:
+        """Call a ``def`` step in a thread of its own or of the pool; the outcome goes to the host's loop."""
+        attempt = self.attempt
+        succeeded, result = self.run_here(variables)
+        try:
+            self.run.host.loop.call_soon_threadsafe(self.report, attempt, succeeded, result)
+        except RuntimeError:  # the loop has been closed meanwhile
+            return
+
+    def report(self, attempt: int, succeeded: bool, result: Any) -> None:
+        """A thread has done attempt number ``attempt``; too late, if that timed out or nobody wants it any more."""
+        if self.phase != LIVE or attempt != self.attempt or self.run.stopped:
+            return
+        if self.timeout_timer is not None:
+            self.timeout_timer.cancel()
+            self.timeout_timer = None
+        if succeeded:
+            self.succeed(result)
+        else:
+            self.fail(result)
+
+    def _timed_out(self, attempt: int) -> None:
+        self.report(attempt, False, TimeoutError(self.timeout_text()))
+
+    def timeout_text(self) -> str:
+        return f"step {self.name!r} took longer than {self.step.timeout_seconds:g} s"
+
+    def succeed(self, result: Any) -> None:
+        """An attempt returned ``result``: have it recorded."""
+        run = self.run
+        try:
+            output, self.value = self.step.result.store(result)
+        except Exception as error:  # noqa: BLE001 - a value without a JSON form, or whose own methods fail
+            self.fail(error)
+            return
+        self.phase = RECORDING
+        run.busy -= 1
+        self.running = None
+        run.record(self, output, None, self.started_at, run.host.clock.now_us())
+
+    def fail(self, error: BaseException) -> None:
+        """An attempt raised ``error``: have it recorded, as one of several or as the end."""
+        run = self.run
+        run.busy -= 1
+        self.running = None
+        now_us = run.host.clock.now_us()
+        text = encode_error(error)
+        # Only an Exception is tried again: a SystemExit was meant.
+        if isinstance(error, (Exception, asyncio.CancelledError)) and self.step.retry.allows(self.attempt, error):
+            retry_at = now_us + self.step.retry.delay_us(self.attempt)
+            run.record_attempt(FailedAttempt(self.place, self.attempt, text, self.started_at, now_us, retry_at))
+            return
+        self.phase = RECORDING
+        run.record(self, None, text, self.started_at, now_us)
+
+    def attempt_recorded(self, attempt: FailedAttempt) -> None:
+        """The failed attempt is durable: the next may follow."""
+        if self.phase == LIVE:
+            self.attempt = attempt.attempt + 1
+            self._launch_at(attempt.retry_at)
+
+    # The end
+
+    def deliver(self, entry: Entry) -> None:
+        self.phase = ENDED
+        future = self.future
+        if future.done():
+            return
+        if entry.error is not None:
+            future.set_exception(decode_error(entry.error))
+        elif self.value is not _NO_VALUE:
+            future.set_result(self.value)
+        else:
+            try:
+                value = self.step.result.decode(entry.output or NULL)
+            except Exception as error:  # noqa: BLE001 - StoredValueMismatch, or what a user's own class raises
+                future.set_exception(error)
+            else:
+                future.set_result(value)
+
+    def abandon(self) -> None:
+        """The code gave it up: stop it if it runs, and record nothing."""
+        if self.phase == LIVE:
+            self.stop()
+            self.run.forget(self)
+        elif self.phase == ISSUED:
+            self.run.forget(self)
+
+    def stop(self) -> None:
+        """Stop what runs. A ``def`` step can't be stopped; its result is ignored."""
+        running, self.running = self.running, None
+        if self.retry_timer is not None:
+            self.retry_timer.cancel()
+            self.retry_timer = None
+            self.run.retry_begins(self)
+        if self.timeout_timer is not None:
+            self.timeout_timer.cancel()
+            self.timeout_timer = None
+        if running is not None:
+            self.phase = ENDED
+            self.run.busy -= 1
+            running.cancel()
+
+
+async def _attempt(command: StepCommand) -> None:
+    """One attempt of an ``async def`` step, as a task of the host's loop."""
+    args, kwargs = command.arguments()
+    step = command.step
+    try:
+        if step.timeout_seconds is None:
+            result = await step.function(*args, **kwargs)
+        else:
+            result = await _with_timeout(command, step.function(*args, **kwargs), step.timeout_seconds)
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling() == 0:
+            command.report(command.attempt, False, error)
+            return
+        # Cancelled by neither the workflow nor the step: probably the whole process is going down, which is no result.
+        command.run.host.loop.call_later(STRAY_CANCEL_SECONDS, command.report, command.attempt, False, error)
+        raise
+    except BaseException as error:  # noqa: BLE001 - whatever it raised is its result
+        if command.phase == LIVE and not command.run.stopped:
+            command.fail(error)
+    else:
+        if command.phase == LIVE and not command.run.stopped:
+            command.succeed(result)
+
+
+async def _with_timeout(command: StepCommand, body: Any, seconds: float) -> Any:
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            return await body
+    except TimeoutError:
+        if limit.expired():
+            raise TimeoutError(command.timeout_text()) from None
+        raise
+
+
+class OwnThread:
+    """Runs a ``def`` step in a thread of its own; looks like the future of a pool."""
+
+    __slots__ = ()
+
+    def __init__(self, command: StepCommand, variables: VariableContext) -> None:
+        threading.Thread(target=command.run_and_report, args=(variables,), name=command.name, daemon=True).start()
+
+    def cancel(self) -> bool:
+        """It can't be stopped."""
+        return False

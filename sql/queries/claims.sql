@@ -1,0 +1,84 @@
+-- Taking work from the queue, and giving it back.
+--
+-- A lane is what one claim can take: a capability (of an app, or an app at a version), a queue, a priority. Work that ran
+-- before stands in lanes of its own, so that old work is never found behind a low-water mark: '~' before the capability
+-- marks work that was parked, given back or taken over, '!' suspects, which ran when their executor died, more than once.
+
+-- name: claim
+-- Take up to $5 workflows of one lane, oldest first from the low-water mark $4 on, for the lease $7 under the claim $6.
+-- The ctid array makes the limit exact: `in (select ... limit n for update skip locked)` can take more.
+with taken as (
+    delete from {slot}.ready
+    where ctid = any(array(
+        select ctid from {slot}.ready
+        where capability = $1 and queue = $2 and priority = $3::smallint and enqueued_at >= $4::timestamptz
+        order by capability, queue, priority, enqueued_at, id
+        limit $5::int for update skip locked))
+    returning id, enqueued_at),
+claimed as (
+    update {slot}.workflow w
+    set status = 1, claim_id = $6::uuid, claims = least(w.claims, 32766) + 1, started_at = coalesce(w.started_at, $8::timestamptz)
+    from taken t where w.id = t.id
+    returning w.id, w.name, w.claims, w.deaths, w.started_at, w.parent_id, t.enqueued_at,
+        case when w.input is null then (select i.value from {slot}.input i where i.workflow_id = w.id) else w.input end as input),
+noted as (
+    insert into {slot}.claim (id, lease_id, claimed_at, workflow_ids)
+    select $6::uuid, $7::uuid, $8::timestamptz, array_agg(id) from claimed having count(*) > 0)
+select id, name, input, claims, deaths, started_at, parent_id, enqueued_at from claimed
+
+-- name: read_claim
+-- After an answer that was lost: what this claim holds, in the columns of `claim`.
+select w.id, w.name, coalesce(w.input, i.value), w.claims, w.deaths, w.started_at, w.parent_id, w.created_at
+from {slot}.claim c cross join unnest(c.workflow_ids) held (id)
+join {slot}.workflow w on w.id = held.id and w.claim_id = c.id and w.status = 1
+left join {slot}.input i on i.workflow_id = w.id and w.input is null
+where c.id = $1::uuid
+
+-- name: release_claims
+-- Claims whose last workflow has left.
+delete from {slot}.claim where id = any($1::uuid[])
+
+-- name: give_back
+-- Unfinished workflows of a draining executor go back to the queue.
+with given as (
+    update {slot}.workflow w set status = 0, claim_id = null
+    from unnest($1::text[], $2::uuid[]) u (id, claim_id)
+    where w.id = u.id and w.claim_id = u.claim_id and w.status = 1
+    returning w.capability, w.queue, w.priority, w.id, w.deaths)
+insert into {slot}.ready (capability, queue, priority, enqueued_at, id)
+select case when deaths > 1 then '!' else '~' end || capability, queue, priority, $3::timestamptz, id from given
+
+-- name: read_orphans
+-- What claims hold whose lease is gone, with how often each workflow has died without progress since it last made any. A
+-- claim that holds nothing any more comes back with a null workflow. Bounded: call again until nothing comes.
+select c.id, w.id, w.deaths, w.parent_id,
+    exists (select from {slot}.step s where s.workflow_id = w.id and s.completed_at >= c.claimed_at)
+    or exists (select from {slot}.attempt a where a.workflow_id = w.id and a.failed_at >= c.claimed_at)
+from (select * from {slot}.claim c
+      where not exists (select from {control}.lease l where l.id = c.lease_id)
+      order by c.id limit 20) c
+left join lateral (
+    select w.id, w.deaths, w.parent_id from unnest(c.workflow_ids) held (id)
+    join {slot}.workflow w on w.id = held.id and w.claim_id = c.id and w.status = 1) w on true
+order by w.id
+
+-- name: take_over
+-- Back to the queue. Two takeovers at once are harmless: the second finds the claim gone from the rows.
+with taken as (
+    update {slot}.workflow w set status = 0, claim_id = null, deaths = u.deaths
+    from unnest($1::text[], $2::uuid[], $3::smallint[]) u (id, claim_id, deaths)
+    where w.id = u.id and w.claim_id = u.claim_id and w.status = 1
+    returning w.capability, w.queue, w.priority, w.id, w.deaths)
+insert into {slot}.ready (capability, queue, priority, enqueued_at, id)
+select case when deaths > 1 then '!' else '~' end || capability, queue, priority, $4::timestamptz, id from taken
+
+-- name: reroute
+-- Workflows of a function that this executor's code does not have: into the lane of that very function, where executors
+-- that have it look too, and where everybody sees that nobody has it.
+with given as (
+    update {slot}.workflow w set status = 0, claim_id = null
+    from unnest($1::text[], $2::uuid[]) u (id, claim_id)
+    where w.id = u.id and w.claim_id = u.claim_id and w.status = 1
+    returning w.name, w.queue, w.priority, w.id)
+insert into {slot}.ready (capability, queue, priority, enqueued_at, id)
+select '~' || name, queue, priority, $3::timestamptz, id from given

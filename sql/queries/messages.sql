@@ -1,0 +1,62 @@
+-- Messages, and what wakes their receivers. Senders insert and never touch the receiver's row: no flush waits for a
+-- stranger's transaction. Rows go in in primary-key order.
+
+-- name: deliver_messages
+-- To workflows that exist and have not ended; a message that is already there, or was received, changes nothing.
+with arrived as (
+    insert into {slot}.message (workflow_id, topic, sender, seq, sent_at, payload)
+    select u.* from unnest($1::text[], $2::text[], $3::text[], $4::int[], $5::timestamptz[], $6::json[])
+        u (workflow_id, topic, sender, seq, sent_at, payload)
+    where exists (select from {slot}.workflow w where w.id = u.workflow_id and w.status < 3)
+    on conflict do nothing
+    returning workflow_id)
+insert into {slot}.wake (workflow_id, id) select distinct workflow_id, gen_random_uuid() from arrived
+
+-- name: read_messages
+select workflow_id, topic, sender, seq, sent_at, payload
+from {slot}.message where workflow_id = any($1::text[]) order by workflow_id, sent_at, sender, seq
+
+-- name: consume_messages
+delete from {slot}.message m
+using unnest($1::text[], $2::text[], $3::text[], $4::int[]) u (workflow_id, topic, sender, seq)
+where m.workflow_id = u.workflow_id and m.topic = u.topic and m.sender = u.sender and m.seq = u.seq
+
+-- name: read_wakes
+-- A bounded look, from where the last one ended.
+select workflow_id, id from {slot}.wake where workflow_id > $1 order by workflow_id, id limit $2::int
+
+-- name: forget_wakes
+-- By whoever acted on them.
+delete from {slot}.wake w using unnest($1::text[], $2::uuid[]) u (workflow_id, id)
+where w.workflow_id = u.workflow_id and w.id = u.id
+
+-- name: forget_idle_wakes
+-- Of workflows that have ended: nobody will ever act on these.
+delete from {slot}.wake k using {slot}.workflow w
+where k.workflow_id = any($1::text[]) and w.id = k.workflow_id and w.status >= 3
+
+-- name: wake_parked
+-- Parked workflows go back to the queue. Locks with SKIP LOCKED: a row that somebody holds is being parked or woken.
+with parked as (
+    select w.id from {slot}.workflow w
+    where w.id = any($1::text[]) and w.status = 2 order by w.id for update skip locked),
+woken as (
+    update {slot}.workflow w set status = 0 from parked where w.id = parked.id and w.status = 2
+    returning w.capability, w.queue, w.priority, w.id, w.deaths)
+insert into {slot}.ready (capability, queue, priority, enqueued_at, id)
+select case when deaths > 1 then '!' else '~' end || capability, queue, priority, $2::timestamptz, id from woken
+returning id
+
+-- name: fill_outbox
+insert into {slot}.outbox (receiver, topic, sender, seq, sent_at, payload)
+select * from unnest($1::text[], $2::text[], $3::text[], $4::int[], $5::timestamptz[], $6::json[])
+on conflict do nothing
+
+-- name: read_outbox
+select receiver, topic, sender, seq, sent_at, payload from {slot}.outbox
+where sent_at <= $1::timestamptz order by receiver, topic, sender, seq limit $2::int
+
+-- name: clear_outbox
+delete from {slot}.outbox o
+using unnest($1::text[], $2::text[], $3::text[], $4::int[]) u (receiver, topic, sender, seq)
+where o.receiver = u.receiver and o.topic = u.topic and o.sender = u.sender and o.seq = u.seq

@@ -1,0 +1,47 @@
+-- Starting workflows. Callers send the IDs of one statement in ascending order, so that two starts of the same IDs wait
+-- for each other and never deadlock. An ID that exists is left alone; `read_starts` tells what it is.
+
+-- name: save_inputs
+-- Large inputs, in the same transaction as the start and before it.
+insert into {slot}.input (workflow_id, value)
+select * from unnest($1::text[], $2::json[])
+on conflict do nothing
+
+-- name: start_inline
+-- Workflows alike in everything but ID and input: the common case, and the cheapest.
+with started as (
+    insert into {slot}.workflow (id, input, name, capability, queue, priority, parent_id, created_at, status)
+    select u.id, u.input, $3, $4, $5, $6::smallint, $7, $8::timestamptz, 0
+    from unnest($1::text[], $2::json[]) u (id, input)
+    on conflict (id) do nothing
+    returning id)
+insert into {slot}.ready (capability, queue, priority, enqueued_at, id)
+select $4, $5, $6::smallint, $8::timestamptz, id from started
+
+-- name: start_large
+-- The same for those whose input is in `input`.
+with started as (
+    insert into {slot}.workflow (id, name, capability, queue, priority, parent_id, created_at, status)
+    select u.id, $2, $3, $4, $5::smallint, $6, $7::timestamptz, 0
+    from unnest($1::text[]) u (id)
+    on conflict (id) do nothing
+    returning id)
+insert into {slot}.ready (capability, queue, priority, enqueued_at, id)
+select $3, $4, $5::smallint, $7::timestamptz, id from started
+
+-- name: start_delayed
+-- Not before a moment: parked from the beginning, with a timer. Inputs are in `input`.
+with started as (
+    insert into {slot}.workflow (id, name, capability, queue, priority, parent_id, created_at, status)
+    select u.id, $3, $4, $5, $6::smallint, $7, $8::timestamptz, 2
+    from unnest($1::text[]) u (id)
+    on conflict (id) do nothing
+    returning id)
+insert into {slot}.timer (due_at, workflow_id)
+select u.due_at, u.id from unnest($1::text[], $2::timestamptz[]) u (id, due_at) join started using (id)
+
+-- name: read_starts
+-- What exists under these IDs.
+select w.id, w.name, w.created_at, coalesce(w.input, i.value), w.parent_id
+from {slot}.workflow w left join {slot}.input i on i.workflow_id = w.id and w.input is null
+where w.id = any($1::text[])

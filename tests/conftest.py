@@ -1,0 +1,111 @@
+"""Fixtures for all tests: Postgres servers, databases, and the seed of this run.
+
+A worker of pytest-xdist has one server for all its tests, started with the first test that needs one; each test has
+databases of its own on it. A test that stops, kills or pauses a server asks for one of its own (``server_factory``).
+
+The environment chooses: ``SHARDED_WF_TEST_POSTGRES`` the server's version (18 unless set; ``make test-full`` runs all),
+``SHARDED_WF_TEST_SEED`` the seed of everything random, ``SHARDED_WF_TEST_FULL=1`` every case instead of a sample.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import hypothesis
+import pytest
+
+from sharded_wf.dev import EmbeddedServer
+
+POSTGRES_VERSION = os.environ.get("SHARDED_WF_TEST_POSTGRES", "18")
+FULL = os.environ.get("SHARDED_WF_TEST_FULL", "") == "1"
+
+# Sampled tests take the run's seed; setting it repeats a failure. The workers inherit what the first process set.
+SEED = int(os.environ.setdefault("SHARDED_WF_TEST_SEED", str(random.SystemRandom().randrange(2**31))))
+
+_database_numbers = itertools.count(1)
+
+
+# No deadline: a slow machine is no bug.
+hypothesis.settings.register_profile("sampled", deadline=None)
+hypothesis.settings.register_profile("full", deadline=None, max_examples=1000)
+hypothesis.settings.load_profile("full" if FULL else "sampled")
+
+
+@pytest.hookimpl(tryfirst=True)  # before hypothesis' own plugin looks for its seed
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--hypothesis-seed") is None:
+        config.option.hypothesis_seed = str(SEED)
+
+
+def pytest_report_header() -> str:
+    return f"sharded_wf: SHARDED_WF_TEST_SEED={SEED} PostgreSQL {POSTGRES_VERSION} {'full' if FULL else 'sampled'}"
+
+
+def pytest_terminal_summary(terminalreporter: Any, exitstatus: int) -> None:
+    if exitstatus:
+        terminalreporter.write_line(f"To repeat this run: SHARDED_WF_TEST_SEED={SEED}", yellow=True)
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """A seed of the test's own, which follows from the run's seed and the test's name, whatever ran before."""
+    return zlib.crc32(f"{SEED}:{request.node.nodeid}".encode())
+
+
+@pytest.fixture
+def full() -> bool:
+    """Whether to try every case rather than a sample."""
+    return FULL
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[EmbeddedServer]:
+    """This worker's server. Tests share it: never stop or pause it; it listens on a Unix socket and on TCP."""
+    with EmbeddedServer.create(version=POSTGRES_VERSION, tcp=True, settings={"max_connections": "400"}) as server:
+        yield server
+
+
+@pytest.fixture
+def databases(postgres_server: EmbeddedServer) -> Iterator[Callable[[int], list[str]]]:
+    """``databases(n)`` makes n empty databases on the worker's server and gives their connection strings."""
+    made: list[str] = []
+
+    def make(count: int) -> list[str]:
+        names = [f"test_{next(_database_numbers)}" for _ in range(count)]
+        made.extend(names)
+        return [postgres_server.create_database(name) for name in names]
+
+    yield make
+    for name in made:
+        postgres_server.drop_database(name)
+
+
+@pytest.fixture
+def database(databases: Callable[[int], list[str]]) -> str:
+    """The connection string of one empty database."""
+    return databases(1)[0]
+
+
+@pytest.fixture
+def server_factory() -> Iterator[Callable[..., EmbeddedServer]]:
+    """``server_factory(**options)`` gives a running server for this test alone, to stop, kill, pause and restart.
+
+    The options are those of ``EmbeddedServer.create``; the version is the run's unless given.
+    """
+    servers: list[EmbeddedServer] = []
+
+    def make(**options: Any) -> EmbeddedServer:
+        options.setdefault("version", POSTGRES_VERSION)
+        server = EmbeddedServer.create(**options)
+        servers.append(server)
+        server.start()
+        return server
+
+    yield make
+    for server in servers:
+        server.close()

@@ -1,0 +1,60 @@
+"""Blocking connections: a server that stops answering does not hang us."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from sharded_wf.dev import EmbeddedServer
+from sharded_wf.postgres.connect import connection, conninfo_of
+
+
+def test_what_the_dsn_says_wins_over_our_defaults() -> None:
+    given = conninfo_to_dict(conninfo_of("host=a connect_timeout=77 application_name=x", "mine"))
+    assert given["connect_timeout"] == "77"
+    assert given["tcp_user_timeout"] == "10000"
+    assert given["application_name"] == "mine"
+
+
+def test_a_connection_says_what_it_is_for_and_reads_committed(database: str) -> None:
+    with connection(database, purpose="looking around") as conn:
+        assert conn.execute("select current_setting('application_name')").fetchone() == ("sharded_wf looking around",)
+        with conn.transaction():
+            assert conn.execute("show transaction_isolation").fetchone() == ("read committed",)
+    assert conn.closed
+
+
+def test_a_statement_past_the_deadline_is_cut_off(database: str) -> None:
+    began = time.monotonic()
+    with (
+        pytest.raises(psycopg.OperationalError),
+        connection(database, purpose="test", deadline_seconds=0.2) as conn,
+    ):
+        conn.execute("select pg_sleep(60)")
+    assert time.monotonic() - began < 5
+
+
+def test_a_frozen_server_is_given_up_at_the_deadline(server_factory: Callable[..., EmbeddedServer]) -> None:
+    server = server_factory()
+    began = time.monotonic()
+    try:
+        with connection(server.dsn("postgres"), purpose="test", deadline_seconds=0.3) as conn:
+            server.pause()
+            with pytest.raises(psycopg.OperationalError):
+                conn.execute("select 1")
+        assert time.monotonic() - began < 5
+    finally:
+        server.resume()
+
+
+def test_several_hosts_are_tried_in_turn(postgres_server: EmbeddedServer, database: str) -> None:
+    given = conninfo_to_dict(database)
+    several = make_conninfo(
+        database, host=f"127.0.0.1,{given.get('host', 'localhost')}", port=f"1,{given.get('port', '5432')}"
+    )
+    with connection(several, purpose="test") as conn:
+        assert conn.execute("select 1").fetchone() == (1,)
