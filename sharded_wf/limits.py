@@ -23,7 +23,7 @@ TIMER_MAX_SECONDS = 100 * 365 * 86_400
 # Cluster
 SLOTS_DEFAULT = 48
 SLOTS_MAX = 4096
-POSTGRES_VERSION_MIN_NUM = 150000
+POSTGRES_VERSION_MIN_NUM = 140000
 """As Postgres itself counts: 150000 is version 15."""
 MIGRATION_LOCK_TIMEOUT_SECONDS = 2.0
 MIGRATION_PATIENCE_SECONDS = 60.0
@@ -45,8 +45,8 @@ PARK_AFTER_SECONDS = 2.0
 DRAIN_DEADLINE_SECONDS = 20.0
 
 # Leases
-HEARTBEAT_SECONDS = 1.5
-LEASE_SECONDS = 6.0
+HEARTBEAT_SECONDS = 1.25
+LEASE_SECONDS = 5.0
 TAKEOVER_LOCK_TIMEOUT_SECONDS = 1.0
 SUSPECT_AFTER_DEATHS = 2
 """Takeovers without progress after which a workflow runs alone. One would put every workflow in flight behind bars
@@ -61,16 +61,22 @@ BACKOFF_MAX_SECONDS = 5.0
 
 # Polling
 IDLE_POLL_SECONDS = 1.5
-POOLED_POLL_MAX_SECONDS = 0.2
-BUSY_POLL_FIRST_SECONDS = 0.005
-BUSY_POLL_ROUNDS = 5
+POLL_FIRST_SECONDS = 0.005
+POLL_MAX_SECONDS = 0.2
+"""Where no notifications arrive: behind a transaction-pooling proxy."""
+LOOK_PAUSE_FACTOR = 10
+"""A busy executor looks over its slots at most for one part in so many of its time."""
 BUSY_AFTER_SECONDS = 0.5
 """Continuous work after which an executor asks for no more notifications."""
 RESULT_POLL_FIRST_SECONDS = 0.02
 RESULT_POLL_MAX_SECONDS = 1.0
+RESULT_LONG_LOOK_SECONDS = 0.01
+RESULT_LOOK_PAUSE_FACTOR = 3
 
 # Writing to a shard from outside an executor
 WRITE_DEADLINE_SECONDS = 10.0
+WRITE_SUSPICIOUS_SECONDS = 1.0
+"""A write that takes longer makes the IDs that we draw avoid its shard."""
 
 # Flushes
 FLUSH_MARKS_KEPT = 1_000
@@ -111,5 +117,7 @@ ISOLATED_IDLE_SECONDS = 3.0
 """An isolated executor ends when it had nothing to do for so long."""
 
 # Worker processes
+GC_THRESHOLDS_OBJECTS = (200_000, 20, 100)
+"""For ``gc.set_threshold``, in a process that is all ours."""
 RESTART_FIRST_SECONDS = 0.5
 RESTART_MAX_SECONDS = 10.0

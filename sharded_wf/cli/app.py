@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from sharded_wf.cli import shards
+from sharded_wf.cli import demo, dev, shards, worker, workflow
 from sharded_wf.cli.output import print_error
 from sharded_wf.errors import ShardedWfError
 
@@ -23,8 +23,13 @@ EXIT_CANNOT = 2
 
 GROUPS: dict[str, typer.Typer] = {
     "shards": shards.app,
+    "workflow": workflow.app,
 }
-COMMANDS: dict[str, Callable[..., None]] = {}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "worker": worker.worker,
+    "dev": dev.dev,
+    "demo": demo.demo,
+}
 
 app = typer.Typer(
     name="sharded-wf",

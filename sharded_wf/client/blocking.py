@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Generic, TypeVar, overload
@@ -78,7 +78,7 @@ class BlockingClient:
 
     @classmethod
     @contextmanager
-    def connect(cls, config: ClusterConfig) -> Iterator[BlockingClient]:
+    def connect(cls, config: ClusterConfig) -> Generator[BlockingClient]:
         """Connect to a cluster for as long as the ``with`` block runs."""
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_forever, name="sharded_wf client", daemon=True)
@@ -153,6 +153,10 @@ class BlockingClient:
     def cancel(self, id: str) -> None:
         """As ``Client.cancel``."""
         self._call(self._client.cancel(id))
+
+    def locate(self, id: str) -> tuple[int, str]:
+        """As ``Client.locate``."""
+        return self._client.locate(id)
 
     def describe(self, id: str) -> Description | None:
         """As ``Client.describe``."""

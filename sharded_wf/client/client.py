@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import uuid
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, Literal, TypeVar, overload
@@ -43,7 +43,7 @@ class Client:
 
     @classmethod
     @asynccontextmanager
-    async def connect(cls, config: ClusterConfig, clock: Clock = SYSTEM_CLOCK) -> AsyncIterator[Client]:
+    async def connect(cls, config: ClusterConfig, clock: Clock = SYSTEM_CLOCK) -> AsyncGenerator[Client]:
         """Connect to a cluster for as long as the ``async with`` block runs. Raises ``ConfigError`` and its kinds,
         ``ShardUnavailable`` if no shard answers."""
         client = cls(await ShardSet.open(config, clock))
@@ -81,13 +81,14 @@ class Client:
         Raises ``IdConflict``, ``LimitExceeded``, ``ShardUnavailable`` (then it is unknown whether it was started:
         starting it again with the same ID makes sure).
         """
-        start = self._start_of(bound, id, queue, priority, delay)
+        start = self._start_of(bound, self._shards.id_maker()() if id is None else id, queue, priority, delay)
         check_start(start)
+        begun = self._clock.monotonic()
         existing = await self._shards.start((start,), wait_seconds=wait_seconds)
         found = existing.get(start.id)
         if found is not None and on_conflict == "error":
             _check_same(start, found)
-        return Handle(self, start.id, bound.result.decode, created=found is None)
+        return Handle(self, start.id, bound.result.decode, found is None, begun)
 
     async def start_many(
         self,
@@ -107,9 +108,11 @@ class Client:
             starts: dict[str, Start] = {}
             pairs: list[tuple[str, Bound[T]]] = []
             repeated: list[Start] = []
+            new_id = self._shards.id_maker()
+            begun = self._clock.monotonic()
             for item in chunk:
-                given, one = item if isinstance(item, tuple) else (None, item)
-                start = self._start_of(one, given, queue, priority, None)
+                id_, one = item if isinstance(item, tuple) else (new_id(), item)
+                start = self._start_of(one, id_, queue, priority, None)
                 check_start(start)
                 if start.id in starts:
                     repeated.append(start)
@@ -123,17 +126,17 @@ class Client:
                 for again in repeated:
                     first = starts[again.id]
                     _check_same(again, Existing(first.id, first.name, 0, first.input, None))
-            handles += [Handle(self, id_, one.result.decode, created=id_ not in existing) for id_, one in pairs]
+            handles += [Handle(self, id_, one.result.decode, id_ not in existing, begun) for id_, one in pairs]
         return handles
 
     def _start_of(
-        self, bound: Bound[Any], id_: str | None, queue: str | None, priority: int, delay: timedelta | float | None
+        self, bound: Bound[Any], id_: str, queue: str | None, priority: int, delay: timedelta | float | None
     ) -> Start:
         not_before: Microseconds | None = None
         if delay is not None and (seconds := seconds_of(delay)) > 0:
             not_before = self._clock.now_us() + int(seconds * SECOND_US)
         return Start(
-            self._shards.new_id() if id_ is None else id_, bound.name, bound.capability,
+            id_, bound.name, bound.capability,
             queue or bound.queue or DEFAULT_QUEUE, priority, bound.input, not_before,
         )  # fmt: skip
 
@@ -148,16 +151,16 @@ class Client:
         """A handle on a workflow that somebody started; ``result_type`` is what its result is converted to. Asks
         nobody: whether the workflow exists shows at the first use."""
         check_id(id)
-        return Handle(self, id, codec_for(result_type).decode, created=None)
+        return Handle(self, id, codec_for(result_type).decode, None, None)
 
-    def wait_for_outcome(self, id_: str) -> asyncio.Future[Outcome]:
+    def wait_for_outcome(self, id_: str, started_at: float | None = None) -> asyncio.Future[Outcome]:
         """The workflow's outcome, undecoded, when it has one. ``Handle.result`` is what users want."""
         slot = self._shards.map.slot_of(id_)
         shard = self._shards.shard_of_slot(slot)
         results = self._results.get(shard.name)
         if results is None:
             results = self._results[shard.name] = ShardResults(shard, self._clock)
-        return results.wait(slot, id_)
+        return results.wait(slot, id_, started_at)
 
     # --- asking of workflows ------------------------------------------------------------------------------------
 
@@ -186,6 +189,12 @@ class Client:
             raise WorkflowNotFound(f"no workflow has the ID {message.receiver!r}")
 
     # --- looking ------------------------------------------------------------------------------------------------
+
+    def locate(self, id: str) -> tuple[int, str]:
+        """Where a workflow with this ID lies, or would: its slot, and the name of the shard. Asks nobody."""
+        check_id(id)
+        slot = self._shards.map.slot_of(id)
+        return slot, self._shards.shard_of_slot(slot).name
 
     async def describe(self, id: str) -> Description | None:
         """All that is known of a workflow now, or None if there is none with this ID."""

@@ -24,11 +24,19 @@ class Handle(Generic[T_co]):
     """One workflow, wherever it runs. Handles are cheap: they hold no connection, and outlive the process in their
     ID."""
 
-    __slots__ = ("_client", "_decode", "created", "id")
+    __slots__ = ("_client", "_decode", "_started_at", "created", "id")
 
-    def __init__(self, client: Client, id_: str, decode: Callable[[bytes], T_co], created: bool | None) -> None:
+    def __init__(
+        self,
+        client: Client,
+        id_: str,
+        decode: Callable[[bytes], T_co],
+        created: bool | None,
+        started_at: float | None,
+    ) -> None:
         self._client = client
         self._decode = decode
+        self._started_at = started_at
         self.id = id_
         """The workflow's ID."""
         self.created = created
@@ -40,7 +48,7 @@ class Handle(Generic[T_co]):
         Raises what the workflow raised: the same class where it can be imported, else ``WorkflowFailed``;
         ``WorkflowCancelled``, ``WorkflowQuarantined``; ``ResultTimeout`` (the workflow goes on); ``WorkflowNotFound``.
         """
-        waiting = self._client.wait_for_outcome(self.id)
+        waiting = self._client.wait_for_outcome(self.id, self._started_at)
         if timeout is None:
             return self._result_of(await waiting)
         seconds = seconds_of(timeout)

@@ -21,6 +21,8 @@ from sharded_wf.cluster.shard import Shard
 from sharded_wf.errors import WorkflowNotFound
 from sharded_wf.limits import (
     RESULT_IDS_PER_LOOK_MAX,
+    RESULT_LONG_LOOK_SECONDS,
+    RESULT_LOOK_PAUSE_FACTOR,
     RESULT_POLL_FIRST_SECONDS,
     RESULT_POLL_MAX_SECONDS,
     WAITER_EXPIRES_SECONDS,
@@ -48,29 +50,44 @@ class ShardResults:
         self._stir = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._registered_until = 0.0
+        self._told_at: dict[int, float] = {}
 
-    def wait(self, slot: int, workflow_id: str) -> asyncio.Future[Outcome]:
-        """The workflow's outcome, when it has one. Cancel the future to wait no longer."""
+    def wait(self, slot: int, workflow_id: str, started_at: float | None) -> asyncio.Future[Outcome]:
+        """The workflow's outcome, when it has one. Cancel the future to wait no longer. ``started_at``: the monotonic
+        time just before it was started by us; None: whether it exists is not known."""
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(slot, {}).setdefault(workflow_id, []).append(future)
-        self._unseen.setdefault(slot, set()).add(workflow_id)
-        self._look_at.add(slot)
+        if started_at is None:
+            self._unseen.setdefault(slot, set()).add(workflow_id)
+        if started_at is None or not self._would_be_told(slot, started_at):
+            self._look_at.add(slot)
         self._stir.set()
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._look_for_ever(), name=f"results {self._shard.name}")
         return future
 
-    async def prepare(self) -> None:
-        """Begin to listen now, so that the first wait finds it done."""
-        self._listener.start()
-        await self._listener.ready.wait()
-        await self._register()
+    def _would_be_told(self, slot: int, started_at: float) -> bool:
+        """Whether the end of a workflow that was started just now can only be ahead of us, with its notification: then
+        looking at once finds nothing, and delays the look that will."""
+        now = self._clock.monotonic()
+        return (
+            self._listener.works
+            and now < self._registered_until - WAITER_EXPIRES_SECONDS / 4
+            and now - started_at < RESULT_POLL_FIRST_SECONDS
+            and self._told_at.get(slot, 0.0) < started_at
+        )
 
     def _heard(self, channel: str, payload: str) -> None:
         if not channel or payload == "*":
             self._look_at.update(self._waiting)
+            self._told_at.clear()
+            self._registered_until = 0.0
         else:
-            self._look_at.update(slot for slot in map(int, payload.split(",")) if slot in self._waiting)
+            now = self._clock.monotonic()
+            for slot in map(int, payload.split(",")):
+                self._told_at[slot] = now
+                if slot in self._waiting:
+                    self._look_at.add(slot)
         if self._look_at:
             self._stir.set()
 
@@ -86,27 +103,36 @@ class ShardResults:
         pause = RESULT_POLL_FIRST_SECONDS
         self._listener.start()
         await self._listener.ready.wait()
-        while self._forget_cancelled():
+        tidy_at = self._clock.monotonic() + RESULT_POLL_MAX_SECONDS
+        while self._waiting:
             self._stir.clear()
+            begun = self._clock.monotonic()
+            if begun >= tidy_at:
+                self._forget_cancelled()
+                tidy_at = begun + RESULT_POLL_MAX_SECONDS
             slots, self._look_at = self._look_at, set()
             try:
                 await self._register()
-                found = await self._look(slots or set(self._waiting))
+                found = bool(slots) and await self._look(slots)
             except (ConnectionLost, psycopg.Error) as error:
                 logger.info("shard %s: results are put off: %s", self._shard.name, error)
                 self._look_at |= slots
                 await self._link.pause()
                 continue
             pause = RESULT_POLL_FIRST_SECONDS if found else min(pause * 2, RESULT_POLL_MAX_SECONDS)
+            took = self._clock.monotonic() - begun
+            if took > RESULT_LONG_LOOK_SECONDS:
+                # Much is waited for: asking for all of it at each notification would be all that the shard does.
+                await asyncio.sleep(took * RESULT_LOOK_PAUSE_FACTOR)
             if self._look_at:
                 continue
             try:
                 async with asyncio.timeout(pause):
                     await self._stir.wait()
             except TimeoutError:
-                pass
+                self._look_at.update(self._waiting)
 
-    def _forget_cancelled(self) -> bool:
+    def _forget_cancelled(self) -> None:
         for slot, by_id in list(self._waiting.items()):
             for id_, futures in list(by_id.items()):
                 futures[:] = [future for future in futures if not future.done()]
@@ -114,17 +140,23 @@ class ShardResults:
                     del by_id[id_]
             if not by_id:
                 del self._waiting[slot]
-        return bool(self._waiting)
 
     async def _look(self, slots: Iterable[int]) -> bool:
         asked = [(slot, list(self._waiting[slot])[:RESULT_IDS_PER_LOOK_MAX]) for slot in slots if slot in self._waiting]
-        unseen = [(slot, sorted(self._unseen.pop(slot))) for slot, _ in asked if slot in self._unseen]
+        unseen = [(slot, sorted(self._unseen[slot])) for slot, _ in asked if slot in self._unseen]
         statements: list[Statement] = [
             outcomes.read_outcomes(self._shard.schemas[slot], ids) for slot, ids in asked
         ] + [outcomes.missing_workflows(self._shard.schemas[slot], ids) for slot, ids in unseen]
         if not statements:
             return False
-        answers = await self._link.transact(statements)
+        if len(statements) == 1:
+            answers = [await self._link.fetch(statements[0])]
+        else:
+            answers = await self._link.transact(statements)
+        for slot, ids in unseen:
+            self._unseen[slot].difference_update(ids)
+            if not self._unseen[slot]:
+                del self._unseen[slot]
         found = False
         for (slot, _), answer in zip(asked, answers, strict=False):
             for id_, outcome in outcomes.outcomes_of(answer):
@@ -137,6 +169,9 @@ class ShardResults:
                 for future in self._waiting[slot].pop(id_, ()):
                     if not future.done():
                         future.set_exception(WorkflowNotFound(f"no workflow has the ID {id_!r}"))
+        for slot, _ in asked:
+            if not self._waiting[slot]:
+                del self._waiting[slot]
         return found
 
     async def close(self) -> None:

@@ -20,8 +20,9 @@ class Shard:
         self.slots = slots
         self.clock = clock
         self.schemas = {slot: slot_schema(slot) for slot in slots}
-        self.reader = Link(dsn, "reader", clock)
-        self.writer = Writer(name, Link(dsn, "writer", clock), clock)
+        # What is avoided while it is away is asked by nobody: these two find out by themselves when it is back.
+        self.reader = Link(dsn, "reader", clock, recovers=True)
+        self.writer = Writer(name, Link(dsn, "writer", clock, recovers=True), clock)
 
     def link(self, purpose: str) -> Link:
         """A further connection of its own to this shard."""
@@ -30,7 +31,7 @@ class Shard:
     @property
     def healthy(self) -> bool:
         """Whether the shard answered when it was last asked."""
-        return self.reader.healthy and self.writer.link.healthy
+        return self.reader.healthy and self.writer.healthy
 
     async def close(self) -> None:
         """Close every connection; what still waits to be written fails with ``ShardUnavailable``."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from sharded_wf.clock import SYSTEM_CLOCK, Clock
 from sharded_wf.cluster.directory import load_map
@@ -50,12 +51,17 @@ class ShardSet:
             raise ShardUnavailable(name, f"it is not named in {self.config.source}")
         return shard
 
-    def new_id(self) -> str:
-        """A new workflow ID, in a slot of a shard that answers, if any does."""
-        if all(shard.healthy for shard in self.shards.values()):
-            return new_id(self.clock)
+    def answers(self, workflow_id: str) -> bool:
+        """Whether the shard of this workflow answered when it was last asked."""
+        shard = self._by_slot[self.map.slot_of(workflow_id)]
+        return shard is not None and shard.writer.healthy
+
+    def id_maker(self) -> Callable[[], str]:
+        """Makes new workflow IDs, each in a slot of a shard that answers at this moment, if any does."""
         unhealthy = {slot for shard in self.shards.values() if not shard.healthy for slot in shard.slots}
-        return new_id_avoiding(self.clock, self.map, unhealthy)
+        if unhealthy:
+            return partial(new_id_avoiding, self.clock, self.map, unhealthy)
+        return partial(new_id, self.clock)
 
     async def start(
         self, starts: Iterable[Start], *, wait_seconds: float | None = WRITE_DEADLINE_SECONDS

@@ -17,7 +17,7 @@ import psycopg
 
 from sharded_wf.clock import Clock, Microseconds
 from sharded_wf.errors import ShardedWfError, ShardUnavailable
-from sharded_wf.limits import START_FLUSH_MAX_ROWS, WRITE_DEADLINE_SECONDS
+from sharded_wf.limits import START_FLUSH_MAX_ROWS, WRITE_DEADLINE_SECONDS, WRITE_SUSPICIOUS_SECONDS
 from sharded_wf.model.workflow import Message, Start
 from sharded_wf.postgres.failures import is_transient
 from sharded_wf.postgres.link import Link
@@ -39,20 +39,18 @@ _NOTHING_SPECIAL = Written({}, set())
 class _Request:
     """Rows that one caller wants written, all by one COMMIT."""
 
-    __slots__ = ("created_at", "done", "give_up_at", "messages", "rows", "starts")
+    __slots__ = ("created_at", "done", "messages", "rows", "starts")
 
     def __init__(
         self,
         done: asyncio.Future[Written],
         start_rows: Sequence[tuple[int, Start]],
         message_rows: Sequence[tuple[int, Message]],
-        give_up_at: float | None,
     ) -> None:
         self.done = done
         self.starts = start_rows
         self.messages = message_rows
         self.rows = len(start_rows) + len(message_rows)
-        self.give_up_at = give_up_at
         self.created_at: Microseconds | None = None
 
 
@@ -66,6 +64,8 @@ class Writer:
         self._waiting: deque[_Request] = deque()
         self._pump: asyncio.Task[None] | None = None
         self._last_created_at: Microseconds = 0
+        self._begun: float | None = None
+        self._reason = ""
 
     async def start(
         self, rows: Sequence[tuple[int, Start]], *, wait_seconds: float | None = WRITE_DEADLINE_SECONDS
@@ -90,23 +90,43 @@ class Writer:
         message_rows: Sequence[tuple[int, Message]],
         wait_seconds: float | None,
     ) -> Written:
-        done: asyncio.Future[Written] = asyncio.get_running_loop().create_future()
-        give_up_at = None if wait_seconds is None else self._clock.monotonic() + wait_seconds
-        self._waiting.append(_Request(done, start_rows, message_rows, give_up_at))
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Written] = loop.create_future()
+        self._waiting.append(_Request(done, start_rows, message_rows))
         if self._pump is None or self._pump.done():
             self._pump = asyncio.create_task(self._write_waiting(), name=f"writer {self._shard}")
-        return await done
+        if wait_seconds is None:
+            return await done
+        # Counted from here, whatever is under way before it: a hung shard gives no sign of its own for long.
+        timer = loop.call_later(wait_seconds, self._give_up, done, wait_seconds)
+        try:
+            return await done
+        finally:
+            timer.cancel()
+
+    def _give_up(self, done: asyncio.Future[Written], waited_seconds: float) -> None:
+        if not done.done():
+            reason = self._reason or f"no answer within {waited_seconds:g} s"
+            done.set_exception(ShardUnavailable(self._shard, reason))
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the shard answered when it was last asked, and is not taking suspiciously long just now."""
+        if self._begun is not None and self._clock.monotonic() - self._begun > WRITE_SUSPICIOUS_SECONDS:
+            return False
+        return self.link.healthy
 
     async def _write_waiting(self) -> None:
         while self._waiting:
-            await self._write(self._next_batch())
+            if batch := self._next_batch():
+                await self._write(batch)
 
     def _next_batch(self) -> list[_Request]:
         batch: list[_Request] = []
         rows, ids = 0, set[str]()
         while self._waiting:
             request = self._waiting[0]
-            if not request.done.cancelled():
+            if not request.done.done():
                 if batch and rows + request.rows > START_FLUSH_MAX_ROWS:
                     break
                 # The same ID twice in one transaction: the second must see the first as a row that exists.
@@ -122,23 +142,22 @@ class Writer:
         """Write a batch until it is written, or its requests give up, or the bad one among them is found."""
         self._date(batch)
         while batch:
+            self._begun = self._clock.monotonic()
             try:
                 await self._write_once(batch)
+                self._reason = ""
                 return
             except ConnectionLost as error:
-                reason = str(error)
+                self._reason = str(error)
             except psycopg.Error as error:
                 if not is_transient(error):
                     await self._bisect(batch, error)
                     return
-                reason = str(error)
-            now = self._clock.monotonic()
-            for request in batch:
-                if request.give_up_at is not None and now >= request.give_up_at and not request.done.done():
-                    request.done.set_exception(ShardUnavailable(self._shard, reason))
+                self._reason = str(error)
+            finally:
+                self._begun = None
+            await self.link.pause()
             batch = [request for request in batch if not request.done.done()]
-            if batch:
-                await self.link.pause()
 
     def _date(self, batch: list[_Request]) -> None:
         # One moment for all, so that alike starts share a statement; never the same twice, because it is by this moment

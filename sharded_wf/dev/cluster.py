@@ -1,8 +1,8 @@
 """A cluster of embedded servers: what ``"embedded:"`` stands for, and what ``dev``, the demo and the tests run on.
 
 One server per shard, as in production, and not one server with several databases: what is tried out here (a shard that
-is away, the pace of commits) shall behave as it will there. Kept servers belong to all processes that use them; the last
-one to end stops them.
+is away, the pace of commits) shall behave as it will there. Kept servers belong to all processes that use them; the
+last one to end stops them.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class EmbeddedCluster:
         return None if self.directory is None else self.directory / CONFIG_FILE
 
     def open(self) -> None:
-        """Start the servers, or join those that run, and make the cluster on them. Opening what is open does nothing."""
+        """Start the servers, or join those that run, and make the cluster on them. Opening twice is fine."""
         if self._config is not None:
             return
         names = self._names()
@@ -114,7 +114,7 @@ class EmbeddedCluster:
         return EmbeddedServer.create(place, settings=self._settings, shared=True)
 
     def _tell(self) -> None:
-        """Write the ``shards.toml`` of a kept cluster; a process that reads it meanwhile sees all of it or the old one."""
+        """Write the ``shards.toml`` of a kept cluster, at one stroke: others may be reading it."""
         path = self.config_path
         if path is None:
             return
@@ -131,7 +131,7 @@ class EmbeddedCluster:
         scratch.replace(path)
 
     def close(self) -> None:
-        """Give the servers up: temporary ones stop and vanish, kept ones stop if nobody else uses them. Twice is fine."""
+        """Give the servers up: temporary ones vanish, kept ones stop if nobody else uses them. Twice is fine."""
         servers, self.servers, self._config = self.servers, (), None
         _at_once(servers, _discard if self.directory is None else EmbeddedServer.close)
 

@@ -27,6 +27,14 @@ class Capacity(Protocol):
         """How many workflows, at this moment."""
         ...
 
+    def took(self, count: int) -> None:
+        """So many places are taken, at first for a claim that is under way: others must not count on them."""
+        ...
+
+    def gave_back(self, count: int) -> None:
+        """So many of them were not needed."""
+        ...
+
     async def wait_for_room(self) -> None:
         """Until that may have changed."""
         ...
@@ -78,12 +86,19 @@ class Claiming:
                     self._work.clear()
                     await self._work.wait()
                 elif picks := self._intake.picks(room, self._clock.monotonic()):
-                    await self._claim(lease_id, picks)
+                    wanted = sum(pick.limit for pick in picks)
+                    self._capacity.took(wanted)
+                    came = 0
+                    try:
+                        came = await self._claim(lease_id, picks)
+                    finally:
+                        self._capacity.gave_back(wanted - came)
         finally:
             self._stopped.set()
         await asyncio.Event().wait()  # when to end all of this is not for this task to say
 
-    async def _claim(self, lease_id: bytes, picks: list[Pick]) -> None:
+    async def _claim(self, lease_id: bytes, picks: list[Pick]) -> int:
+        """One claiming transaction; returns how many workflows came."""
         now = self._clock.now_us()
         claim_ids = [binary.new_uuid() for _ in picks]
         statements = [leases.fence(lease_id)]
@@ -96,7 +111,7 @@ class Claiming:
             if not error.commit_unknown:
                 self._intake.failed(picks)
                 await self._link.pause()
-                return
+                return 0
             answers = await self._read_claims(picks, claim_ids)
         except psycopg.Error as error:
             if error.sqlstate == leases.LEASE_LOST_SQLSTATE:
@@ -105,7 +120,7 @@ class Claiming:
             if not is_transient(error):
                 raise
             await self._link.pause()
-            return
+            return 0
         total = 0
         for pick, claim_id, answer in zip(picks, claim_ids, answers, strict=True):
             came = claims.claimed_of(answer)
@@ -115,6 +130,7 @@ class Claiming:
                 self._took(Claim(claim_id, pick.slot, self._schemas[pick.slot], len(came)), came)
         if not self._intake.has_work:
             self._exhausted(total == 0)
+        return total
 
     async def _read_claims(self, picks: list[Pick], claim_ids: list[bytes]) -> list[Result]:
         """After an answer that was lost: end the old backend, then read what the claims hold, if they exist."""

@@ -73,6 +73,10 @@ class Courier:
         except ShardUnavailable:
             return  # the executor is closing
         except ShardedWfError as error:
+            if len(rows) > 1:  # one of them is bad: it must not fail the others
+                for row in rows:
+                    self._spawn(self._start_all([row]))
+                return
             refused = {start.id: error for _, start in rows}
         for _, start in rows:
             found = existing.get(start.id)
@@ -89,10 +93,17 @@ class Courier:
         outbox = False
         refused: ShardedWfError | None = None
         try:
-            unknown = await self._shards.deliver([m for _, _, m in mail], wait_seconds=SEND_DIRECT_SECONDS)
+            if self._shards.answers(mail[0][2].receiver):
+                unknown = await self._shards.deliver([m for _, _, m in mail], wait_seconds=SEND_DIRECT_SECONDS)
+            else:
+                outbox = True  # known to be away: no use in making each message wait to find that out
         except ShardUnavailable:
             outbox = True
         except ShardedWfError as error:
+            if len(mail) > 1:  # one of them is bad: it must not fail the others
+                for one in mail:
+                    self._spawn(self._send_all([one]))
+                return
             refused = error
         loop = asyncio.get_running_loop()
         for hold, place, message in mail:

@@ -70,16 +70,17 @@ class Executor:
         self.capabilities: list[str] = [app.capability, *app.workflows]
         self.queues = None if queues is None else sorted(queues)
         self.isolated = isolated
-        self.isolation = Isolation(None if isolated else isolation_command)
+        self.isolation = Isolation(isolation_command, is_isolated=isolated)
         self.drain_seconds = drain_seconds
         self.taken_over = 0
+        self.finished = 0
         self._only = shards
         self._concurrency = 1 if isolated else concurrency
         self._thread_count = threads
         self._park_after = park_after
         self._clock = clock
         self._held = 0
-        self._held_by: dict[ShardExecutor, int] = {}
+        self._held_by: dict[ShardExecutor, int] = {}  # with places reserved for claims under way
         self._room = asyncio.Event()
         self._room.set()
         self._exits = contextlib.AsyncExitStack()
@@ -88,8 +89,10 @@ class Executor:
         self.state: object = None
 
     async def start(self) -> None:
-        """Read the shard map, open what the app's lifespan opens, and begin to serve."""
+        """Check the app, read the shard map, open what the app's lifespan opens, and begin to serve. Raises
+        ``DefinitionError`` if an annotation of the app names nothing; of the cluster, as ``load_map``."""
         self.loop = asyncio.get_running_loop()
+        self.app.check()
         self.shards = await ShardSet.open(self.config, self._clock)
         self._exits.push_async_callback(self.shards.close)
         self.threads = ThreadPoolExecutor(self._thread_count, thread_name_prefix="sharded_wf def")
@@ -179,5 +182,6 @@ class Executor:
                     break
 
     def statistics(self) -> dict[str, int]:
-        """What it holds now, and how many workflows it took over from dead executors so far."""
-        return {"held": sum(self._held_by.values()), "taken_over": self.taken_over}
+        """How many workflows it holds now, has finished so far, and has taken over from dead executors so far."""
+        held = sum(len(part.held) for part in self._held_by)
+        return {"held": held, "finished": self.finished, "taken_over": self.taken_over}

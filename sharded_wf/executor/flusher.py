@@ -16,7 +16,7 @@ import psycopg
 
 from sharded_wf.clock import Clock
 from sharded_wf.errors import LeaseLost
-from sharded_wf.executor.ops import LEAVING, Op, OpKind, Told, runs_of, statements_of
+from sharded_wf.executor.ops import Op, OpKind, Told, runs_of, statements_of
 from sharded_wf.limits import FLUSH_MARKS_KEPT, FLUSH_MAX_ROWS
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import Outcome
@@ -88,7 +88,7 @@ class Flusher:
             return
         self._number += 1
         statements = [
-            leases.fence(self._lease_id), leases.mark_flush(self._lease_id, self._number), *body, *self._asides(ops)
+            leases.fence(self._lease_id), leases.mark_flush(self._lease_id, self._number), *body, *self._asides(told)
         ]  # fmt: skip
         while True:
             try:
@@ -108,13 +108,12 @@ class Flusher:
             await self._link.pause()
         self._saved(ops, told)
 
-    def _asides(self, ops: list[Op]) -> list[Statement]:
+    def _asides(self, told: Told) -> list[Statement]:
         asides: list[Statement] = []
-        ended = {op.hold.claim.slot for op in ops if op.kind is OpKind.FINISH}
-        if ended:
-            asides.append(leases.notify_waiters(sorted(ended), self._clock.now_us()))
-        if any(op.kind in LEAVING and op.kind is not OpKind.FINISH for op in ops):
-            asides.append(leases.notify_if_idle(sorted({op.hold.claim.slot for op in ops})))
+        if told.ended:
+            asides.append(leases.notify_waiters(sorted(told.ended), self._clock.now_us()))
+        if told.ready:
+            asides.append(leases.notify_if_idle(sorted(told.ready)))
         if self._number % FLUSH_MARKS_KEPT == 0:
             asides.append(leases.forget_flushes(self._lease_id, self._number))
         return asides
@@ -126,7 +125,6 @@ class Flusher:
                 if self._link.pooled:
                     # Behind a pooler nobody can say which backend was ours: give the lease up, which waits for whatever
                     # still runs under it and fences whatever comes late; then everything is read anew.
-                    await self._link.transact(leases.leave(self._lease_id))
                     raise LeaseLost("given up after a lost answer")
                 await self._link.wait_backend_gone(token)
                 return len(await self._link.fetch(leases.read_flush(self._lease_id, self._number))) > 0
@@ -147,4 +145,7 @@ class Flusher:
             logger.error("workflow %r: its error could not be stored: %s", hold.run.id, error)
         reason = ValueError(f"Postgres refused what it wanted saved: {error}")
         hold.leaving = True
+        # What it wanted besides goes with it: it leaves once.
+        self._waiting = [op for op in self._waiting if op.hold is not hold]
+        asyncio.get_running_loop().call_soon(hold.run.drop)
         await self._save([Op(OpKind.FINISH, hold, outcome=Outcome(Status.FAILED, None, encode_error(reason)))])

@@ -29,32 +29,32 @@ class ShardHost:
         self.state = executor.state
 
     def record(self, run: Run, entry: Entry, consumed: Message | None = None, outbox: Message | None = None) -> None:
-        hold: Hold = run.claim  # type: ignore[assignment]
+        hold: Hold = run.claim
         if not hold.leaving:
             self._save(Op(OpKind.RECORD, hold, entry, consumed, outbox))
 
     def record_attempt(self, run: Run, attempt: FailedAttempt) -> None:
-        hold: Hold = run.claim  # type: ignore[assignment]
+        hold: Hold = run.claim
         if not hold.leaving:
             self._save(Op(OpKind.ATTEMPT, hold, attempt=attempt))
 
     def start_child(self, run: Run, start: Start) -> None:
-        hold: Hold = run.claim  # type: ignore[assignment]
+        hold: Hold = run.claim
         if not hold.leaving:
             self._executor.courier.start_child(hold, start)
 
     def send(self, run: Run, place: int, message: Message) -> None:
-        hold: Hold = run.claim  # type: ignore[assignment]
+        hold: Hold = run.claim
         if not hold.leaving:
             self._executor.courier.send(hold, place, message)
 
     def expect_messages(self, run: Run) -> None:
-        hold: Hold = run.claim  # type: ignore[assignment]
+        hold: Hold = run.claim
         if not hold.leaving:
             self._shard_executor.lookups.expect(hold)
 
     def finish(self, run: Run, outcome: Outcome) -> None:
-        hold: Hold = run.claim  # type: ignore[assignment]
+        hold: Hold = run.claim
         if not hold.leaving:
             hold.leaving = True
             self._save(Op(OpKind.FINISH, hold, outcome=outcome))

@@ -54,6 +54,7 @@ class Intake:
         self._known: set[Lane] = set()
         self._states: dict[tuple[int, Lane], _LaneState] = {}
         self._hot: deque[tuple[int, Lane]] = deque()
+        self._out = 0
 
     def serves(self, lane: Lane) -> bool:
         """Whether this executor can run what is in the lane."""
@@ -94,8 +95,14 @@ class Intake:
         """Whether some lane is believed to have work."""
         return bool(self._hot)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is work, or a claim is under way that may find more."""
+        return bool(self._hot) or self._out > 0
+
     def forget(self) -> None:
         """Know nothing any more (a new lease begins)."""
+        self._out = 0
         self._states.clear()
         self._hot.clear()
 
@@ -124,11 +131,13 @@ class Intake:
                 mark = START_OF_TIME
             chosen.append(Pick(slot, lane, limit, mark))
             state.hot = False
+            self._out += 1
             room -= limit
         return chosen
 
     def came(self, pick: Pick, count: int, last_enqueued_at: Microseconds | None) -> None:
         """What a pick gave. A lane that gave all it was asked for is hot again."""
+        self._out -= 1
         state = self._states[pick.slot, pick.lane]
         state.last_count = count
         if last_enqueued_at is not None:
@@ -139,4 +148,5 @@ class Intake:
     def failed(self, picks: Iterable[Pick]) -> None:
         """The claim did not happen: the lanes are as hot as before."""
         for pick in picks:
+            self._out -= 1
             self._heat(pick.slot, pick.lane)

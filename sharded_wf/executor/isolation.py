@@ -20,14 +20,17 @@ class Isolation:
     """Starts the process for suspects, at most one of this executor at a time. ``command``: its command line; None:
     there is none, and suspects stay where they are, visible in ``sharded-wf shards status``."""
 
-    def __init__(self, command: Sequence[str] | None) -> None:
+    def __init__(self, command: Sequence[str] | None, *, is_isolated: bool = False) -> None:
         self._command = command
+        self._is_isolated = is_isolated
         self._task: asyncio.Task[None] | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._complained = False
 
     def wanted(self) -> None:
         """A suspect waits somewhere."""
+        if self._is_isolated:
+            return  # this very process runs them
         if self._command is None:
             if not self._complained:
                 self._complained = True

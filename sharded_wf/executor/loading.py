@@ -10,13 +10,18 @@ from sharded_wf.errors import AppNotFound
 from sharded_wf.workflow.app import App
 
 
+def check_app_path(path: str) -> tuple[str, str]:
+    """The module's name and the attribute's of ``module:attribute``. Raises ``AppNotFound`` if it is not written so."""
+    module_name, _, attribute = path.partition(":")
+    if not module_name or module_name.endswith(".py") or "/" in module_name:
+        raise AppNotFound(f"{path!r} is no app: write module:attribute, for example shop.flows:app")
+    return module_name, attribute or "app"
+
+
 def load_app(path: str) -> App:
     """Import the app named by ``module:attribute`` (``:app`` may be left out), from the working directory or wherever
     Python finds modules. Raises ``AppNotFound``; an error inside the module is raised as it is."""
-    module_name, _, attribute = path.partition(":")
-    attribute = attribute or "app"
-    if not module_name or module_name.endswith(".py") or "/" in module_name:
-        raise AppNotFound(f"{path!r} is no app: write module:attribute, for example shop.flows:app")
+    module_name, attribute = check_app_path(path)
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)

@@ -24,6 +24,9 @@ from sharded_wf.store.claims import Claimed
 
 logger = logging.getLogger("sharded_wf.lookups")
 
+LOOK_AGAIN_SECONDS = 0.05
+"""After a wake was found for a workflow that is just being parked."""
+
 Resumed = tuple[Claimed, Hold, History, list[Message]]
 """A workflow that ran before, with all that it needs to go on."""
 
@@ -38,7 +41,7 @@ class Lookups:
         schemas: Mapping[int, str],
         held: Mapping[str, Hold],
         resume: Callable[[list[Resumed]], None],
-        offer: Callable[[dict[str, list[Message]]], None],
+        offer: Callable[[dict[str, list[Message]]], set[str]],
         woken: Callable[[list[int]], None],
     ) -> None:
         self._link = link
@@ -154,24 +157,41 @@ class Lookups:
         others = sorted({id_ for id_, _ in wakes if id_ not in self._held})
         statements: list[Statement] = []
         if ours:
-            # Forgotten only together with being read: what arrives after this statement has a wake of its own.
-            statements.append(messages.forget_wakes(schema, ours))
             statements.append(messages.read_messages(schema, sorted({id_ for id_, _ in ours})))
         if others:
             now = self._clock.now_us()
             statements.append(messages.wake_parked(schema, others, now))
             statements.append(messages.forget_idle_wakes(schema, others))
             statements.append(leases.notify_if_idle([slot]))
-        if not statements:
-            return
-        answers = await self._link.transact(statements)
-        if ours:
-            mailboxes: dict[str, list[Message]] = {}
-            _sort_mail(answers[1], mailboxes)
-            if mailboxes:
-                asyncio.get_running_loop().call_soon(self._offer, mailboxes)
+        answers = await self._link.transact(statements) if statements else []
+        acted_on = await self._offer_ours(schema, ours, answers[0]) if ours else 0
         if others and answers[-3].count:
             self._woken([slot])
+        leaving = len(wakes) - len(ours) - sum(id_ in others for id_, _ in wakes)
+        if leaving or acted_on < len(ours):
+            asyncio.get_running_loop().call_later(LOOK_AGAIN_SECONDS, self.wakes, [slot])
+
+    async def _offer_ours(self, schema: str, ours: list[messages.Wake], answer: Result) -> int:
+        """Offer the mail, then forget the wakes of those who took it. One that began to park meanwhile takes nothing;
+        its wake must be there still, for the flush that parks it or the next look. Returns how many were forgotten."""
+        mailboxes: dict[str, list[Message]] = {}
+        _sort_mail(answer, mailboxes)
+        took: set[str] = set()
+        if mailboxes:
+            handed_out = asyncio.Event()
+
+            def hand_out() -> None:
+                try:
+                    took.update(self._offer(mailboxes))
+                finally:
+                    handed_out.set()
+
+            asyncio.get_running_loop().call_soon(hand_out)  # runs are stepped from plain callbacks
+            await handed_out.wait()
+        done = [wake for wake in ours if wake[0] in took or wake[0] not in mailboxes]
+        if done:
+            await self._link.transact([messages.forget_wakes(schema, done)])
+        return len(done)
 
 
 def _sort_mail(answer: Result, mailboxes: dict[str, list[Message]]) -> None:

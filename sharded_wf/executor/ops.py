@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
-from typing import NamedTuple
+
+import msgspec
 
 from sharded_wf.clock import Microseconds
 from sharded_wf.executor.held import Claim, Hold
@@ -33,7 +34,7 @@ class OpKind(IntEnum):
     REROUTE = 5
 
 
-class Op(NamedTuple):
+class Op(msgspec.Struct, frozen=True, gc=False):
     """One thing to save for one held workflow. Which of the other fields count depends on the kind."""
 
     kind: OpKind
@@ -50,23 +51,27 @@ LEAVING = frozenset({OpKind.FINISH, OpKind.PARK, OpKind.GIVE_BACK, OpKind.REROUT
 """After these the executor holds the workflow no longer."""
 
 
-class Told(NamedTuple):
-    """What a flush says to other workflows: what it delivers itself, and what it leaves in the outbox for the relay."""
+class Told(msgspec.Struct, gc=False):
+    """What a flush tells others: messages that it delivers itself and messages that it leaves in the outbox for the
+    relay, each with its slot; and the slots in which workflows ended, or became ready again."""
 
     delivered: list[tuple[int, Message]]
     outgoing: list[tuple[int, Message]]
+    ended: set[int]
+    ready: set[int]
 
 
 class _Slot:
     """The ops of one slot, by statement."""
 
-    __slots__ = ("attempts", "consumed", "delivered", "ended", "entries", "failed", "given", "outgoing", "parked",
-                 "released", "rerouted")  # fmt: skip
+    __slots__ = ("attempts", "consumed", "delivered", "ended", "entries", "failed", "given", "mailed", "outgoing",
+                 "parked", "released", "rerouted")  # fmt: skip
 
     def __init__(self) -> None:
         self.entries: tuple[list[str], list[Entry]] = ([], [])
         self.attempts: tuple[list[str], list[FailedAttempt]] = ([], [])
         self.consumed: list[Message] = []
+        self.mailed: list[str] = []
         self.delivered: list[Message] = []
         self.outgoing: list[Message] = []
         self.ended: tuple[list[str], list[bytes], list[bytes]] = ([], [], [])
@@ -87,7 +92,7 @@ def statements_of(
     """
     slots: dict[int, _Slot] = {}
     left: dict[Claim, int] = {}
-    told = Told([], [])
+    told = Told([], [], set(), set())
     for op in ops:
         hold = op.hold
         claim = hold.claim
@@ -111,9 +116,16 @@ def statements_of(
             slot.attempts[1].append(op.attempt)
             continue
         left[claim] = left.get(claim, 0) + 1
-        _leave(op, slot, now)
-        if hold.parent_id is not None and kind is OpKind.FINISH:
-            _tell_parent(op, slots, slot, told, is_here, now)
+        if kind is OpKind.FINISH:
+            _finish(op, slot)
+            if hold.mailed:
+                slot.mailed.append(hold.run.id)
+            told.ended.add(claim.slot)
+            if hold.parent_id is not None:
+                _tell_parent(op, slots, slot, told, is_here, now)
+        else:
+            _leave(op, slot)
+            told.ready.add(claim.slot)
     for claim, count in left.items():
         if count == claim.held:
             slots[claim.slot].released.append(claim.id)
@@ -125,21 +137,24 @@ def statements_of(
     return statements, told
 
 
-def _leave(op: Op, slot: _Slot, now: Microseconds) -> None:
+def _finish(op: Op, slot: _Slot) -> None:
+    run_id, claim_id, outcome = op.hold.run.id, op.hold.claim.id, op.outcome
+    assert outcome is not None
+    if outcome.status is Status.SUCCEEDED:
+        ids, outputs, claim_ids = slot.ended
+        ids.append(run_id)
+        outputs.append(outcome.output or b"null")
+        claim_ids.append(claim_id)
+    else:
+        slot.failed[0].append(run_id)
+        slot.failed[1].append(outcome.error or b"null")
+        slot.failed[2].append(claim_id)
+        slot.failed[3].append(outcome.status)
+
+
+def _leave(op: Op, slot: _Slot) -> None:
     run_id, claim_id = op.hold.run.id, op.hold.claim.id
     match op.kind:
-        case OpKind.FINISH:
-            outcome = op.outcome
-            assert outcome is not None
-            if outcome.status is Status.SUCCEEDED:
-                slot.ended[0].append(run_id)
-                slot.ended[1].append(outcome.output or b"null")
-                slot.ended[2].append(claim_id)
-            else:
-                slot.failed[0].append(run_id)
-                slot.failed[1].append(outcome.error or b"null")
-                slot.failed[2].append(claim_id)
-                slot.failed[3].append(outcome.status)
         case OpKind.PARK:
             slot.parked[0].append(run_id)
             slot.parked[1].append(claim_id)
@@ -183,6 +198,8 @@ def _slot_statements(statements: list[Statement], schema: str, slot: _Slot, now:
         statements.append(steps.record_attempts(schema, *slot.attempts))
     if slot.consumed:
         statements.append(messages.consume(schema, slot.consumed))
+    if slot.mailed:
+        statements.append(messages.clear_mailboxes(schema, slot.mailed))
     if slot.ended[0]:
         statements.append(outcomes.succeed(schema, *slot.ended, now))
     if slot.failed[0]:

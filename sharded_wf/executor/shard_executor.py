@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import psycopg
 
@@ -34,6 +34,7 @@ from sharded_wf.postgres import binary
 from sharded_wf.postgres.listen import Listener
 from sharded_wf.postgres.session import ConnectionLost
 from sharded_wf.store import claims, leases
+from sharded_wf.workflow.host import Run
 
 if TYPE_CHECKING:
     from sharded_wf.executor.executor import Executor
@@ -137,6 +138,7 @@ class ShardExecutor:
             )
         ]
         drained = False
+        blameless = True
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -146,6 +148,7 @@ class ShardExecutor:
                 elif isinstance(error, LeaseLost):
                     logger.warning("shard %s: the lease is lost: %s", self.shard.name, error)
                 elif error is not None:
+                    blameless = False  # it may be a workflow's doing: to be counted, so that it does not go on for ever
                     logger.error("shard %s: %s failed; starting anew", self.shard.name, task.get_name(), exc_info=error)
         finally:
             for task in tasks:
@@ -154,18 +157,25 @@ class ShardExecutor:
             self._executor.keeper.release(lease_id)
             self._drop_everything()
             self._lease_id = None
-        # Drained or not, nothing is held under this lease any more: whatever its claims still name is an orphan.
-        await self._leave(lease_id, wait=not drained)
+        # Drained or not, nothing is held under this lease any more.
+        await self._leave(lease_id, wait=not drained, blameless=blameless)
 
     async def _wait_lost(self) -> None:
         await self._lost.wait()
         raise LeaseLost("another executor took it over")
 
-    async def _leave(self, lease_id: bytes, *, wait: bool) -> None:
-        """Give the lease up. An unfinished flush of ours is waited for by this, or fenced."""
+    async def _leave(self, lease_id: bytes, *, wait: bool, blameless: bool) -> None:
+        """Give the lease up. An unfinished flush of ours is waited for by this, or fenced. What the claims still name
+        is given back, unless a workflow may be to blame for this: then observers recover it as after a death."""
+        schemas = self.shard.schemas
         while True:
+            statements = leases.leave(lease_id)
+            if blameless:
+                now = self._clock.now_us()
+                statements += [claims.give_back_lease(schema, lease_id, now) for _, schema in sorted(schemas.items())]
+                statements.append(leases.notify_if_idle(sorted(schemas)))
             try:
-                await self._flushes.transact(leases.leave(lease_id))
+                await self._flushes.transact(statements)
                 return
             except (ConnectionLost, psycopg.Error) as error:
                 logger.info("shard %s: leaving is put off: %s", self.shard.name, error)
@@ -192,6 +202,15 @@ class ShardExecutor:
         """How many more workflows may be claimed on this shard."""
         return self._executor.room(self)
 
+    def took(self, count: int) -> None:
+        """So many places are taken."""
+        self._executor.took(self, count)
+
+    def gave_back(self, count: int) -> None:
+        """So many places are free again."""
+        if count:
+            self._executor.released(self, count)
+
     async def wait_for_room(self) -> None:
         """Until that may have changed."""
         await self._executor.wait_for_room()
@@ -204,12 +223,13 @@ class ShardExecutor:
         fresh: list[tuple[claims.Claimed, Hold]] = []
         for claimed in came:
             hold = Hold(claim, claimed.parent_id)
+            if claimed.id in self.held:
+                self._executor.released(self, 1)  # it left with a flush of which we have yet to hear, and is back
             self.held[claimed.id] = hold
             if claimed.claims > 1:
                 self.lookups.history(claimed, hold)
             else:
                 fresh.append((claimed, hold))
-        self._executor.took(self, len(came))
         self._vacuum.churned(claim.slot, "ready", len(came))
         if fresh:
             self._loop.call_soon(self._start, fresh)
@@ -221,6 +241,7 @@ class ShardExecutor:
     def _resume(self, resumed: list[Resumed]) -> None:
         for claimed, hold, history, mail in resumed:
             if self._run(claimed, hold, history) and mail and not hold.leaving:
+                hold.mailed = True
                 hold.run.offer(mail)
 
     def _run(self, claimed: claims.Claimed, hold: Hold, history: History) -> bool:
@@ -229,7 +250,7 @@ class ShardExecutor:
         definition = self._executor.app.workflows.get(claimed.name)
         if definition is None:
             hold.leaving = True
-            hold.run = _Unknown(claimed.id)  # type: ignore[assignment]
+            hold.run = cast(Run, _Unknown(claimed.id))
             self.flusher.add(Op(OpKind.REROUTE, hold))
             return False
         run = definition.new_run(self._host, claimed.id, claimed.input, history, claimed.started_at, claimed.claims)
@@ -245,27 +266,34 @@ class ShardExecutor:
         return slot, slot in self.shard.schemas
 
     def _saved(self, ops: list[Op], told: Told) -> None:
-        """A flush was committed. Runs are stepped from a plain callback, never inside the flusher's task."""
+        """A flush was committed. Runs are stepped from a plain callback, never inside the flusher's task; but the
+        claims are counted here: the next flush may be made before that callback, and must know which are empty."""
+        for op in ops:
+            if op.kind in LEAVING:
+                op.hold.claim.held -= 1
         self._loop.call_soon(self._go_on, ops, told)
 
     def _go_on(self, ops: list[Op], told: Told) -> None:
-        left = 0
+        left = finished = 0
         for op in ops:
             kind, hold = op.kind, op.hold
-            if kind is OpKind.RECORD:
+            if op.entry is not None:
                 if not hold.leaving:
-                    hold.run.deliver(op.entry)  # type: ignore[arg-type]
-            elif kind is OpKind.ATTEMPT:
+                    hold.run.deliver(op.entry)
+            elif op.attempt is not None:
                 if not hold.leaving:
-                    hold.run.attempt_recorded(op.attempt)  # type: ignore[arg-type]
-            elif kind in LEAVING:
-                hold.claim.held -= 1
-                left += 1
-                self.held.pop(hold.run.id, None)
+                    hold.run.attempt_recorded(op.attempt)
+            else:
+                finished += kind is OpKind.FINISH
+                # It may have been claimed anew, or everything been dropped, between the commit and this callback.
+                if self.held.get(hold.run.id) is hold:
+                    del self.held[hold.run.id]
+                    left += 1
                 if kind is OpKind.PARK:
                     hold.run.drop()
                     if op.due_at is not None:
                         self._watch.timer_set(hold.claim.slot, op.due_at)
+        self._executor.finished += finished
         if left:
             self._executor.released(self, left)
         if told.outgoing:
@@ -288,17 +316,25 @@ class ShardExecutor:
         self._executor.taken_over += count
         self._loop.call_soon_threadsafe(self._watch.heard, "", "")
 
-    def _offer(self, mailboxes: dict[str, list[Message]]) -> None:
+    def _offer(self, mailboxes: dict[str, list[Message]]) -> set[str]:
+        """Hand out mail; returns who took it. Those who are on their way out did not."""
+        took: set[str] = set()
         for id_, mail in mailboxes.items():
             hold = self.held.get(id_)
-            if hold is not None and not hold.leaving:
+            if hold is None or hold.leaving:
+                continue
+            took.add(id_)
+            if hasattr(hold, "run"):  # else its history is still to be read, and its mail with it
+                hold.mailed = True
                 hold.run.offer(mail)
+        return took
 
     def offer_if_held(self, message: Message) -> bool:
         """Hand a message that is already in its receiver's mailbox to the receiver, if it is in memory here."""
         hold = self.held.get(message.receiver)
         if hold is None or hold.leaving or not hasattr(hold, "run"):
             return False
+        hold.mailed = True
         hold.run.offer([message])
         return True
 

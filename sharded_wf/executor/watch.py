@@ -1,9 +1,9 @@
 """Watching a shard: what became ready, came due, arrived, or was left behind.
 
 Three sources, from fast to slow: notifications; our own timers; and a look over all slots (``peek``), which is one
-statement, often while there is room and nothing to claim, and rare when idle. An executor that runs out of work says so
-in its lease (``idle``), *then looks once more*, and only then sleeps: a start that did not see it idle committed before
-that look.
+statement, rare where notifications arrive, and else (PgBouncer) as often as there was work of late. An executor that
+runs out of work says so in its lease (``idle``), *then looks once more*, and only then sleeps: a start that did not see
+it idle committed before that look.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from sharded_wf.clock import SECOND_US, Clock, Microseconds
 from sharded_wf.executor.intake import Intake
 from sharded_wf.limits import (
     BUSY_AFTER_SECONDS,
-    BUSY_POLL_FIRST_SECONDS,
-    BUSY_POLL_ROUNDS,
     IDLE_POLL_SECONDS,
-    POOLED_POLL_MAX_SECONDS,
+    LOOK_PAUSE_FACTOR,
+    POLL_FIRST_SECONDS,
+    POLL_MAX_SECONDS,
     TIMERS_PER_BATCH_MAX,
 )
 from sharded_wf.postgres.link import Link
@@ -62,6 +62,8 @@ class Watch:
         self._look = True
         self._idle = False
         self._next_look = 0.0
+        self._looked_at = 0.0
+        self._look_took = 0.0
         self._quiet_rounds = 0
         self._busy_since: float | None = None
         self._lease_id = b""
@@ -89,9 +91,13 @@ class Watch:
     def exhausted(self, *, missed: bool) -> None:
         """The claims found nothing more (``missed``: not even what had been announced, so its lane is unknown)."""
         self._busy_since = None
-        if missed or not self._idle:
-            self._look = True
-            self._stir.set()
+        if missed:
+            pause = self._look_took * LOOK_PAUSE_FACTOR  # looking must not become the work
+            self._next_look = min(self._next_look, self._looked_at + pause)
+        elif not self._listener.works:
+            self._quiet_rounds = 0
+            self._next_look = min(self._next_look, self._clock.monotonic() + POLL_FIRST_SECONDS)
+        self._stir.set()
 
     def timer_set(self, slot: int, due_at: Microseconds) -> None:
         """A timer of ours was saved."""
@@ -116,15 +122,14 @@ class Watch:
         await self._fire_due()
         now = self._clock.monotonic()
         if self._look or now >= self._next_look:
-            found = await self._glance()
-            working = found or self._intake.has_work
-            self._quiet_rounds = 0 if working else self._quiet_rounds + 1
-            self._next_look = now + self._interval(working)
-        if not self._intake.has_work:
+            await self._glance()
+            self._quiet_rounds = 0 if self._intake.is_busy else self._quiet_rounds + 1
+            self._next_look = now + self._interval()
+        if not self._intake.is_busy:
             self._busy_since = None
-            if not self._idle and self._listener.works and self._quiet_rounds > BUSY_POLL_ROUNDS:
+            if not self._idle and self._listener.works:
                 await self._say_idle(True)
-                self._look = True
+                self._look = True  # once more, before sleeping
                 return
         elif self._busy_since is None:
             self._busy_since = now
@@ -132,21 +137,22 @@ class Watch:
             await self._say_idle(False)
         await self._sleep(self._next_look - now)
 
-    def _interval(self, working: bool) -> float:
+    def _interval(self) -> float:
         """Seconds until the next look without any other reason."""
-        if working or self._idle:
+        if self._intake.is_busy or self._listener.works:
             return IDLE_POLL_SECONDS
-        if self._quiet_rounds <= BUSY_POLL_ROUNDS:
-            return BUSY_POLL_FIRST_SECONDS * 2.0**self._quiet_rounds
-        return IDLE_POLL_SECONDS if self._listener.works else POOLED_POLL_MAX_SECONDS
+        return min(POLL_MAX_SECONDS, POLL_FIRST_SECONDS * 2.0 ** min(self._quiet_rounds, 30))
 
     async def _say_idle(self, idle: bool) -> None:
         await self._link.fetch(leases.set_idle(self._lease_id, idle))
         self._idle = idle
 
-    async def _glance(self) -> bool:
+    async def _glance(self) -> None:
         self._look = False
+        begun = self._clock.monotonic()
         glance = slots.glance_of(await self._link.fetch(self._peek))
+        self._looked_at = self._clock.monotonic()
+        self._look_took = self._looked_at - begun
         found = False
         for slot, lanes in glance.lanes.items():
             found |= self._intake.found(slot, lanes)
@@ -157,7 +163,6 @@ class Watch:
         self._outgoing(glance.outgoing)
         if found:
             self._work()
-        return found
 
     async def _fire_due(self) -> None:
         now = self._clock.now_us()

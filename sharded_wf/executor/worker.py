@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 
 from sharded_wf.clock import SYSTEM_CLOCK
 from sharded_wf.executor.executor import Executor
-from sharded_wf.limits import ISOLATED_IDLE_SECONDS, RESTART_FIRST_SECONDS, RESTART_MAX_SECONDS
+from sharded_wf.limits import GC_THRESHOLDS_OBJECTS, ISOLATED_IDLE_SECONDS, RESTART_FIRST_SECONDS, RESTART_MAX_SECONDS
 
 logger = logging.getLogger("sharded_wf.worker")
 
@@ -50,8 +51,17 @@ async def _until_idle(executor: Executor, stop: asyncio.Event) -> None:
             pass
 
 
+def calm_garbage_collector() -> None:
+    """Thousands of workflows in memory look to the collector like a leak, and it searches all of them again and again,
+    which costs as much as running them. They hold no cycles; so let it look rarely, and never at what was imported."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS_OBJECTS)
+
+
 def run(executor: Executor) -> None:
     """``work`` on an event loop of its own: uvloop's, if it is installed (extra ``fast``)."""
+    calm_garbage_collector()
     try:
         import uvloop
     except ImportError:

@@ -97,6 +97,8 @@ class Relay:
             )
 
     async def _deliver(self, rows: list[tuple[int, Message]]) -> list[tuple[int, Message]]:
+        if not self._shards.answers(rows[0][1].receiver):
+            return []
         try:
             await self._shards.deliver([message for _, message in rows], wait_seconds=SEND_DIRECT_SECONDS)
         except ShardedWfError:

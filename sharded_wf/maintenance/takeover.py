@@ -18,15 +18,16 @@ import asyncio
 import logging
 from collections.abc import Mapping
 
-import msgspec
 import psycopg
 
 from sharded_wf.clock import Clock
+from sharded_wf.errors import WorkflowQuarantined
 from sharded_wf.limits import SUSPECT_AFTER_DEATHS, TAKEOVER_LOCK_TIMEOUT_SECONDS
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import OUTCOME_TOPIC, Message, Outcome
 from sharded_wf.postgres.link import Link
 from sharded_wf.postgres.session import ConnectionLost, Result, Statement
+from sharded_wf.serialization.exceptions import encode_error
 from sharded_wf.serialization.outcomes import encode_outcome
 from sharded_wf.store import claims, leases, messages, outcomes
 
@@ -83,13 +84,8 @@ async def _recover_slot(link: Link, schema: str, answer: Result, clock: Clock) -
 
 
 def _quarantine(schema: str, dead: list[claims.Orphan], now: int) -> list[Statement]:
-    error = msgspec.json.encode(
-        {
-            "type": "WorkflowQuarantined",
-            "module": "sharded_wf.errors",
-            "message": f"it took its executor down {SUSPECT_AFTER_DEATHS + 1} times, the last time alone",
-        }
-    )
+    message = f"it took its executor down {SUSPECT_AFTER_DEATHS + 1} times, the last time alone"
+    error = encode_error(WorkflowQuarantined("WorkflowQuarantined", message))
     for orphan in dead:
         logger.error("workflow %s is quarantined: it took its executor down again, running alone", orphan.id)
     statements = [

@@ -49,7 +49,7 @@ class Vacuum:
                         )
                     for slot, table in due:
                         for command in vacuums(self._schemas[slot], [table]):
-                            await conn.execute(command)
+                            await conn.execute(command.encode())
                         del self._churned[slot, table]
                 except (psycopg.Error, OSError) as error:
                     logger.info("vacuuming is put off: %s", error)

@@ -7,6 +7,7 @@ of each waiting for a connection of its own. A caller that must not give up asks
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Sequence
 
@@ -19,9 +20,13 @@ _END_BACKEND = load("sessions")["end_backend"]
 
 
 class Link:
-    """One connection to one shard, for ever. Transactions of concurrent callers run one after another."""
+    """One connection to one shard, for ever. Transactions of concurrent callers run one after another.
 
-    def __init__(self, dsn: str, purpose: str, clock: Clock = SYSTEM_CLOCK) -> None:
+    ``recovers``: after a failure it connects again by itself, as soon as it can, so that ``healthy`` comes true again
+    though nobody asks for anything.
+    """
+
+    def __init__(self, dsn: str, purpose: str, clock: Clock = SYSTEM_CLOCK, *, recovers: bool = False) -> None:
         self._dsn = dsn
         self._purpose = purpose
         self._clock = clock
@@ -31,6 +36,8 @@ class Link:
         self._not_before = 0.0
         self._reason = ""
         self._closed = False
+        self._recovers = recovers
+        self._recovery: asyncio.Task[None] | None = None
 
     @property
     def healthy(self) -> bool:
@@ -74,6 +81,18 @@ class Link:
         self._failures = min(self._failures + 1, 20)
         # Jitter: executors that lost a shard together must not come back together.
         self._not_before = self._clock.monotonic() + pause * random.uniform(0.5, 1.0)
+        if self._recovers and not self._closed and self._recovery is None:
+            self._recovery = asyncio.get_running_loop().create_task(self._recover(), name=f"recovery {self._purpose}")
+
+    async def _recover(self) -> None:
+        try:
+            while not self.healthy and not self._closed:
+                await self.pause()
+                async with self._lock:
+                    with contextlib.suppress(ConnectionLost):
+                        await self._open()
+        finally:
+            self._recovery = None
 
     async def transact(
         self, statements: Sequence[Statement], *, deadline: float = STATEMENT_DEADLINE_SECONDS
@@ -118,5 +137,7 @@ class Link:
     def close(self) -> None:
         """End the connection and open no other. Closing twice is fine."""
         self._closed = True
+        if self._recovery is not None:
+            self._recovery.cancel()
         if self._session is not None:
             self._session.close()

@@ -25,6 +25,7 @@ import asyncio
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import psycopg
 from psycopg import pq
@@ -84,8 +85,8 @@ class Result:
     def __len__(self) -> int:
         return self._result.ntuples
 
-    def rows(self) -> list[tuple[bytes | None, ...]]:
-        """Every row; a value is bytes in binary format, or ``None``."""
+    def rows(self) -> list[tuple[Any, ...]]:
+        """Every row; a value is ``bytes`` in binary format, or ``None``. (Which may be null, the statement knows.)"""
         value, columns = self._result.get_value, range(self._result.nfields)
         return [tuple([value(row, column) for column in columns]) for row in range(self._result.ntuples)]
 
@@ -120,7 +121,7 @@ def _settings_for(server_version: int) -> dict[str, str]:
 class Session:
     """One connection in pipeline mode. Not for concurrent use: one transaction at a time."""
 
-    def __init__(self, conn: psycopg.AsyncConnection[object], token: str, *, pooled: bool) -> None:
+    def __init__(self, conn: psycopg.AsyncConnection[tuple[object, ...]], token: str, *, pooled: bool) -> None:
         self._conn = conn
         self._pgconn = conn.pgconn
         self._loop = asyncio.get_running_loop()
@@ -139,7 +140,7 @@ class Session:
         token = f"sharded_wf {purpose} {uuid.uuid4().hex[:16]}"
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS * 2):
-                conn: psycopg.AsyncConnection[object] = await psycopg.AsyncConnection.connect(
+                conn: psycopg.AsyncConnection[tuple[object, ...]] = await psycopg.AsyncConnection.connect(
                     conninfo_of(dsn, token), autocommit=True
                 )
         except (psycopg.Error, OSError, TimeoutError) as error:
@@ -147,14 +148,17 @@ class Session:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
                 cursor = await conn.execute("select pg_backend_pid()", prepare=False)
-                row: tuple[int] = await cursor.fetchone()  # type: ignore[assignment]
-                pooled = row[0] != conn.info.backend_pid
+                row = await cursor.fetchone()
+                pooled = row is None or row[0] != conn.info.backend_pid
                 if not pooled:
                     for name, value in _settings_for(conn.info.server_version).items():
-                        await conn.execute(f"select set_config('{name}', '{value}', false)", prepare=False)
+                        await conn.execute("select set_config(%s, %s, false)", (name, value), prepare=False)
         except (psycopg.Error, OSError, TimeoutError) as error:
             conn.pgconn.finish()
             raise ConnectionLost(str(error).strip() or "the server did not answer") from None
+        except BaseException:  # cancelled: nobody else knows of this connection
+            conn.pgconn.finish()
+            raise
         session = cls(conn, token, pooled=pooled)
         session._enter()
         return session
@@ -205,8 +209,9 @@ class Session:
         if done:
             self._loop.remove_writer(self._fd)
 
-    def _send(self, statement: Statement) -> bytes | None:
-        """Queue one statement; returns the name under which it was prepared just now, if it was."""
+    def _send(self, statement: Statement, sent: set[bytes]) -> bytes | None:
+        """Queue one statement; returns the name under which it was prepared just now, if it was. ``sent``: the names
+        that this round trip prepares, which are not known to have succeeded yet."""
         query, params = statement.query, statement.params
         if self.pooled:
             self._pgconn.send_query_params(
@@ -214,8 +219,9 @@ class Session:
             )
             return None
         name = f"{query.name}.{statement.schema}".encode()
-        new = name not in self._prepared
+        new = name not in self._prepared and name not in sent
         if new:
+            sent.add(name)
             self._pgconn.send_prepare(name, query.on(statement.schema).encode())
         self._pgconn.send_query_prepared(name, params, [_BINARY] * len(params), _BINARY)
         return name if new else None
@@ -226,7 +232,8 @@ class Session:
         pgconn = self._pgconn
         timer = self._loop.call_later(deadline, self._fail, f"no answer within {deadline:g} s")
         try:
-            prepared = [self._send(statement) for statement in statements]
+            sent: set[bytes] = set()
+            prepared = [self._send(statement, sent) for statement in statements]
             pgconn.pipeline_sync()
             if pgconn.flush():
                 self._loop.add_writer(self._fd, self._writable)

@@ -78,8 +78,8 @@ def claimed_of(result: Result) -> list[Claimed]:
     read_int, read_timestamp = binary.read_int, binary.read_timestamp
     return [
         Claimed(
-            id_.decode(), name.decode(), input_ or b"null", read_int(claims), read_int(deaths),  # type: ignore[union-attr, arg-type]
-            read_timestamp(started_at), None if parent is None else parent.decode(), read_timestamp(enqueued_at),  # type: ignore[arg-type]
+            id_.decode(), name.decode(), input_ or b"null", read_int(claims), read_int(deaths),
+            read_timestamp(started_at), None if parent is None else parent.decode(), read_timestamp(enqueued_at),
         )
         for id_, name, input_, claims, deaths, started_at, parent, enqueued_at in result.rows()
     ]  # fmt: skip
@@ -98,6 +98,11 @@ def release_claims(schema: str, claim_ids: Sequence[bytes]) -> Statement:
 def give_back(schema: str, ids: Sequence[str], claim_ids: Sequence[bytes], now: Microseconds) -> Statement:
     """Unfinished workflows go back to the queue."""
     return Statement(_GIVE_BACK, schema, (binary.text_array(ids), binary.uuid_array(claim_ids), binary.timestamp(now)))
+
+
+def give_back_lease(schema: str, lease_id: bytes, now: Microseconds) -> Statement:
+    """Everything that a lease's claims still hold goes back to the queue; the count is how many."""
+    return Statement(_SQL["give_back_lease"], schema, (lease_id, binary.timestamp(now)))
 
 
 def reroute(schema: str, ids: Sequence[str], claim_ids: Sequence[bytes], now: Microseconds) -> Statement:

@@ -16,6 +16,7 @@ _READ = _SQL["read_messages"]
 _CONSUME = _SQL["consume_messages"]
 _READ_WAKES = _SQL["read_wakes"]
 _FORGET_WAKES = _SQL["forget_wakes"]
+_CLEAR_MAILBOXES = _SQL["clear_mailboxes"]
 _FORGET_IDLE_WAKES = _SQL["forget_idle_wakes"]
 _WAKE_PARKED = _SQL["wake_parked"]
 _FILL_OUTBOX = _SQL["fill_outbox"]
@@ -86,8 +87,8 @@ def messages_of(result: Result) -> list[Message]:
     """The answer to ``read_messages`` or ``read_outbox``."""
     return [
         Message(
-            receiver.decode(), topic.decode(), sender.decode(), binary.read_int(seq), payload,  # type: ignore[union-attr, arg-type]
-            binary.read_timestamp(sent_at),  # type: ignore[arg-type]
+            receiver.decode(), topic.decode(), sender.decode(), binary.read_int(seq), payload,
+            binary.read_timestamp(sent_at),
         )
         for receiver, topic, sender, seq, sent_at, payload in result.rows()
     ]  # fmt: skip
@@ -112,8 +113,13 @@ def forget_wakes(schema: str, wakes: Sequence[Wake]) -> Statement:
     )
 
 
+def clear_mailboxes(schema: str, ids: Sequence[str]) -> Statement:
+    """Remove what workflows that end now have not received: late messages, and ones that were delivered twice."""
+    return Statement(_CLEAR_MAILBOXES, schema, (binary.text_array(ids),))
+
+
 def forget_idle_wakes(schema: str, ids: Sequence[str]) -> Statement:
-    """Remove the wakes of those among these workflows that have ended."""
+    """Remove the wakes, and the messages, of those among these workflows that have ended."""
     return Statement(_FORGET_IDLE_WAKES, schema, (binary.text_array(ids),))
 
 

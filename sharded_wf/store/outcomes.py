@@ -62,7 +62,7 @@ def read_outcomes(schema: str, ids: Sequence[str]) -> Statement:
 def outcomes_of(result: Result) -> list[tuple[str, Outcome]]:
     """The answer to ``read_outcomes``."""
     return [
-        (id_.decode(), Outcome(Status(binary.read_int(status)), output, error))  # type: ignore[union-attr, arg-type]
+        (id_.decode(), Outcome(Status(binary.read_int(status)), output, error))
         for id_, status, output, error in result.rows()
     ]
 

@@ -29,10 +29,11 @@ class Glance(msgspec.Struct, gc=False):
 
 
 def peek(schemas: Mapping[int, str]) -> Statement:
-    """One question over all these slots (number → schema)."""
+    """One question over all these slots (number → schema): what is there to do?"""
     parts = [
         _PEEK.text.replace("{slot}", schema).replace("{number}", str(number)) for number, schema in schemas.items()
     ]
+    # Prepared by name: other slots make another statement.
     return Statement(Query(f"peek_{hash(tuple(schemas)) & 0xFFFFFFFF:08x}", "\nunion all\n".join(parts)), "")
 
 

@@ -65,17 +65,17 @@ def histories_of(steps: Result, attempts: Result) -> dict[str, History]:
     failed: dict[str, list[FailedAttempt]] = {}
     read_int, read_timestamp = binary.read_int, binary.read_timestamp
     for id_, place, ordinal, kind, name, fingerprint, output, error, started, completed in steps.rows():
-        entries.setdefault(id_.decode(), []).append(  # type: ignore[union-attr]
+        entries.setdefault(id_.decode(), []).append(
             Entry(
-                read_int(place), read_int(ordinal), EntryKind(read_int(kind)), name.decode(), read_int(fingerprint),  # type: ignore[union-attr, arg-type]
-                output, error, read_timestamp(started), read_timestamp(completed),  # type: ignore[arg-type]
+                read_int(place), read_int(ordinal), EntryKind(read_int(kind)), name.decode(), read_int(fingerprint),
+                output, error, read_timestamp(started), read_timestamp(completed),
             )
         )  # fmt: skip
     for id_, place, attempt, error, started, at, retry in attempts.rows():
-        failed.setdefault(id_.decode(), []).append(  # type: ignore[union-attr]
+        failed.setdefault(id_.decode(), []).append(
             FailedAttempt(
-                read_int(place), read_int(attempt), error, read_timestamp(started), read_timestamp(at),  # type: ignore[arg-type]
-                read_timestamp(retry),  # type: ignore[arg-type]
+                read_int(place), read_int(attempt), error, read_timestamp(started), read_timestamp(at),
+                read_timestamp(retry),
             )
         )  # fmt: skip
     return {

@@ -165,7 +165,7 @@ class App:
 
         return decorate if function is None else decorate(function)
 
-    def lifespan(self, function: Callable[[App], AsyncIterator[R]]) -> Callable[[App], AsyncIterator[R]]:
+    def lifespan(self, function: Callable[[Any], AsyncIterator[R]]) -> Callable[[Any], AsyncIterator[R]]:
         """What each executor process opens once: ``async def lifespan(app): ...; yield state``, then closes.
 
         The state is ``current().state`` in steps and workflows. Raises :class:`DefinitionError` for a second one, or a

@@ -8,6 +8,7 @@ delivers.
 from __future__ import annotations
 
 import sys
+import traceback
 import warnings
 from asyncio import Future, Task, _get_running_loop, _set_running_loop
 from collections import deque
@@ -23,7 +24,7 @@ from sharded_wf.model.history import Entry, EntryKind, History
 from sharded_wf.model.workflow import Start
 from sharded_wf.serialization.values import ValueCodec
 from sharded_wf.workflow.commands import ChildCommand, ReceiveCommand, SendCommand, TimerCommand
-from sharded_wf.workflow.loop import WorkflowLoop, current_task
+from sharded_wf.workflow.loop import WorkflowLoop, current_task, swap_current_task
 from sharded_wf.workflow.replay import ENDED, ISSUED
 from sharded_wf.workflow.run import WorkflowRun
 from sharded_wf.workflow.steps import StepCommand
@@ -290,7 +291,11 @@ def _close(loop: WorkflowLoop, tasks: list[Any]) -> None:
         _warnings._warn_unawaited_coroutine = _ignore
         for task in tasks:
             task._log_destroy_pending = False
-            _close_coroutine(task.get_coro())
+            inner = swap_current_task(loop, task)
+            try:
+                _close_coroutine(task.get_coro())
+            finally:
+                swap_current_task(loop, inner)
             # Lets go of the future that it waits for, and so of the cycle between them; callbacks are discarded.
             task.cancel()
     finally:
@@ -307,9 +312,16 @@ def _close_coroutine(coroutine: Any) -> None:
             if "ignored GeneratorExit" in str(error):
                 continue  # it awaited on; close it at that point
             return
-        except BaseException:  # noqa: BLE001 - what unwinding raises has no one to go to
-            return
+        except BaseException as error:  # noqa: BLE001 - what unwinding raises has no one to go to
+            _clear_frames(error)
         return
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Let go of what the frames held that the error came through; it may be in a cycle with them."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def _ignore(_coroutine: Any) -> None:

@@ -76,7 +76,8 @@ class TimerCommand:
         """The deadline has passed."""
         self.phase = RECORDING
         now_us = self.run.host.clock.now_us()
-        self.run.record(self, NULL, None, self.deadline_us, max(now_us, self.deadline_us))
+        asked_us = self.deadline_us - self.delay_ms * 1000
+        self.run.record(self, NULL, None, asked_us, max(now_us, self.deadline_us))
 
     def deliver(self, entry: Entry) -> None:
         self.phase = ENDED

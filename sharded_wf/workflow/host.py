@@ -81,7 +81,7 @@ class Run(ABC):
     """The workflow's ID."""
     definition: Any
     """The workflow definition that made this run."""
-    claim: object
+    claim: Any
     """The host's own: whatever it wants to remember of this run."""
     outcome: Outcome | None
     """How it ended, or ``None``."""

@@ -18,7 +18,7 @@ from asyncio import Future, Task
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextvars import Context, copy_context
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sharded_wf.clock import SECOND_US, Microseconds
 from sharded_wf.limits import TIMER_MAX_SECONDS
@@ -48,10 +48,21 @@ class Call(list[Any]):
 # Not known to type checkers as a loop: most of its methods are made below, and all of those refuse.
 _Loop: Any = asyncio.AbstractEventLoop
 
-current_task: Callable[[Any], Any] = asyncio.current_task
-"""The task that a loop runs, or ``None``; asked at every delivery."""
-if sys.version_info < (3, 12):
-    current_task = cast("Any", asyncio.tasks)._current_tasks.get  # the public function is written in Python there
+_tasks: Any = asyncio.tasks
+"""What asyncio offers to those who write loops, and keeps from type checkers."""
+if sys.version_info >= (3, 12):
+    current_task: Callable[[Any], Any] = asyncio.current_task
+    """The task that a loop runs, or ``None``; asked at every delivery."""
+    swap_current_task: Callable[[Any, Any], Any] = _tasks._swap_current_task
+    """Make a task, or ``None``, the one that a loop runs; gives back which it was."""
+else:
+    current_task = _tasks._current_tasks.get  # the public function is written in Python there
+
+    def swap_current_task(loop: Any, task: Any) -> Any:
+        before = _tasks._current_tasks.pop(loop, None)
+        if task is not None:
+            _tasks._current_tasks[loop] = task
+        return before
 
 
 class WorkflowLoop(_Loop):  # type: ignore[misc]  # pyright: ignore[reportUntypedBaseClass]

@@ -144,9 +144,9 @@ class Replay:
 
     def _mismatch(self, entry: Entry, instead: str) -> str:
         recorded = f"recorded at place {entry.place} is {describe_entry(entry)}"
-        asked = [command for command in self.commands.values() if command.phase != MATCHED]
+        asked = sorted(self.commands.values(), key=lambda command: command.phase == MATCHED)
         for command in asked:
-            if command.kind == entry.kind and command.name == entry.name:
+            if command.phase != MATCHED and command.kind == entry.kind and command.name == entry.name:
                 return f"{recorded}, but the code now asks for it with other arguments: {command.describe()}"
         if not asked:
             return f"{recorded}, but {instead} nothing more"

@@ -14,6 +14,7 @@ import sys
 from asyncio import Future, Task
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from sharded_wf.workflow.stop import RunDropped
@@ -50,8 +51,11 @@ def install(loop_class: type[WorkflowLoop], call_class: type[Call]) -> None:
     def create_future(self: WorkflowLoop) -> Future[Any]:
         if self.stopped:
             raise RunDropped
-        code = sys._getframe(1).f_code
-        if code is _WAIT_FOR or code is _CANCEL_AND_WAIT:
+        caller = sys._getframe(1)
+        if caller.f_code is _CANCEL_AND_WAIT:
+            if _is_wait_for(caller.f_back):
+                return _PromptFuture(loop=self)
+        elif caller.f_code is _WAIT_FOR:
             return _PromptFuture(loop=self)
         return Future(loop=self)
 
@@ -81,10 +85,9 @@ def install(loop_class: type[WorkflowLoop], call_class: type[Call]) -> None:
 def _called_by_wait_for() -> bool:
     """Whether the caller's caller came here by way of ``wait_for`` → ``ensure_future``."""
     frame = sys._getframe(2).f_back
-    for _ in range(2):
-        if frame is None:
-            return False
-        if frame.f_code is _WAIT_FOR:
-            return True
-        frame = frame.f_back
-    return False
+    return frame is not None and _is_wait_for(frame.f_back)
+
+
+def _is_wait_for(frame: FrameType | None) -> bool:
+    """Whether this is ``wait_for`` with time left; without, later versions make a task too."""
+    return frame is not None and frame.f_code is _WAIT_FOR and frame.f_locals["timeout"] > 0

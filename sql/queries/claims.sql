@@ -48,6 +48,19 @@ with given as (
 insert into {slot}.ready (capability, queue, priority, enqueued_at, id)
 select case when deaths > 1 then '!' else '~' end || capability, queue, priority, $3::timestamptz, id from given
 
+-- name: give_back_lease
+-- All that the claims of one lease hold goes back to the queue, by its owner, who lives: nobody is blamed for a death.
+-- After the statement that removes the lease, in the same transaction, so that nothing can be added to them.
+with mine as (
+    delete from {slot}.claim where lease_id = $1::uuid returning id, workflow_ids),
+given as (
+    update {slot}.workflow w set status = 0, claim_id = null
+    where w.id = any(array(select unnest(mine.workflow_ids) from mine)) and w.status = 1
+        and w.claim_id = any(array(select mine.id from mine))
+    returning w.capability, w.queue, w.priority, w.id, w.deaths)
+insert into {slot}.ready (capability, queue, priority, enqueued_at, id)
+select case when deaths > 1 then '!' else '~' end || capability, queue, priority, $2::timestamptz, id from given
+
 -- name: read_orphans
 -- What claims hold whose lease is gone, with how often each workflow has died without progress since it last made any. A
 -- claim that holds nothing any more comes back with a null workflow. Bounded: call again until nothing comes.

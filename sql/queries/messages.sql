@@ -31,15 +31,25 @@ delete from {slot}.wake w using unnest($1::text[], $2::uuid[]) u (workflow_id, i
 where w.workflow_id = u.workflow_id and w.id = u.id
 
 -- name: forget_idle_wakes
--- Of workflows that have ended: nobody will ever act on these.
-delete from {slot}.wake k using {slot}.workflow w
-where k.workflow_id = any($1::text[]) and w.id = k.workflow_id and w.status >= 3
+-- Of workflows that have ended: nobody will ever act on these, nor on what they announce. And of those whose delayed
+-- start is still to come: they find their messages when they ask for them.
+with idle as (
+    select w.id, w.status >= 3 as ended from {slot}.workflow w
+    where w.id = any($1::text[]) and (w.status >= 3 or (w.status = 2 and w.claims = 0))),
+unread as (
+    delete from {slot}.message m using idle where m.workflow_id = idle.id and idle.ended)
+delete from {slot}.wake k using idle where k.workflow_id = idle.id
+
+-- name: clear_mailboxes
+-- With the outcomes of workflows that had mail. A delivery that was made twice may have put back what was received.
+delete from {slot}.message where workflow_id = any($1::text[])
 
 -- name: wake_parked
--- Parked workflows go back to the queue. Locks with SKIP LOCKED: a row that somebody holds is being parked or woken.
+-- Parked workflows go back to the queue, but not before a delayed start. Locks with SKIP LOCKED: a row that somebody
+-- holds is being parked or woken.
 with parked as (
     select w.id from {slot}.workflow w
-    where w.id = any($1::text[]) and w.status = 2 order by w.id for update skip locked),
+    where w.id = any($1::text[]) and w.status = 2 and w.claims > 0 order by w.id for update skip locked),
 woken as (
     update {slot}.workflow w set status = 0 from parked where w.id = parked.id and w.status = 2
     returning w.capability, w.queue, w.priority, w.id, w.deaths)

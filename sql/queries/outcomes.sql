@@ -15,15 +15,17 @@ with ended as (
 insert into {slot}.failed (failed_at, workflow_id, status) select $5::timestamptz, id, status from ended
 
 -- name: cancel_unclaimed
--- A workflow that nobody holds is cancelled on the spot. Its row in `ready` is the right to do so.
+-- A workflow whose code never ran is cancelled on the spot: there is nothing to clean up. Its row in `ready` is the right to
+-- do so; one whose start is delayed has none yet, and nobody owns it. (In the lane of its own name: nobody could run it.)
 with taken as (
     delete from {slot}.ready r using {slot}.workflow w
-    where w.id = $1 and r.capability in (w.capability, '~' || w.capability, '!' || w.capability) and r.queue = w.queue and r.priority = w.priority
+    where w.id = $1 and (w.claims = 0 or r.capability = '~' || w.name) and r.queue = w.queue and r.priority = w.priority
         and r.id = w.id
+        and r.capability in (w.capability, '~' || w.capability, '!' || w.capability, '~' || w.name) -- as claims.sql has it
     returning r.id),
 ended as (
     update {slot}.workflow w set status = 5, error = $2::json, completed_at = $3::timestamptz
-    from taken where w.id = taken.id and w.status = 0
+    where w.id = $1 and ((w.status = 2 and w.claims = 0) or (w.status = 0 and exists (select from taken)))
     returning w.id, w.parent_id),
 noted as (
     insert into {slot}.failed (failed_at, workflow_id, status) select $3::timestamptz, id, 5 from ended),

@@ -1,5 +1,5 @@
--- Looks over the slots of a shard. `peek` is written for one slot; the engine joins one copy for each of its slots with
--- `union all`, so that an idle executor asks one question, whatever the number of slots.
+-- Looks over the slots of a shard. `peek` is written for one slot; the engine joins one copy for each
+-- of its slots with `union all`, so that an idle executor asks one question, whatever the number of slots.
 
 -- name: peek
 -- What there is to do in a slot: its lanes with ready rows (a loose index scan), when its next timer is due, whether
@@ -17,7 +17,7 @@ union all
 union all
 (select {number}, 2::smallint, null, null, null, null from {slot}.wake limit 1)
 union all
-(select {number}, 3::smallint, null, null, null, sent_at from {slot}.outbox limit 1)
+(select {number}, 3::smallint, null, null, null, sent_at from {slot}.outbox order by receiver, topic, sender, seq limit 1)
 
 -- name: vacuum
 -- The churning tables, by whoever owns them; autovacuum's one-minute nap is too slow for a queue.

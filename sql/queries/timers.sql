@@ -13,10 +13,10 @@ on conflict do nothing
 -- name: wake_arrived
 -- After `park`, in a statement of its own, so that it sees every message committed until now: whoever has one is ready
 -- again at once. A message committed later finds the workflow parked, and its `wake` row wakes it.
-with arrived as (
-    select distinct k.workflow_id as id from {slot}.wake k where k.workflow_id = any($1::text[])),
-woken as (
-    update {slot}.workflow w set status = 0 from arrived where w.id = arrived.id and w.status = 2
+-- (As an array: a join reads the whole index of `workflow` when it was planned on empty tables.)
+with woken as (
+    update {slot}.workflow w set status = 0
+    where w.id = any(array(select k.workflow_id from {slot}.wake k where k.workflow_id = any($1::text[]))) and w.status = 2
     returning w.capability, w.queue, w.priority, w.id, w.deaths)
 insert into {slot}.ready (capability, queue, priority, enqueued_at, id)
 select case when deaths > 1 then '!' else '~' end || capability, queue, priority, $2::timestamptz, id from woken

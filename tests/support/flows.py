@@ -49,7 +49,8 @@ class Ledger:
             if self._conn is None:
                 self._conn = await psycopg.AsyncConnection.connect(self._dsn, autocommit=True)
             await self._conn.execute(
-                "insert into ledger (workflow, step, number, key, attempt, pid, token) values (%s, %s, %s, %s, %s, %s, %s)",
+                "insert into ledger (workflow, step, number, key, attempt, pid, token) "
+                "values (%s, %s, %s, %s, %s, %s, %s)",
                 (here.workflow_id, here.step, number, here.idempotency_key, here.attempt, os.getpid(), token),
             )
         return token

@@ -6,6 +6,7 @@ sleeping. What it prints is kept and shown when a wait fails.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -161,3 +162,12 @@ def wait_until(condition: Callable[[], bool], what: str, timeout: float = WAIT_S
         if time.monotonic() > deadline:
             raise AssertionError(f"{what} did not come true within {timeout} s")
         time.sleep(interval)
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    """As ``wait_until``, for code on an event loop; the condition must not block."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what} did not come true within {WAIT_SECONDS} s")
+        await asyncio.sleep(0.005)

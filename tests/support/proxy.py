@@ -18,7 +18,7 @@ import contextlib
 import re
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Literal, Self, TypeVar
 
@@ -38,24 +38,30 @@ Result = TypeVar("Result")
 class Rule:
     """What the proxy shall do at a statement; says when it was done."""
 
-    def __init__(self, matching: str, when: Moment, action: Action, times: int, at_sync: bool, skip: int) -> None:
+    def __init__(
+        self, matching: str, when: Moment, action: Action, times: int, at_sync: bool, skip: int, within: str
+    ) -> None:
         self.when = when
         self.action = action
         self.count = 0
         """How often it has acted."""
         self._pattern = re.compile(matching, re.IGNORECASE)
+        self._within = re.compile(within, re.IGNORECASE)
         self._at_sync = at_sync
         self._left = times
         self._skip = skip
         self._acted = threading.Condition()
 
-    def wants(self, text: str | None, armed: bool) -> Literal["now", "at sync", "no"]:
-        """Whether to act at a message that runs this text (None: a sync, ``armed`` if the text came before it)."""
+    def wants(self, text: str | None, armed: bool, before: Sequence[str] = ()) -> Literal["now", "at sync", "no"]:
+        """Whether to act at a message that runs this text (None: a sync, ``armed`` if the text came before it), after
+        the texts ``before`` in the same pipeline."""
         if self._left <= 0:
             return "no"
         if text is None:
             return "now" if armed else "no"
         if not self._pattern.search(text):
+            return "no"
+        if self._within.pattern and not any(map(self._within.search, before)):
             return "no"
         if self._skip > 0:
             self._skip -= 1
@@ -123,7 +129,14 @@ class Proxy:
         return f"postgresql://{login}@127.0.0.1:{self.port}/{database}"
 
     def cut(
-        self, matching: str = COMMIT, *, when: Moment, times: int = 1, at_sync: bool = False, skip: int = 0
+        self,
+        matching: str = COMMIT,
+        *,
+        when: Moment,
+        times: int = 1,
+        at_sync: bool = False,
+        skip: int = 0,
+        within: str = "",
     ) -> Rule:
         """Break the connection at the next statement that matches.
 
@@ -135,15 +148,23 @@ class Proxy:
             at_sync: act at the end of the pipeline (its Sync) that runs the statement: there a transaction without
                 BEGIN and COMMIT commits.
             skip: let so many matches pass first.
+            within: act only if a statement that matches this came before it in the same pipeline.
         """
-        return self._add(Rule(matching, when, "cut", times, at_sync, skip))
+        return self._add(Rule(matching, when, "cut", times, at_sync, skip, within))
 
     def hold(
-        self, matching: str = COMMIT, *, when: Moment, times: int = 1, at_sync: bool = False, skip: int = 0
+        self,
+        matching: str = COMMIT,
+        *,
+        when: Moment,
+        times: int = 1,
+        at_sync: bool = False,
+        skip: int = 0,
+        within: str = "",
     ) -> Rule:
         """Keep the connection open and silent, both ways, at the next statement that matches, until :meth:`release`;
         then all goes on as if nothing had been. The arguments are those of :meth:`cut`."""
-        return self._add(Rule(matching, when, "hold", times, at_sync, skip))
+        return self._add(Rule(matching, when, "hold", times, at_sync, skip, within))
 
     def _add(self, rule: Rule) -> Rule:
         self._call(lambda: self.rules.append(rule))
@@ -268,6 +289,7 @@ class _Connection:
         self.statements = Statements()
         self.answers: Answers[Rule] = Answers()
         self.armed: Rule | None = None
+        self.pipeline: list[str] = []
 
     def abort(self) -> None:
         for writer in (self.client_writer, self.server_writer):
@@ -334,12 +356,16 @@ class _Connection:
     def _rule_for(self, message: bytes) -> Rule | None:
         text = self.statements.text_run_by(message)
         if text is None:
+            if message[:1] == b"S":
+                self.pipeline.clear()
             if message[:1] != b"S" or self.armed is None:
                 return None
             armed, self.armed = self.armed, None
             return armed if armed.wants(None, True) == "now" else None
+        before = list(self.pipeline)
+        self.pipeline.append(text)
         for rule in self.proxy.rules:
-            wish = rule.wants(text, False)
+            wish = rule.wants(text, False, before)
             if wish == "now":
                 return rule
             if wish == "at sync":

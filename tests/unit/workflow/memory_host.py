@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import selectors
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from sharded_wf import App, Bound
 from sharded_wf.model.history import EMPTY_HISTORY, Entry, FailedAttempt, History
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import OUTCOME_TOPIC, Message, Outcome, Start
 from sharded_wf.serialization import decode_error, encode_outcome
+from sharded_wf.workflow.app import App
+from sharded_wf.workflow.definitions import Bound
 from sharded_wf.workflow.host import Run
 
 T = TypeVar("T")
@@ -85,10 +86,11 @@ class MemoryHost:
         self.app = app
         self.loop = asyncio.get_running_loop()
         self.clock: Any = LoopClock(self.loop)
-        self.threads = ThreadPoolExecutor(4)
+        self.threads: Executor = ThreadPoolExecutor(4)
         self.state = state
         self.crash_after = crash_after
         self.crashed = asyncio.Event()
+        self.turn = asyncio.Event()
         self.stored: dict[str, Stored] = {}
         self.runs: dict[str, Run] = {}
         self.finished: dict[str, asyncio.Event] = {}
@@ -105,9 +107,15 @@ class MemoryHost:
 
     # What tests do
 
-    def begin(self, bound: Bound[Any], workflow_id: str = "w", history: History = EMPTY_HISTORY) -> Run:
+    def begin(
+        self,
+        bound: Bound[Any],
+        workflow_id: str = "w",
+        history: History = EMPTY_HISTORY,
+        started_at: int | None = None,
+    ) -> Run:
         start = Start(workflow_id, bound.name, bound.capability, bound.queue, 0, bound.input)
-        stored = Stored(start, self.clock.now_us())
+        stored = Stored(start, self.clock.now_us() if started_at is None else started_at)
         stored.entries = list(history.entries)
         stored.attempts = list(history.attempts)
         self.stored[workflow_id] = stored
@@ -140,6 +148,13 @@ class MemoryHost:
             return bound.result.decode(outcome.output)
         assert outcome.error is not None
         raise decode_error(outcome.error)
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait until something is durable, or waits: looked at whenever a little time has passed."""
+        while not condition():
+            self.turn.clear()
+            self.loop.call_later(0.001, self.turn.set)
+            await self.turn.wait()
 
     def post(self, message: Message) -> None:
         """A message arrives in somebody's mailbox."""

@@ -9,70 +9,11 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sharded_wf import App
 from sharded_wf.model.history import EMPTY_HISTORY, EntryKind, History
 from tests.unit.workflow.memory_host import MemoryHost, run_virtual
+from tests.unit.workflow.random_programs import DELAYS, app, program, ran
 
-app = App("crash")
-ran: Counter[str] = Counter()
-
-
-@app.step
-async def work(label: str, delay: float) -> str:
-    ran[label] += 1
-    await asyncio.sleep(delay)
-    if label.endswith("!"):
-        raise ValueError(label)
-    return f"<{label}>"
-
-
-async def interpret(program: Any, path: str, log: list[str]) -> str:
-    """Run a program tree; what it does depends on the order in which results arrive, through ``log``."""
-    kind, *rest = program
-    if kind == "step":
-        result = await work(path, rest[0])
-    elif kind == "fail":
-        try:
-            result = await work(path + "!", rest[0])
-        except ValueError as error:
-            result = f"failed {error}"
-    elif kind == "sleep":
-        await asyncio.sleep(rest[0])
-        result = "slept"
-    elif kind == "sequence":
-        result = "".join([await interpret(part, f"{path}.{n}", log) for n, part in enumerate(rest[0])])
-    elif kind == "gather":
-        parts = [interpret(part, f"{path}.{n}", log) for n, part in enumerate(rest[0])]
-        result = "|".join(await asyncio.gather(*parts))
-    elif kind == "timeout":
-        try:
-            result = await asyncio.wait_for(interpret(rest[1], f"{path}.t", log), rest[0])
-        except TimeoutError:
-            result = "late"
-    elif kind == "group":
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(interpret(p, f"{path}.{n}", log)) for n, p in enumerate(rest[0])]
-        result = "&".join(task.result() for task in tasks)
-    else:  # the first of several; the others are cancelled
-        tasks = [asyncio.create_task(interpret(p, f"{path}.{n}", log)) for n, p in enumerate(rest[0])]
-        done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in pending:
-            task.cancel()
-        result = "first " + ",".join(sorted(task.result() for task in done))
-    log.append(path)
-    # What is asked for next depends on how many things happened before: replay must give back the same order.
-    if len(log) % 3 == 0:
-        result += await work(f"extra after {'/'.join(log[-2:])}", 0.5)
-    return result
-
-
-@app.workflow
-async def program(tree: Any) -> list[str]:
-    log: list[str] = []
-    return [await interpret(tree, "p", log), *log]
-
-
-delays = st.sampled_from([0.0, 1.0, 1.5, 2.0, 3.0])
+delays = st.sampled_from(DELAYS)
 leaves = st.one_of(
     st.tuples(st.just("step"), delays), st.tuples(st.just("fail"), delays), st.tuples(st.just("sleep"), delays)
 )

@@ -1,0 +1,192 @@
+"""``sharded-wf workflow``: find workflows, look into one, start, cancel, wait for a result."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.text import Text
+
+from sharded_wf.cli.history import as_plain, draw, error_text, moment, read_error, status_text
+from sharded_wf.cli.options import ClusterOption, JsonOption
+from sharded_wf.cli.output import console, duration, print_error, print_json, table
+from sharded_wf.client.blocking import BlockingClient, BlockingHandle
+from sharded_wf.clock import SECOND_US
+from sharded_wf.config import find_config
+from sharded_wf.errors import ConfigError, ResultTimeout, WorkflowNotFound
+from sharded_wf.model.status import Status
+from sharded_wf.model.workflow import DEFAULT_QUEUE
+from sharded_wf.store.workflows import Description
+from sharded_wf.workflow.by_name import by_name
+
+app = typer.Typer(help="Workflows: find them, look into one, start, cancel, wait for a result.", no_args_is_help=True)
+
+_STATUS_NAMES = [status.label for status in Status]
+_COLUMNS = ("status", "id", "workflow", "queue", "created", "took")
+IdArgument = Annotated[str, typer.Argument(metavar="ID", help="The workflow's ID.")]
+TimeoutOption = Annotated[
+    float | None, typer.Option(help="Seconds to wait at most. Default: as long as it takes.", show_default=False)
+]
+
+
+@app.command("list")
+def list_(
+    cluster: ClusterOption = None,
+    name: Annotated[str | None, typer.Option(help="Only this workflow, as app/function.")] = None,
+    status: Annotated[str | None, typer.Option(help=f"Only in this state: {', '.join(_STATUS_NAMES)}.")] = None,
+    queue: Annotated[str | None, typer.Option(help="Only of this queue.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")] = 20,
+    json: JsonOption = False,
+) -> None:
+    """List workflows of all shards, the newest first."""
+    wanted = None if status is None else _status_of(status)
+    with BlockingClient.connect(find_config(cluster)) as client:
+        found = client.list(name=name, status=wanted, queue=queue, limit=limit)
+    if json:
+        print_json([as_plain(one) for one in found])
+        return
+    out = console()
+    if not found:
+        out.print("no workflows" + (" like this" if name or status or queue else ""))
+        return
+    rows = table(*_COLUMNS, numbers=frozenset({"created", "took"}), wraps=frozenset({"id"}))
+    for one in found:
+        rows.add_row(*_row(one))
+    out.print(rows)
+    if len(found) == limit:
+        out.print(Text(f"\nthe newest {limit}; more with --limit", "dim"))
+
+
+@app.command()
+def show(id: IdArgument, cluster: ClusterOption = None, json: JsonOption = False) -> None:
+    """Show all that is known of a workflow, and its steps with their times."""
+    with BlockingClient.connect(find_config(cluster)) as client:
+        found = _described(client, id)
+        history = client.history(id)
+        slot, shard = client.locate(id)
+    if json:
+        print_json(as_plain(found, history) | {"shard": shard, "slot": slot})
+    else:
+        draw(console(), found, history, f"{shard}, slot {slot}")
+
+
+@app.command()
+def start(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The workflow, as app/function.")],
+    args: Annotated[str, typer.Option(metavar="JSON", help="Its arguments, a JSON array.")] = "[]",
+    cluster: ClusterOption = None,
+    id: Annotated[
+        str | None, typer.Option(help="Its ID; the same ID again starts nothing. Default: a new one.")
+    ] = None,
+    queue: Annotated[str, typer.Option(help="The queue that it waits in.")] = DEFAULT_QUEUE,
+    priority: Annotated[int, typer.Option(help="Lower numbers first, within a queue.")] = 0,
+    delay: Annotated[float | None, typer.Option(help="Seconds before it may begin.")] = None,
+    version: Annotated[str | None, typer.Option(help="The app's version, if it has one.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for its result, and print that.")] = False,
+    timeout: TimeoutOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Start a workflow by name; its code need not be here. Exits with 1 if it is waited for and fails."""
+    bound = by_name(name, version=version).bind(*_arguments(args))
+    with BlockingClient.connect(find_config(cluster)) as client:
+        handle = client.start(bound, id=id, queue=queue, priority=priority, delay=delay)
+        if wait:
+            _print_result(client, handle, timeout, json=json)
+        elif json:
+            print_json({"id": handle.id, "created": handle.created})
+        else:
+            note = "started" if handle.created else "exists already"
+            console().print(Text.assemble((handle.id, "bold"), f" {note}"))
+
+
+@app.command()
+def cancel(id: IdArgument, cluster: ClusterOption = None) -> None:
+    """Ask a workflow to end: at once if nobody runs it, else at its next await."""
+    with BlockingClient.connect(find_config(cluster)) as client:
+        before = _described(client, id).status
+        if before.is_final:
+            console().print(Text.assemble((id, "bold"), " has ended already: ", status_text(before)))
+            return
+        client.cancel(id)
+        after = _described(client, id).status
+    said = status_text(after) if after.is_final else Text("asked to end; it does at its next await")
+    console().print(Text.assemble((id, "bold"), " ", said))
+
+
+@app.command()
+def result(
+    id: IdArgument,
+    cluster: ClusterOption = None,
+    timeout: TimeoutOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Wait for a workflow's result and print it, as JSON. Exits with 1 if it failed, or has none within the timeout."""
+    with BlockingClient.connect(find_config(cluster)) as client:
+        _print_result(client, client.get_handle(id), timeout, json=json)
+
+
+def _print_result(client: BlockingClient, handle: BlockingHandle[Any], timeout: float | None, *, json: bool) -> None:
+    try:
+        value = handle.result(timeout)
+    except ResultTimeout as error:
+        print_error(str(error))
+        raise typer.Exit(1) from None
+    except Exception:
+        # What the workflow raised and what we raised can be of the same class; its row knows which it was.
+        found = client.describe(handle.id)
+        if found is None or not found.status.is_final or found.status is Status.SUCCEEDED:
+            raise
+        _print_failure(found, json=json)
+        raise typer.Exit(1) from None
+    print_json({"id": handle.id, "status": "succeeded", "result": value} if json else value)
+
+
+def _print_failure(found: Description, *, json: bool) -> None:
+    if json:
+        print_json({"id": found.id, "status": found.status.label, "error": msgspec.Raw(found.error or b"null")})
+        return
+    error = read_error(found.error)
+    print_error(f"workflow {found.id!r} {found.status.label}" + (f": {error_text(error)}" if error else ""))
+    if error is not None and error.traceback:
+        console().print(Text(error.traceback.rstrip(), "dim"))
+
+
+def _described(client: BlockingClient, id_: str) -> Description:
+    found = client.describe(id_)
+    if found is None:
+        raise WorkflowNotFound(f"no workflow has the ID {id_!r}")
+    return found
+
+
+def _arguments(text: str) -> list[Any]:
+    example = """--args '["o-1", 4200]'"""
+    try:
+        return msgspec.json.decode(text, type=list[Any])
+    except msgspec.ValidationError:
+        raise ConfigError(f"--args {text}: the arguments are a JSON array, as in {example}") from None
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"--args {text}: no valid JSON ({error}); write for example {example}") from None
+
+
+def _status_of(name: str) -> Status:
+    for status in Status:
+        if status.label == name.lower():
+            return status
+    raise ConfigError(f"--status {name}: there is no such state; there are {', '.join(_STATUS_NAMES)}")
+
+
+def _row(one: Description) -> list[Text]:
+    now = int(time.time() * SECOND_US)
+    took = "-"
+    if one.started_at is not None:
+        took = duration(((one.completed_at or now) - one.started_at) / SECOND_US)
+    return [
+        status_text(one.status),
+        Text(one.id, "bold"),
+        Text(one.name),
+        Text(one.queue, "dim" if one.queue == DEFAULT_QUEUE else ""),
+        Text(moment(one.created_at, now), "dim"),
+        Text(took),
+    ]

@@ -1,0 +1,38 @@
+"""Clusters for the engine's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.cluster import TestCluster
+from tests.support.flows import LEDGER_VARIABLE
+
+
+@pytest.fixture
+def make_cluster(
+    databases: Callable[[int], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., TestCluster]:
+    """``make_cluster(shards, slots=6)`` initialises a cluster in databases of the test's own; ``dsns=[...]`` takes
+    those instead. Executors in this process write to its ledger."""
+
+    def make(shards: int = 1, *, dsns: list[str] | None = None, slots: int = 6) -> TestCluster:
+        made = databases(1 if dsns else shards + 1)
+        monkeypatch.setenv(LEDGER_VARIABLE, made[0])
+        return TestCluster.make(dsns or made[1:], made[0], tmp_path, slots=slots)
+
+    return make
+
+
+@pytest.fixture
+def cluster(make_cluster: Callable[..., TestCluster]) -> TestCluster:
+    """One shard with six slots."""
+    return make_cluster(1)
+
+
+@pytest.fixture
+def two_shards(make_cluster: Callable[..., TestCluster]) -> TestCluster:
+    """Two shards with three slots each."""
+    return make_cluster(2)

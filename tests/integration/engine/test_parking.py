@@ -1,0 +1,269 @@
+"""Parking, waking, cancelling, delays, priorities, queues, work that nobody can run, and draining."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import pytest
+
+from sharded_wf import App, Status, WorkflowCancelled, by_name
+from sharded_wf.client import Client
+from tests.support.cluster import TestCluster
+from tests.support.flows import (
+    app,
+    chain,
+    echo,
+    gated_chain,
+    inbox,
+    patient_parent,
+    sleeper,
+    slow_chain,
+    sync_sleeper,
+)
+from tests.support.processes import wait_until
+
+
+async def until_status(client: Client, id_: str, status: Status, seconds: float = 20.0) -> None:
+    async with asyncio.timeout(seconds):
+        while await client.get_handle(id_).status() is not status:  # noqa: ASYNC110 - a row, not an event
+            await asyncio.sleep(0.02)
+
+
+def test_sleeps_park_and_timers_wake(cluster: TestCluster) -> None:
+    async def go() -> None:
+        async with app.connect(cluster.config) as client, app.executor(cluster.config, park_after=0.2) as executor:
+            ids = [f"w-{number}" for number in range(20)]
+            begun = time.monotonic()
+            handles = await client.start_many((id_, sleeper.bind(3.0)) for id_ in ids)
+            plain = await client.start(sync_sleeper.bind(3.0), id="sync")
+            for id_ in [*ids, "sync"]:
+                await until_status(client, id_, Status.PARKED)
+            assert executor.statistics()["held"] == 0
+            async with asyncio.timeout(20):
+                assert await asyncio.gather(*(handle.result() for handle in handles)) == [2] * 20
+                assert await plain.result() == "after"
+            took = time.monotonic() - begun
+            assert 3.0 <= took < 6.0
+            await asyncio.to_thread(cluster.certify, [*ids, "sync"])
+
+    asyncio.run(go())
+    assert len(cluster.bodies()) == 40
+
+
+def test_receives_park_and_messages_wake_at_once(cluster: TestCluster) -> None:
+    async def go() -> None:
+        async with app.connect(cluster.config) as client, app.executor(cluster.config, park_after=0.1) as executor:
+            await client.start(inbox.bind(2), id="w")
+            for text in ("one", "two"):
+                await until_status(client, "w", Status.PARKED)
+                assert executor.statistics()["held"] == 0
+                sent = time.monotonic()
+                await client.send("w", "mail", text)
+                async with asyncio.timeout(10):
+                    while len((await client.history("w")).entries) < (1 if text == "one" else 2):  # noqa: ASYNC110
+                        await asyncio.sleep(0.005)
+                assert time.monotonic() - sent < 1.0
+            assert await client.get_handle("w", list[str]).result(10) == ["one", "two"]
+            await asyncio.to_thread(cluster.certify, ["w"])
+
+    asyncio.run(go())
+
+
+def test_i6_messages_sent_exactly_while_parking(cluster: TestCluster, full: bool) -> None:
+    """Every workflow parks again after each message, while two executors compete, so that sends meet every moment of
+    parking and waking; none may be lost, and nobody may sleep on beside his message."""
+    workflows, messages = (200, 20) if full else (40, 8)
+    ids = [f"w-{number}" for number in range(workflows)]
+
+    async def go() -> None:
+        async with app.connect(cluster.config) as client:
+            await client.start_many((id_, inbox.bind(messages)) for id_ in ids)
+
+            async def feed(id_: str, pause: float) -> None:
+                for number in range(messages):
+                    await client.send(id_, "mail", str(number))
+                    await asyncio.sleep(pause)
+
+            first = app.executor(cluster.config, park_after=0.0, concurrency=50)
+            second = app.executor(cluster.config, park_after=0.0, concurrency=50)
+            async with first, second, asyncio.timeout(120):
+                await asyncio.gather(*(feed(id_, 0.3 + 0.011 * at) for at, id_ in enumerate(ids)))
+                results = await asyncio.gather(*(client.get_handle(id_, list[str]).result() for id_ in ids))
+                assert results == [[str(number) for number in range(messages)]] * workflows
+                await asyncio.to_thread(cluster.certify, ids)
+
+    asyncio.run(go())
+
+
+def test_parked_parents_of_children_on_other_shards(two_shards: TestCluster) -> None:
+    async def go() -> None:
+        async with app.connect(two_shards.config) as client, app.executor(two_shards.config, park_after=0.2):
+            handle = await client.start(patient_parent.bind(8, 2.0), id="parent")
+            await until_status(client, "parent", Status.PARKED)
+            assert await handle.result(20) == 16
+            rows = await asyncio.to_thread(two_shards.certify, ["parent"])
+            assert len({row["slot"].split(" wf_")[0] for row in rows.workflow}) == 2
+
+    asyncio.run(go())
+
+
+def test_cancel_pending_parked_running_finished(cluster: TestCluster) -> None:
+    async def go() -> None:
+        async with app.connect(cluster.config) as client:
+            pending = await client.start(echo.bind("x"), id="pending", queue="nobody")
+            delayed = await client.start(echo.bind("x"), id="delayed", delay=3600)
+            await pending.cancel()
+            with pytest.raises(WorkflowCancelled):
+                await pending.result(5)
+            async with app.executor(cluster.config, park_after=0.2):
+                parked = await client.start(sleeper.bind(3600), id="parked")
+                await until_status(client, "parked", Status.PARKED)
+                running = await client.start(slow_chain.bind(100, 0.1), id="running")
+                await until_status(client, "running", Status.RUNNING)
+                finished = await client.start(echo.bind("x"), id="finished")
+                assert await finished.result(10) == "x"
+                for handle in (parked, running, finished, delayed, pending):
+                    await handle.cancel()
+                for other in (parked, running, delayed):
+                    with pytest.raises(WorkflowCancelled):
+                        await other.result(10)
+                assert await finished.result(5) == "x"
+                assert {one.id for one in await client.list(status=Status.CANCELLED)} == {
+                    "pending", "parked", "running", "delayed",
+                }  # fmt: skip
+                ids = ["pending", "parked", "running", "delayed", "finished"]
+                await asyncio.to_thread(cluster.certify, ids)
+
+    asyncio.run(go())
+
+
+def test_delayed_starts(cluster: TestCluster) -> None:
+    async def go() -> None:
+        async with app.connect(cluster.config) as client, app.executor(cluster.config):
+            begun = time.monotonic()
+            late = await client.start(echo.bind("late"), delay=1.5)
+            assert await (await client.start(echo.bind("now"))).result(10) == "now"
+            assert await late.status() is Status.PARKED
+            assert await late.result(10) == "late"
+            assert 1.4 <= time.monotonic() - begun < 4.0
+
+    asyncio.run(go())
+
+
+def test_priorities_and_order_within_a_queue(make_cluster: Callable[..., TestCluster]) -> None:
+    cluster = make_cluster(1, slots=1)
+
+    async def go() -> None:
+        async with app.connect(cluster.config) as client:
+            for at, priority in enumerate((5, 0, 5, -3, 0, 5, -3)):
+                await client.start(chain.bind(1), id=f"w{at}", priority=priority)
+            async with app.executor(cluster.config, concurrency=1):
+                async with asyncio.timeout(20):
+                    for at in range(7):
+                        await client.get_handle(f"w{at}").result()
+
+    asyncio.run(go())
+    assert [body[0] for body in cluster.bodies()] == ["w3", "w6", "w1", "w4", "w0", "w2", "w5"]
+
+
+def test_an_executor_serves_its_queues_only(cluster: TestCluster) -> None:
+    async def go() -> None:
+        async with app.connect(cluster.config) as client:
+            mine = await client.start(echo.bind("mine"), queue="mine")
+            other = await client.start(echo.bind("other"), queue="other")
+            async with app.executor(cluster.config, queues=["mine"]):
+                assert await mine.result(10) == "mine"
+                assert await (await client.start(echo.bind("later"), queue="mine")).result(10) == "later"
+                assert await other.status() is Status.PENDING
+            async with app.executor(cluster.config):
+                assert await other.result(10) == "other"
+
+    asyncio.run(go())
+
+
+def test_what_nobody_can_run_stays_visible_until_somebody_can(cluster: TestCluster) -> None:
+    other = App("engine")
+
+    @other.workflow(name="newcomer")
+    async def newcomer() -> str:
+        return "ran"
+
+    async def go() -> None:
+        async with app.connect(cluster.config) as client:
+            async with app.executor(cluster.config):
+                handle = await client.start(by_name("engine/newcomer").bind())
+                stuck = await client.start(by_name("engine/newcomer").bind(), id="cancelled")
+                async with asyncio.timeout(10):
+                    while True:
+                        rows = cluster.rows().ready
+                        if sorted(row["capability"] for row in rows) == ["~engine/newcomer"] * 2:
+                            break
+                        await asyncio.sleep(0.05)
+                assert await handle.status() is Status.PENDING
+                await stuck.cancel()
+                assert await stuck.status() is Status.CANCELLED
+                async with other.executor(cluster.config):
+                    assert await handle.result(10) == "ran"
+            await asyncio.to_thread(cluster.certify, [handle.id, stuck.id])
+
+    asyncio.run(go())
+
+
+def test_drain_on_sigterm_gives_back_at_once(cluster: TestCluster) -> None:
+    ids = [f"w-{number}" for number in range(20)]
+
+    async def start() -> None:
+        async with app.connect(cluster.config) as client:
+            await client.start_many((id_, gated_chain.bind(1, 1)) for id_ in ids)
+
+    with cluster.closed_gate() as gate, cluster.worker("--drain-seconds", "0.5") as leaving:
+        asyncio.run(start())
+        wait_until(lambda: len(cluster.bodies()) == 2 * len(ids), "all steps under way")
+        with cluster.worker() as staying:
+            wait_until(lambda: len(cluster.leases()) == 2, "two leases")
+            leaving.terminate()
+            begun = time.monotonic()
+            assert leaving.wait() == 0
+            assert time.monotonic() - begun < 5
+            assert len(cluster.leases()) == 1
+            wait_until(
+                lambda: sum(body[4] == staying.pid for body in cluster.bodies()) == len(ids), "the work, elsewhere", 3
+            )
+            gate.close()
+            wait_until(lambda: set(cluster.statuses().values()) == {3}, "the end")
+            rows = cluster.certify(ids)
+    assert {row["deaths"] for row in rows.workflow} == {0}, "a drain was taken for a death"
+
+
+def test_rolling_restarts_blame_nobody(cluster: TestCluster) -> None:
+    """Executors that come and go under load: whatever they had not finished is given back, never taken for a crash."""
+    ids = [f"w-{number}" for number in range(300)]
+
+    async def go() -> None:
+        async with app.connect(cluster.config) as client:
+            await client.start_many((id_, slow_chain.bind(3, 0.05)) for id_ in ids)
+            async with asyncio.timeout(60):
+                for _ in range(6):
+                    async with app.executor(cluster.config, drain_seconds=0.05, concurrency=60):
+                        await asyncio.sleep(0.3)
+                async with app.executor(cluster.config):
+                    await asyncio.gather(*(client.get_handle(id_).result() for id_ in ids))
+                    rows = await asyncio.to_thread(cluster.certify, ids)
+        assert {row["deaths"] for row in rows.workflow} == {0}
+
+    asyncio.run(go())
+
+
+def test_a_message_does_not_hasten_a_delayed_start(cluster: TestCluster) -> None:
+    async def go() -> None:
+        async with app.connect(cluster.config) as client, app.executor(cluster.config):
+            begun = time.monotonic()
+            late = await client.start(inbox.bind(1), id="late", delay=2.0)
+            await client.send("late", "mail", "early")
+            assert await late.result(10) == ["early"]
+            assert time.monotonic() - begun >= 1.9
+            await asyncio.to_thread(cluster.certify, ["late"])
+
+    asyncio.run(go())

@@ -1,0 +1,121 @@
+"""I8: a shard that is down or hung delays only its own slots, and catches up when it is back."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import Callable
+
+import pytest
+
+from sharded_wf import ShardUnavailable
+from sharded_wf.client import Client
+from sharded_wf.dev import EmbeddedServer
+from tests.support.cluster import TestCluster
+from tests.support.flows import app, chain, echo
+from tests.support.processes import until
+
+SLOWER_MAX_SECONDS = 0.25
+"""How much later a result may come while another shard is away: scheduling noise of a busy machine, no timeout."""
+
+
+def homes_of_made_ids(client: Client) -> set[str]:
+    """The shards on which IDs lie that the client makes now."""
+    shards = client._shards
+    return {shards.map.shard_of(shards.id_maker()()) for _ in range(50)}
+
+
+async def latency(client: Client, ids: list[str]) -> float:
+    """The median time from start to result, one after another."""
+    taken: list[float] = []
+    for id_ in ids:
+        begun = time.monotonic()
+        handle = await client.start(chain.bind(1), id=id_)
+        assert await handle.result(20) == 1
+        taken.append(time.monotonic() - begun)
+    return statistics.median(taken)
+
+
+@pytest.mark.parametrize("trouble", ["down", "hung"])
+def test_i8_a_shard_that_is_away_delays_only_its_slots(
+    make_cluster: Callable[..., TestCluster],
+    databases: Callable[[int], list[str]],
+    server_factory: Callable[..., EmbeddedServer],
+    trouble: str,
+) -> None:
+    server = server_factory()
+    cluster = make_cluster(dsns=[*databases(1), server.create_database("away")])
+    here, there = cluster.ids_on(1, 40), cluster.ids_on(2, 40)
+
+    async def go() -> None:
+        async with app.connect(cluster.config) as client, app.executor(cluster.config):
+            await latency(client, [here.pop(), there.pop()])
+            healthy = await latency(client, [here.pop() for _ in range(10)])
+            await asyncio.to_thread(server.stop if trouble == "down" else server.pause)
+            try:
+                waiting = asyncio.create_task(client.start(chain.bind(1), id=there.pop(), wait_seconds=60))
+                during = await latency(client, [here.pop() for _ in range(10)])
+                assert during < healthy + SLOWER_MAX_SECONDS
+                begun = time.monotonic()
+                with pytest.raises(ShardUnavailable, match="pg2"):
+                    await client.start(echo.bind("x"), id=there.pop(), wait_seconds=2.0)
+                assert time.monotonic() - begun < 3.5
+                # Now that it is known, IDs of our own making avoid the shard.
+                made = [await client.start(echo.bind("x")) for _ in range(20)]
+                async with asyncio.timeout(10):
+                    await asyncio.gather(*(handle.result() for handle in made))
+                assert not waiting.done()
+            finally:
+                await asyncio.to_thread(server.start if trouble == "down" else server.resume)
+            async with asyncio.timeout(30):
+                late = await waiting
+                assert await late.result() == 1
+                # It is found healthy again without being asked for by ID: made IDs fall there again.
+                await until(lambda: homes_of_made_ids(client) == {"pg1", "pg2"}, "made IDs on both shards")
+                assert await (await client.start(chain.bind(1), id=there.pop())).result() == 1
+
+    asyncio.run(go())
+
+
+def test_i8_made_ids_return_to_a_shard_that_came_back(
+    make_cluster: Callable[..., TestCluster],
+    databases: Callable[[int], list[str]],
+    server_factory: Callable[..., EmbeddedServer],
+) -> None:
+    """Nobody asks for a workflow of that shard by name, and it still gets its share of new ones again."""
+    server = server_factory()
+    cluster = make_cluster(dsns=[*databases(1), server.create_database("away")])
+    there = cluster.ids_on(2, 1)[0]
+
+    async def go() -> None:
+        async with app.connect(cluster.config) as client:
+            await asyncio.to_thread(server.stop)
+            with pytest.raises(ShardUnavailable):
+                await client.start(echo.bind("x"), id=there, wait_seconds=0.2)
+            assert homes_of_made_ids(client) == {"pg1"}
+            await asyncio.to_thread(server.start)
+            await until(lambda: homes_of_made_ids(client) == {"pg1", "pg2"}, "made IDs on both shards")
+
+    asyncio.run(go())
+
+
+def test_i8_an_executor_starts_while_a_shard_is_down(
+    make_cluster: Callable[..., TestCluster],
+    databases: Callable[[int], list[str]],
+    server_factory: Callable[..., EmbeddedServer],
+) -> None:
+    server = server_factory()
+    cluster = make_cluster(dsns=[*databases(1), server.create_database("away")])
+    here, there = cluster.ids_on(1, 1)[0], cluster.ids_on(2, 1)[0]
+
+    async def go() -> None:
+        async with app.connect(cluster.config) as client:
+            await client.start(chain.bind(1), id=there)
+        await asyncio.to_thread(server.stop)
+        async with app.connect(cluster.config) as client, app.executor(cluster.config):
+            assert await (await client.start(chain.bind(1), id=here)).result(10) == 1
+            await asyncio.to_thread(server.start)
+            assert await client.get_handle(there, int).result(20) == 1
+
+    asyncio.run(go())

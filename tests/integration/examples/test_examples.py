@@ -1,0 +1,52 @@
+"""The programs that people copy: the README's first screen and ``examples/``, run as they stand."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[3]
+
+
+def run(program: Path, directory: Path) -> list[str]:
+    """Run it as a user would, in an empty directory; its lines."""
+    environment = {name: value for name, value in os.environ.items() if name != "SHARDED_WF_CONFIG"}
+    ran = subprocess.run(
+        [sys.executable, "-W", "error::RuntimeWarning", str(program)],
+        cwd=directory, env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert (ran.returncode, ran.stderr) == (0, ""), ran.stdout + ran.stderr
+    return ran.stdout.splitlines()
+
+
+def test_the_readme_s_first_program(tmp_path: Path) -> None:
+    readme = (PROJECT / "README.md").read_text()
+    program = tmp_path / "shop.py"
+    program.write_text(re.findall(r"```python\n(.*?)```", readme, re.DOTALL)[0])
+    assert readme[: readme.index("```python")].count("\n") < 10, "it begins on the first screen"
+    expected = ["['charged 4200 cents for o-1', 'packed lamp', 'packed shade']"]
+    assert run(program, tmp_path) == expected
+    assert run(program, tmp_path) == expected  # the second time it is looked up
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("checkout", [r"receipt for o-1, 42\.00 €, key .*", "Ada approved", "lamp is on its way .*", "shade is .*"]),
+        ("fanout", [r"1000 workflows started and finished in [\d.]+ s", "the longest sequence .* begins with 871"]),
+    ],
+)
+def test_an_example(tmp_path: Path, name: str, lines: list[str]) -> None:
+    said = run(PROJECT / "examples" / f"{name}.py", tmp_path)
+    assert len(said) == len(lines)
+    for line, pattern in zip(said, lines, strict=True):
+        assert re.fullmatch(pattern, line), line
+
+
+def test_every_example_is_run() -> None:
+    assert {path.stem for path in (PROJECT / "examples").glob("*.py")} == {"checkout", "fanout"}

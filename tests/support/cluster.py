@@ -1,0 +1,103 @@
+"""A small cluster for one test: its configuration, its ledger, worker processes on it, and a look at its rows."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Generator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, LiteralString
+
+import psycopg
+
+from sharded_wf.cluster.directory import load_map
+from sharded_wf.cluster.initialize import init_cluster
+from sharded_wf.config import ClusterConfig, ShardConfig
+from tests.support import certificate, flows
+from tests.support.processes import WorkerProcess
+
+RUN_WORKER = "from sharded_wf.cli import main; main()"
+
+
+@dataclass(frozen=True)
+class TestCluster:
+    """``config`` names the shards as the engine shall reach them; ``direct`` holds their true connection strings, for
+    judging (the same, unless a proxy stands between)."""
+
+    __test__ = False
+
+    config: ClusterConfig
+    direct: tuple[str, ...]
+    ledger: str
+    directory: Path
+
+    @classmethod
+    def make(cls, dsns: list[str], ledger: str, directory: Path, *, slots: int = 6) -> TestCluster:
+        """Initialise shards pg1, pg2, … and the ledger in empty databases."""
+        shards = tuple(ShardConfig(f"pg{number}", dsn) for number, dsn in enumerate(dsns, 1))
+        config = ClusterConfig("engine", shards)
+        init_cluster(config, slots=slots)
+        with psycopg.connect(ledger, autocommit=True) as conn:
+            conn.execute(flows.LEDGER_TABLE)
+        return cls(config, tuple(dsns), ledger, directory)
+
+    def through(self, *dsns: str) -> TestCluster:
+        """The same cluster, reached by other connection strings, one for each of the first shards."""
+        shards = list(self.config.shards)
+        for at, dsn in enumerate(dsns):
+            shards[at] = ShardConfig(shards[at].name, dsn)
+        return replace(self, config=ClusterConfig(self.config.name, tuple(shards)))
+
+    def worker(self, *options: str, app: str = "tests.support.flows:app", code: str = RUN_WORKER) -> WorkerProcess:
+        """Start ``sharded-wf worker`` as a process of its own."""
+        path = self.directory / f"shards-{abs(hash(self.config.shards))}.toml"
+        tables = [f'[[shard]]\nname = "{shard.name}"\ndsn = "{shard.dsn}"\n' for shard in self.config.shards]
+        path.write_text(f'[cluster]\nname = "{self.config.name}"\n{"".join(tables)}')
+        return WorkerProcess(
+            code, "worker", app, "--cluster", str(path), *options, environment={flows.LEDGER_VARIABLE: self.ledger}
+        )
+
+    def ids_on(self, shard: int, count: int, prefix: str = "w") -> list[str]:
+        """IDs of workflows that live on shard pg<shard>."""
+        shard_map = load_map(self.config).shard_map
+        found: list[str] = []
+        number = 0
+        while len(found) < count:
+            id_ = f"{prefix}-{number}"
+            if shard_map.shard_of(id_) == f"pg{shard}":
+                found.append(id_)
+            number += 1
+        return found
+
+    def rows(self) -> certificate.Rows:
+        """Every row, the ledger's too."""
+        return certificate.read_rows(self.direct, self.ledger)
+
+    def statuses(self) -> dict[str, int]:
+        """The status of every workflow, by ID."""
+        return {row["id"]: row["status"] for row in self.rows().workflow}
+
+    def ask(self, query: LiteralString, shard: int = 1, *parameters: object) -> list[tuple[Any, ...]]:
+        """Run a statement on shard pg<shard>, past any proxy."""
+        with psycopg.connect(self.direct[shard - 1], autocommit=True) as conn:
+            return conn.execute(query, parameters).fetchall()
+
+    def bodies(self) -> list[tuple[str, str, int, str, int]]:
+        """The ledger in order: workflow, step, number, key, process."""
+        with psycopg.connect(self.ledger, autocommit=True) as conn:
+            return conn.execute("select workflow, step, number, key, pid from ledger order by line").fetchall()
+
+    def leases(self, shard: int = 1) -> dict[str, Any]:
+        """The leases on a shard: ID -> executor."""
+        return {str(id_): executor for id_, executor in self.ask("select id, executor from wf_control.lease", shard)}
+
+    @contextlib.contextmanager
+    def closed_gate(self) -> Generator[psycopg.Connection[tuple[Any, ...]]]:
+        """While the block runs (or until the connection is closed), ``gated_note`` steps wait."""
+        with psycopg.connect(self.ledger, autocommit=True) as conn:
+            conn.execute("select pg_advisory_lock(%s)", (flows.GATE,))
+            yield conn
+
+    def certify(self, acknowledged: Collection[str] = (), **options: Any) -> certificate.Rows:
+        """As ``certificate.certify``."""
+        return certificate.certify(self.direct, acknowledged, ledger=self.ledger, **options)

@@ -1,0 +1,85 @@
+"""Judged by type checkers, never run: what users write, what is inferred, and what must be flagged.
+
+``reveal: T`` on a line says what ``reveal_type`` must give there; ``error`` says that a checker must complain.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import reveal_type
+
+from sharded_wf import App, Bound, Retry, receive, send, sleep_blocking
+
+app = App("typing")
+
+
+@app.step(retry=Retry(attempts=5), timeout=timedelta(seconds=30))
+async def charge(order_id: str, cents: int) -> str:
+    return order_id
+
+
+@app.step
+async def plain(number: int) -> int:
+    return number
+
+
+@app.step
+def count(text: str) -> int:
+    return len(text)
+
+
+@app.step(name="other")
+def counted(text: str) -> int:
+    return len(text)
+
+
+@app.workflow
+async def checkout(order_id: str, cents: int = 5) -> str:
+    reveal_type(await charge(order_id, cents))  # reveal: str
+    reveal_type(await plain(1))  # reveal: int
+    reveal_type(await count.in_thread("x"))  # reveal: int
+    reveal_type(await counted.in_thread("x"))  # reveal: int
+    reveal_type(await receive("topic", int, timeout=5))  # reveal: int
+    reveal_type(await receive("topic", list[str]))  # reveal: list[str]
+    reveal_type(await summary.in_thread([order_id]))  # reveal: dict[str, int]
+    reveal_type(await send("w", "topic", 1))  # reveal: None
+    charge(order_id, cents)  # error: forgotten await
+    plain(1)  # error: forgotten await
+    receive("topic", int)  # error: forgotten await
+    send("w", "topic", 1)  # error: forgotten await
+    await charge(order_id)  # error: too few arguments
+    await charge(order_id, "5")  # error: wrong type
+    await charge(order_id, cents, 7)  # error: too many arguments
+    await count.in_thread(5)  # error: wrong type
+    await receive(5, int)  # error: wrong type
+    return await charge(order_id, cents)
+
+
+@app.workflow(queue="slow")
+def summary(names: list[str]) -> dict[str, int]:
+    reveal_type(count("x"))  # reveal: int
+    reveal_type(charge.blocking("o", 1))  # reveal: str
+    reveal_type(checkout.blocking("o"))  # reveal: str
+    reveal_type(receive.blocking("topic", int))  # reveal: int
+    sleep_blocking(timedelta(days=1))
+    charge.blocking("o")  # error: too few arguments
+    count(5)  # error: wrong type
+    return {}
+
+
+@app.workflow
+async def parent() -> int:
+    reveal_type(await checkout("o"))  # reveal: str
+    checkout("o")  # error: forgotten await
+    await checkout(5)  # error: wrong type
+    return 1
+
+
+reveal_type(checkout.bind("o", 1))  # reveal: Bound[str]
+reveal_type(summary.bind([]))  # reveal: Bound[dict[str, int]]
+checkout.bind()  # error: too few arguments
+checkout.bind("o", "1")  # error: wrong type
+summary.bind([1])  # error: wrong type
+wrong: Bound[int] = checkout.bind("o")  # error: wrong type
+app.step(retries=3)  # error: no such option
+Retry(attempts="3")  # error: wrong type
