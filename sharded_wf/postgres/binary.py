@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import struct
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 _OID_INT2 = 21
 _OID_INT4 = 23
@@ -50,8 +50,12 @@ def _varlena_array(oid: int, values: Sequence[bytes]) -> bytes:
     return b"".join(parts)
 
 
-def text_array(values: Iterable[str]) -> bytes:
+def text_array(values: Sequence[str]) -> bytes:
     """``text[]``. Raises ``UnicodeEncodeError`` for lone surrogates."""
+    count = len(values)
+    if count and values[0] is values[-1] and values.count(values[0]) == count:
+        value = values[0].encode()  # the same name again and again
+        return _header(_OID_TEXT, count) + (_LENGTH(len(value)) + value) * count
     return _varlena_array(_OID_TEXT, [value.encode() for value in values])
 
 
@@ -62,6 +66,8 @@ def json_array(values: Sequence[bytes]) -> bytes:
 
 def nullable_json_array(values: Sequence[bytes | None]) -> bytes:
     """``json[]`` in which ``None`` is an SQL null."""
+    if not any(values):
+        return _header(_OID_JSON, len(values), 1) + _NULL * len(values)
     parts = [_header(_OID_JSON, len(values), 1)]
     for value in values:
         if value is None:
@@ -74,6 +80,8 @@ def nullable_json_array(values: Sequence[bytes | None]) -> bytes:
 
 def _fixed_array(oid: int, size: int, code: str, values: Sequence[int]) -> bytes:
     count = len(values)
+    if count and values.count(values[0]) == count:
+        return _header(oid, count) + struct.pack("!i" + code, size, values[0]) * count
     flat = [size] * (2 * count)
     flat[1::2] = values
     return _header(oid, count) + struct.pack("!" + ("i" + code) * count, *flat)

@@ -69,7 +69,7 @@ def outcomes_of(result: Result) -> list[tuple[str, Outcome]]:
 
 def missing_workflows(schema: str, ids: Collection[str]) -> Statement:
     """Ask which of these IDs have no row."""
-    return Statement(_MISSING_WORKFLOWS, schema, (binary.text_array(ids),))
+    return Statement(_MISSING_WORKFLOWS, schema, (binary.text_array(list(ids)),))
 
 
 def ids_of(result: Result) -> list[str]:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+T = TypeVar("T")
 
 
 class Bound(msgspec.Struct, Generic[R_co], frozen=True):
@@ -49,6 +50,21 @@ class Bound(msgspec.Struct, Generic[R_co], frozen=True):
     queue: str
     input: bytes
     result: ValueCodec[R_co]
+
+
+class _on_first_use(Generic[T]):  # noqa: N801 - a decorator, as cached_property is
+    """Computes an attribute once, when it is first asked for. (``cached_property`` locks on Python 3.11, and a
+    ``__getattr__`` slows every attribute of the object down.)"""
+
+    def __init__(self, compute: Callable[[Any], T]) -> None:
+        self._compute = compute
+        self._name = compute.__name__
+        self.__doc__ = compute.__doc__
+
+    def __get__(self, owner: Any, kind: type | None = None) -> T:
+        value = self._compute(owner)
+        owner.__dict__[self._name] = value  # from now on found there, before this descriptor
+        return value
 
 
 class Definition(Generic[P, R]):
@@ -80,24 +96,18 @@ class Definition(Generic[P, R]):
         """Resolve the annotations. Raises :class:`DefinitionError` if one names nothing, or JSON can't hold it."""
         _ = self.arguments, self.result
 
-    # Computed once, on first use (not with cached_property, which locks on 3.11)
-
     _TYPED_ARGUMENTS = True
 
-    def __getattr__(self, attribute: str) -> Any:
-        if attribute == "arguments":
-            hints = self._signature.hints if self._TYPED_ARGUMENTS else {}
-            value: Any = ArgumentsCodec(self.function, hints, self.name, typed=self._TYPED_ARGUMENTS)
-        elif attribute == "result":
-            value = ValueCodec(self._signature.result, f"the result of {self.name}")
-        else:
-            raise AttributeError(attribute)
-        setattr(self, attribute, value)
-        return value
+    @_on_first_use
+    def arguments(self) -> ArgumentsCodec:
+        """How the arguments are stored."""
+        hints = self._signature.hints if self._TYPED_ARGUMENTS else {}
+        return ArgumentsCodec(self.function, hints, self.name, typed=self._TYPED_ARGUMENTS)
 
-    if TYPE_CHECKING:
-        arguments: ArgumentsCodec
-        result: ValueCodec[R]
+    @_on_first_use
+    def result(self) -> ValueCodec[R]:
+        """How the result is stored."""
+        return ValueCodec(self._signature.result, f"the result of {self.name}")
 
 
 class StepDefinition(Definition[P, R]):

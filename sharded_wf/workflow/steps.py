@@ -203,6 +203,7 @@ class StepCommand:
         self.phase = RECORDING
         run.busy -= 1
         self.running = None
+        del self.variables  # they hold this command, as the step's scope: a cycle, and work for the garbage collector
         run.record(self, output, None, self.started_at, run.host.clock.now_us())
 
     def fail(self, error: BaseException) -> None:
@@ -218,6 +219,7 @@ class StepCommand:
             run.record_attempt(FailedAttempt(self.place, self.attempt, text, self.started_at, now_us, retry_at))
             return
         self.phase = RECORDING
+        del self.variables
         run.record(self, None, text, self.started_at, now_us)
 
     def attempt_recorded(self, attempt: FailedAttempt) -> None:
@@ -267,6 +269,7 @@ class StepCommand:
             self.phase = ENDED
             self.run.busy -= 1
             running.cancel()
+        del self.variables
 
 
 async def _attempt(command: StepCommand) -> None:
