@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
+from sharded_wf.executor import lifeline
 from sharded_wf.limits import ISOLATED_RESTART_SECONDS
 
 logger = logging.getLogger("sharded_wf.isolation")
@@ -39,7 +40,9 @@ class Isolation:
             self._task = asyncio.create_task(self._run(self._command), name="isolation")
 
     async def _run(self, command: Sequence[str]) -> None:
-        self._process = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.DEVNULL)
+        self._process = await asyncio.create_subprocess_exec(
+            *command, stdin=asyncio.subprocess.DEVNULL, env=lifeline.environment_without()
+        )
         logger.warning("isolated executor %d runs suspects, each alone", self._process.pid)
         code = await self._process.wait()
         self._process = None

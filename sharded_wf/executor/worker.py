@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 import subprocess
 import time
 from collections.abc import Sequence
 
 from sharded_wf.clock import SYSTEM_CLOCK
+from sharded_wf.executor import lifeline
 from sharded_wf.executor.executor import Executor
 from sharded_wf.limits import GC_THRESHOLDS_OBJECTS, ISOLATED_IDLE_SECONDS, RESTART_FIRST_SECONDS, RESTART_MAX_SECONDS
 
@@ -30,8 +32,16 @@ async def work(executor: Executor) -> None:
         logger.info("draining; once more to end at once")
         stop.set()
 
+    def on_supervisor_gone(descriptor: int) -> None:
+        loop.remove_reader(descriptor)
+        logger.warning("the supervisor is gone; draining")
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
+    supervisor = lifeline.descriptor()
+    if supervisor is not None:
+        loop.add_reader(supervisor, on_supervisor_gone, supervisor)
     async with executor:
         if executor.isolated:
             await _until_idle(executor, stop)
@@ -85,6 +95,7 @@ def supervise(command: Sequence[str], processes: int) -> None:
     pauses = [RESTART_FIRST_SECONDS] * processes
     begun = [0.0] * processes
     due = [0.0] * processes
+    life, _held_open = os.pipe()
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
     while not stopping or children:
@@ -103,6 +114,11 @@ def supervise(command: Sequence[str], processes: int) -> None:
                     due[place] = now + pauses[place]
             if place not in children and not stopping and now >= due[place]:
                 # A group of its own: the terminal's Ctrl-C reaches the children once, through us.
-                children[place] = subprocess.Popen(command, start_new_session=True)
+                children[place] = subprocess.Popen(
+                    command,
+                    start_new_session=True,
+                    pass_fds=[life],
+                    env=lifeline.environment_with(life),
+                )
                 begun[place] = now
         time.sleep(0.1)

@@ -43,6 +43,7 @@ class Relay:
         self._delivered = delivered
         self._fresh: list[tuple[int, Message]] = []
         self._sweeping: set[int] = set()
+        self._cursors: dict[int, str] = {}
         self._wanted = asyncio.Event()
 
     def add(self, outgoing: Iterable[tuple[int, Message]]) -> None:
@@ -74,13 +75,20 @@ class Relay:
     async def _left_behind(self, slots: list[int]) -> list[tuple[int, Message]]:
         until = self._clock.now_us() - int(RELAY_AFTER_SECONDS * SECOND_US)
         answers = await self._link.transact(
-            [messages.read_outbox(self._schemas[slot], until, RELAY_BATCH_MAX_ROWS) for slot in slots]
+            [
+                messages.read_outbox(self._schemas[slot], until, RELAY_BATCH_MAX_ROWS, self._cursors.get(slot, ""))
+                for slot in slots
+            ]
         )
-        return [
-            (slot, message)
-            for slot, answer in zip(slots, answers, strict=True)
-            for message in messages.messages_of(answer)
-        ]
+        found: list[tuple[int, Message]] = []
+        for slot, answer in zip(slots, answers, strict=True):
+            left = messages.messages_of(answer)
+            found += [(slot, message) for message in left]
+            if len(left) < RELAY_BATCH_MAX_ROWS:
+                self._cursors.pop(slot, None)
+            else:
+                self._cursors[slot] = left[-1].receiver
+        return found
 
     async def _relay(self, outgoing: list[tuple[int, Message]]) -> None:
         by_shard: dict[str, list[tuple[int, Message]]] = {}

@@ -78,9 +78,9 @@ def read_messages(schema: str, receivers: Sequence[str]) -> Statement:
     return Statement(_READ, schema, (binary.text_array(receivers),))
 
 
-def read_outbox(schema: str, until: Microseconds, limit: int) -> Statement:
-    """Ask for messages that have waited since before ``until``."""
-    return Statement(_READ_OUTBOX, schema, (binary.timestamp(until), binary.int4(limit)))
+def read_outbox(schema: str, until: Microseconds, limit: int, after: str) -> Statement:
+    """Ask for messages that have waited since before ``until``, to receivers whose IDs sort after ``after``."""
+    return Statement(_READ_OUTBOX, schema, (binary.timestamp(until), binary.int4(limit), after.encode()))
 
 
 def messages_of(result: Result) -> list[Message]:

@@ -63,8 +63,9 @@ select * from unnest($1::text[], $2::text[], $3::text[], $4::int[], $5::timestam
 on conflict do nothing
 
 -- name: read_outbox
+-- A bounded look from a receiver on, so that many messages for one that is away don't hide those for others.
 select receiver, topic, sender, seq, sent_at, payload from {slot}.outbox
-where sent_at <= $1::timestamptz order by receiver, topic, sender, seq limit $2::int
+where sent_at <= $1::timestamptz and receiver > $3 order by receiver, topic, sender, seq limit $2::int
 
 -- name: clear_outbox
 delete from {slot}.outbox o

@@ -50,12 +50,17 @@ class TestCluster:
 
     def worker(self, *options: str, app: str = "tests.support.flows:app", code: str = RUN_WORKER) -> WorkerProcess:
         """Start ``sharded-wf worker`` as a process of its own."""
+        path = str(self.config_file())
+        return WorkerProcess(
+            code, "worker", app, "--cluster", path, *options, environment={flows.LEDGER_VARIABLE: self.ledger}
+        )
+
+    def config_file(self) -> Path:
+        """A ``shards.toml`` for this cluster."""
         path = self.directory / f"shards-{abs(hash(self.config.shards))}.toml"
         tables = [f'[[shard]]\nname = "{shard.name}"\ndsn = "{shard.dsn}"\n' for shard in self.config.shards]
         path.write_text(f'[cluster]\nname = "{self.config.name}"\n{"".join(tables)}')
-        return WorkerProcess(
-            code, "worker", app, "--cluster", str(path), *options, environment={flows.LEDGER_VARIABLE: self.ledger}
-        )
+        return path
 
     def ids_on(self, shard: int, count: int, prefix: str = "w") -> list[str]:
         """IDs of workflows that live on shard pg<shard>."""
