@@ -99,6 +99,8 @@ TIMERS_PER_BATCH_MAX = 1_000
 # Vacuum
 VACUUM_EVERY_SECONDS = 2.0
 VACUUM_AFTER_ROWS = 1_000
+VACUUM_CLAIMS_AFTER_ROWS = 50
+"""A row of ``claim`` names up to 500 workflows."""
 
 # Parking and claiming, the finer times
 PARK_SWEEP_SECONDS = 0.5

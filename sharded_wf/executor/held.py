@@ -30,3 +30,15 @@ class Hold:
         self.mailed = False
         """It was offered messages: what is left of them goes when it ends."""
         self.run: Run
+
+
+class UnknownRun:
+    """Stands where the run of a workflow would stand whose function this code does not have."""
+
+    __slots__ = ("id",)
+
+    def __init__(self, id_: str) -> None:
+        self.id = id_
+
+    def drop(self) -> None:
+        """Nothing to forget."""

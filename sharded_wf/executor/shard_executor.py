@@ -19,7 +19,7 @@ from sharded_wf.cluster.shard import Shard
 from sharded_wf.errors import LeaseLost
 from sharded_wf.executor.claiming import Claiming
 from sharded_wf.executor.flusher import Flusher
-from sharded_wf.executor.held import Claim, Hold
+from sharded_wf.executor.held import Claim, Hold, UnknownRun
 from sharded_wf.executor.host import ShardHost
 from sharded_wf.executor.intake import Intake
 from sharded_wf.executor.lookups import Lookups, Resumed
@@ -250,7 +250,7 @@ class ShardExecutor:
         definition = self._executor.app.workflows.get(claimed.name)
         if definition is None:
             hold.leaving = True
-            hold.run = cast(Run, _Unknown(claimed.id))
+            hold.run = cast(Run, UnknownRun(claimed.id))
             self.flusher.add(Op(OpKind.REROUTE, hold))
             return False
         run = definition.new_run(self._host, claimed.id, claimed.input, history, claimed.started_at, claimed.claims)
@@ -268,9 +268,20 @@ class ShardExecutor:
     def _saved(self, ops: list[Op], told: Told) -> None:
         """A flush was committed. Runs are stepped from a plain callback, never inside the flusher's task; but the
         claims are counted here: the next flush may be made before that callback, and must know which are empty."""
+        churned = self._vacuum.churned
         for op in ops:
+            claim = op.hold.claim
             if op.kind in LEAVING:
-                op.hold.claim.held -= 1
+                claim.held -= 1
+                if not claim.held:
+                    churned(claim.slot, "claim", 1)
+                if op.due_at is not None:
+                    churned(claim.slot, "timer", 1)
+            elif op.consumed is not None:
+                churned(claim.slot, "message", 1)
+                churned(claim.slot, "wake", 1)
+        for slot, _ in told.outgoing:
+            churned(slot, "outbox", 1)
         self._loop.call_soon(self._go_on, ops, told)
 
     def _go_on(self, ops: list[Op], told: Told) -> None:
@@ -378,15 +389,3 @@ class ShardExecutor:
                 self._loop.call_soon(hold.run.drop)
                 self.flusher.add(Op(OpKind.GIVE_BACK, hold))
         await self.flusher.wait_quiet()
-
-
-class _Unknown:
-    """Stands where the run of a workflow would stand whose function this code does not have."""
-
-    __slots__ = ("id",)
-
-    def __init__(self, id_: str) -> None:
-        self.id = id_
-
-    def drop(self) -> None:
-        """Nothing to forget."""

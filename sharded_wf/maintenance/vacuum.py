@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 import psycopg
 
-from sharded_wf.limits import VACUUM_AFTER_ROWS, VACUUM_EVERY_SECONDS
+from sharded_wf.limits import VACUUM_AFTER_ROWS, VACUUM_CLAIMS_AFTER_ROWS, VACUUM_EVERY_SECONDS
 from sharded_wf.postgres.connect import conninfo_of
 from sharded_wf.store.slots import vacuums
 
@@ -30,7 +30,7 @@ class Vacuum:
         self._churned: Counter[tuple[int, str]] = Counter()
 
     def churned(self, slot: int, table: str, rows: int) -> None:
-        """So many rows of a churning table were removed."""
+        """So many rows of a churning table were, or will soon be, removed."""
         self._churned[slot, table] += rows
 
     async def run(self) -> None:
@@ -39,7 +39,11 @@ class Vacuum:
         try:
             while True:
                 await asyncio.sleep(VACUUM_EVERY_SECONDS)
-                due = [key for key, rows in self._churned.items() if rows >= VACUUM_AFTER_ROWS]
+                due = [
+                    (slot, table)
+                    for (slot, table), rows in self._churned.items()
+                    if rows >= (VACUUM_CLAIMS_AFTER_ROWS if table == "claim" else VACUUM_AFTER_ROWS)
+                ]
                 if not due:
                     continue
                 try:
