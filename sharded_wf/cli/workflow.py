@@ -103,7 +103,7 @@ def start(
 
 @app.command()
 def cancel(id: IdArgument, cluster: ClusterOption = None) -> None:
-    """Ask a workflow to end: at once if nobody runs it, else at its next await."""
+    """Ask a workflow to end: at once if it never ran, else at its next await."""
     with BlockingClient.connect(find_config(cluster)) as client:
         before = _described(client, id).status
         if before.is_final:

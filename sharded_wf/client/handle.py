@@ -78,7 +78,7 @@ class Handle(Generic[T_co]):
         return (await self.describe()).status
 
     async def cancel(self) -> None:
-        """Ask the workflow to end: at once if nobody runs it, else at its next ``await``. Cancelling what has ended
+        """Ask the workflow to end: at once if it never ran, else at its next ``await``. Cancelling what has ended
         changes nothing. Raises ``WorkflowNotFound``."""
         await self._client.cancel(self.id)
 
