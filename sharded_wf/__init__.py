@@ -1,7 +1,7 @@
 """Durable workflows for Python, straight on Postgres, sharded over as many Postgres servers as you have."""
 
 from sharded_wf.application import App, connect, connect_blocking
-from sharded_wf.client import Client, Handle
+from sharded_wf.client import Client, Failed, Handle, Repaired
 from sharded_wf.client.blocking import BlockingClient, BlockingHandle
 from sharded_wf.config import ClusterConfig, ShardConfig
 from sharded_wf.errors import (
@@ -21,6 +21,7 @@ from sharded_wf.errors import (
     SchemaOutOfDate,
     ShardedWfError,
     ShardUnavailable,
+    StepNotFound,
     StoredValueMismatch,
     UnstorableValue,
     WorkflowCancelled,
@@ -53,6 +54,7 @@ __all__ = [
     "Context",
     "DefinitionError",
     "Executor",
+    "Failed",
     "Handle",
     "IdConflict",
     "LeaseLost",
@@ -61,6 +63,7 @@ __all__ = [
     "NonDeterminismError",
     "NotDurableError",
     "OutsideWorkflow",
+    "Repaired",
     "ResultTimeout",
     "Retry",
     "SchemaOutOfDate",
@@ -68,6 +71,7 @@ __all__ = [
     "ShardUnavailable",
     "ShardedWfError",
     "Status",
+    "StepNotFound",
     "StoredValueMismatch",
     "SyncStep",
     "SyncWorkflow",

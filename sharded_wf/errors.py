@@ -12,6 +12,7 @@ ShardedWfError
 ├── SchemaOutOfDate
 ├── MigrationBlocked
 ├── WorkflowNotFound
+├── StepNotFound
 ├── IdConflict
 ├── ResultTimeout
 ├── WorkflowFailed
@@ -86,6 +87,10 @@ class MigrationBlocked(ShardedWfError):
 
 class WorkflowNotFound(ShardedWfError):
     """No workflow has this ID; check the spelling, or start it first."""
+
+
+class StepNotFound(ShardedWfError):
+    """The workflow's history has no such step; ``sharded-wf workflow show`` lists what it has, with numbers."""
 
 
 class IdConflict(ShardedWfError):

@@ -108,6 +108,10 @@ PARK_UNDER_PRESSURE_SECONDS = 0.05
 CLAIM_DEADLINE_SECONDS = 10.0
 ROOM_RECHECK_SECONDS = 1.0
 
+# Repair
+REPAIR_PAGE_ROWS = 500
+"""How many workflows of one slot are resumed, or counted, in one transaction."""
+
 # Waiting for results
 RESULT_IDS_PER_LOOK_MAX = 5_000
 WAITER_EXPIRES_SECONDS = 60.0

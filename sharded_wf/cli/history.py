@@ -36,6 +36,7 @@ KIND_STYLES = {
     EntryKind.CHILD: "blue",
     EntryKind.SEND: "cyan",
     EntryKind.CANCEL: "yellow",
+    EntryKind.RESUME: "yellow",
 }
 VALUE_MAX_CHARACTERS = 1_500
 TRACEBACK_SHOWN_LINES = 12
@@ -120,6 +121,7 @@ def _entry_as_plain(entry: Entry) -> dict[str, Any]:
     return {
         "kind": entry.kind.name.lower(),
         "name": entry.name,
+        "step": entry.ordinal,
         "place": entry.place,
         "started_at": _iso(entry.started_at),
         "completed_at": _iso(entry.completed_at),

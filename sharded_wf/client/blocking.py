@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar, overload
 
 from sharded_wf.client.client import Client, OnConflict
 from sharded_wf.client.handle import Handle
+from sharded_wf.client.repair import Failed, Repaired
 from sharded_wf.clock import Microseconds
 from sharded_wf.config import ClusterConfig
 from sharded_wf.limits import WRITE_DEADLINE_SECONDS
@@ -153,6 +154,36 @@ class BlockingClient:
     def cancel(self, id: str) -> None:
         """As ``Client.cancel``."""
         self._call(self._client.cancel(id))
+
+    def resume(self, id: str) -> bool:
+        """As ``Client.resume``."""
+        resumed: bool = self._call(self._client.resume(id))
+        return resumed
+
+    def resume_many(
+        self, wanted: Failed, *, dry_run: bool = False, progress: Callable[[Repaired], None] | None = None
+    ) -> Repaired:
+        """As ``Client.resume_many``; ``progress`` is called in the client's thread."""
+        total: Repaired = self._call(self._client.resume_many(wanted, dry_run=dry_run, progress=progress))
+        return total
+
+    def fork(self, id: str, *, from_step: int | str, new_id: str | None = None) -> BlockingHandle[Any]:
+        """As ``Client.fork``."""
+        return BlockingHandle(self._call(self._client.fork(id, from_step=from_step, new_id=new_id)), self._call)
+
+    def fork_many(
+        self,
+        wanted: Failed,
+        *,
+        from_step: int | str,
+        suffix: str = "-fork",
+        dry_run: bool = False,
+        progress: Callable[[Repaired], None] | None = None,
+    ) -> Repaired:
+        """As ``Client.fork_many``; ``progress`` is called in the client's thread."""
+        forking = self._client.fork_many(wanted, from_step=from_step, suffix=suffix, dry_run=dry_run, progress=progress)
+        total: Repaired = self._call(forking)
+        return total
 
     def locate(self, id: str) -> tuple[int, str]:
         """As ``Client.locate``."""

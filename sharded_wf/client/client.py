@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import uuid
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, Literal, TypeVar, overload
 
+from sharded_wf.client import repair
 from sharded_wf.client.handle import Handle
+from sharded_wf.client.repair import Failed, Repaired
 from sharded_wf.client.results import ShardResults
 from sharded_wf.client.validation import check_id, check_queue, check_start
 from sharded_wf.clock import SECOND_US, SYSTEM_CLOCK, Clock, Microseconds, seconds_of
@@ -183,6 +185,44 @@ class Client:
         statement = outcomes.cancel_unclaimed(shard.schemas[slot], id, error, told, now)
         if not len((await self._ask(shard, [statement]))[0]):
             await self._deliver(Message(id, CANCEL_TOPIC, uuid.uuid4().hex, 1, b"null", now))
+
+    # --- repair -------------------------------------------------------------------------------------------------
+
+    async def resume(self, id: str) -> bool:
+        """A workflow that failed, was cancelled or quarantined goes on where it was: what it finished is kept, what
+        it failed of runs again. Returns False, and changes nothing, if it is under way or succeeded. Children whose
+        failure it failed of are resumed with it. Raises ``WorkflowNotFound``, ``ShardUnavailable`` (ask again: it is safe)."""
+        return await repair.resume(self._shards, id)
+
+    async def resume_many(
+        self, wanted: Failed, *, dry_run: bool = False, progress: Callable[[Repaired], None] | None = None
+    ) -> Repaired:
+        """Resume all that ended badly, until now, and fits ``wanted``; with ``dry_run`` only count them. ``progress``
+        is called now and then with the counts so far. Raises ``ShardUnavailable`` when the other shards are done."""
+        return await repair.resume_many(self._shards, wanted, dry_run=dry_run, report=progress)
+
+    async def fork(self, id: str, *, from_step: int | str, new_id: str | None = None) -> Handle[Any]:
+        """Start a new workflow with the arguments of another, in whatever state that is, and with its results before
+        ``from_step``: the number of a step in its history, or the name of one (its first call). That step and all that
+        follows run. ``new_id``: yours, or one is made; asking again with the same ID is safe.
+
+        Raises ``WorkflowNotFound``, ``StepNotFound``, ``IdConflict`` if ``new_id`` is another workflow,
+        ``ShardUnavailable``."""
+        made, created = await repair.fork(self._shards, id, from_step, new_id)
+        return Handle(self, made, codec_for(Any).decode, created, None)
+
+    async def fork_many(
+        self,
+        wanted: Failed,
+        *,
+        from_step: int | str,
+        suffix: str = "-fork",
+        dry_run: bool = False,
+        progress: Callable[[Repaired], None] | None = None,
+    ) -> Repaired:
+        """Fork all that ended badly, until now, and fits ``wanted``; the new IDs are the old ones with ``suffix``, so
+        asking again forks nothing twice. As ``fork`` and ``resume_many`` for the rest."""
+        return await repair.fork_many(self._shards, wanted, from_step, suffix, dry_run=dry_run, report=progress)
 
     async def _deliver(self, message: Message) -> None:
         if message.receiver in await self._shards.deliver([message]):

@@ -118,7 +118,7 @@ def statements_of(
         left[claim] = left.get(claim, 0) + 1
         if kind is OpKind.FINISH:
             _finish(op, slot)
-            if hold.mailed:
+            if hold.mailed and op.outcome is not None and op.outcome.status is Status.SUCCEEDED:
                 slot.mailed.append(hold.run.id)
             told.ended.add(claim.slot)
             if hold.parent_id is not None:

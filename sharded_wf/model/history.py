@@ -18,6 +18,23 @@ class EntryKind(IntEnum):
     CHILD = 3
     SEND = 4
     CANCEL = 5
+    RESUME = 10
+
+
+UNASKED = frozenset({EntryKind.CANCEL, EntryKind.RESUME})
+"""What enters a history without a request of the code."""
+
+
+class Resumption(msgspec.Struct, frozen=True):
+    """The output of an entry of the kind ``RESUME``: from here on the entries at the places ``void`` count as if they
+    had never been recorded. ``status`` and ``error`` are the outcome that was taken back; ``forked_from`` and ``from_step``
+    say instead of which workflow, and from which ordinal on, this one is the fork."""
+
+    void: list[int] = []
+    status: int | None = None
+    error: msgspec.Raw = msgspec.Raw(b"null")
+    forked_from: str | None = None
+    from_step: int | None = None
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):

@@ -25,6 +25,8 @@ class Start(msgspec.Struct, frozen=True, gc=False):
     input: bytes
     not_before: Microseconds | None = None
     parent_id: str | None = None
+    again: bool = False
+    """A child of a workflow that was resumed: if it has ended, it is resumed too, or tells its outcome once more."""
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):

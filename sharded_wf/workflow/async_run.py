@@ -173,6 +173,8 @@ class AsyncRun(WorkflowRun):
             command.deliver(entry)
         elif entry.kind is EntryKind.CANCEL and self.task is not None:
             self.task.cancel("the workflow was cancelled")
+        elif entry.kind is EntryKind.RESUME:
+            self.note_resumed(entry)
 
     # Turns
 
@@ -206,9 +208,11 @@ class AsyncRun(WorkflowRun):
                 if self.sends:
                     self.number_sends(self.sends)
                 replay = self.replay
-                if replay is None or replay.position == replay.total:
+                if replay is None or (replay.position == replay.total and not replay.late):
                     break
-                self._hand_over(replay.next_entry())
+                entry = replay.next_entry()
+                if entry is not None:
+                    self._hand_over(entry)
         except NonDeterminismError as error:
             mismatch = error
         finally:

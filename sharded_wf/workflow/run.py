@@ -21,6 +21,7 @@ from sharded_wf.model.history import Entry, EntryKind, FailedAttempt, History
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import CANCEL_TOPIC, OUTCOME_TOPIC, Message, Outcome
 from sharded_wf.serialization.exceptions import encode_error
+from sharded_wf.workflow.blame import causes_of
 from sharded_wf.workflow.commands import (
     NULL,
     ChildCommand,
@@ -35,6 +36,9 @@ from sharded_wf.workflow.mailbox import Mailbox
 from sharded_wf.workflow.replay import LIVE, Replay
 from sharded_wf.workflow.steps import StepCommand
 from sharded_wf.workflow.waits import Waits
+
+RESUMED_SENDER = "\x1e"
+"""Between a workflow's ID and how often it was resumed: under that name it numbers its messages anew."""
 
 if TYPE_CHECKING:
     from sharded_wf.workflow.definitions import WorkflowDefinition
@@ -274,11 +278,15 @@ class WorkflowRun(Run):
         Not sooner, because a message that is given up at once must leave no gap; not later, because on replay it must
         get the same number whether or not it was recorded.
         """
-        counts = self.some_waits().send_counts
+        waits = self.some_waits()
+        counts = waits.send_counts
+        # Numbers begin anew after a resume, since those of sends that are never asked for again must leave no gap.
+        sender = f"{self.id}{RESUMED_SENDER}{waits.epoch}" if waits.epoch else self.id
         for command in sends:
             if not command.future.done():
                 key = (command.receiver, command.name)
                 command.seq = counts[key] = counts.get(key, 0) + 1
+                command.sender = sender
         sends.clear()
 
     def send(self, command: SendCommand, message: Message) -> None:
@@ -294,9 +302,12 @@ class WorkflowRun(Run):
             command.acknowledge(outbox, error)
 
     def start_child(self, command: ChildCommand) -> None:
-        self.some_waits().children[command.start.id] = command
+        waits = self.some_waits()
+        start = command.start
+        waits.children[start.id] = command
         self.busy += 1
-        self.host.start_child(self, command.start)
+        # Of a resumed workflow: the child may have ended, and its outcome been received, or lost, before.
+        self.host.start_child(self, msgspec.structs.replace(start, again=True) if waits.epoch else start)
 
     def child_started(self, child_id: str) -> None:
         if self.stopped:
@@ -318,6 +329,17 @@ class WorkflowRun(Run):
 
     def _command(self, place: int) -> Any:
         return None if self.replay is None else self.replay.commands.get(place)
+
+    def note_resumed(self, entry: Entry) -> None:
+        """The workflow had ended, and this entry says that it goes on."""
+        waits = self.some_waits()
+        waits.epoch += 1
+        waits.send_counts.clear()
+        assert self.replay is not None
+        for command in self.replay.fresh:
+            if isinstance(command, TimerCommand):
+                anew = command.fingerprint in self.replay.restarted
+                command.resumed(entry.started_at, entry.completed_at, anew=anew)
 
     # Waiting and the end
 
@@ -346,7 +368,8 @@ class WorkflowRun(Run):
         if isinstance(error, asyncio.CancelledError):
             cancelled = WorkflowCancelled("CancelledError", str(error))
             return Outcome(Status.CANCELLED, None, encode_error(cancelled))
-        return Outcome(Status.FAILED, None, encode_error(explained(error)))
+        causes = causes_of(error, None if self.waits is None else self.waits.last_timer)
+        return Outcome(Status.FAILED, None, encode_error(explained(error), causes))
 
     def succeeded(self, value: Any) -> Outcome:
         """The outcome of code that returned ``value``; failed, if that can't be stored."""

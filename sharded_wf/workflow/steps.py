@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from sharded_wf.clock import Microseconds
 from sharded_wf.model.history import Entry, EntryKind, FailedAttempt
-from sharded_wf.serialization.exceptions import decode_error, encode_error
+from sharded_wf.serialization.exceptions import encode_error
+from sharded_wf.workflow.blame import recorded_error
 from sharded_wf.workflow.commands import NULL, Answer
 from sharded_wf.workflow.context import Context, scope
 from sharded_wf.workflow.replay import ENDED, ISSUED, LIVE, RECORDING
@@ -236,7 +237,7 @@ class StepCommand:
         if future.done():
             return
         if entry.error is not None:
-            future.set_exception(decode_error(entry.error))
+            future.set_exception(recorded_error(entry))
         elif self.value is not _NO_VALUE:
             future.set_result(self.value)
         else:

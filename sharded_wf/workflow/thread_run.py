@@ -264,8 +264,10 @@ class ThreadRun(WorkflowRun):
     def _turn(self) -> None:
         """Let one thing happen."""
         replay = self.replay
-        if replay.position < replay.total:
-            self._hand_over(replay.next_entry())
+        if replay.position < replay.total or replay.late:
+            entry = replay.next_entry()
+            if entry is not None:
+                self._hand_over(entry)
             return
         try:
             item = self.queue.get_nowait()
@@ -317,6 +319,8 @@ class ThreadRun(WorkflowRun):
             command.deliver(entry)
         elif entry.kind is EntryKind.CANCEL:
             self.cancel_requested = True
+        elif entry.kind is EntryKind.RESUME:
+            self.note_resumed(entry)
 
     def _give_up_unless_ended(self, command: Any, answer: ThreadAnswer) -> None:
         if not answer.done():

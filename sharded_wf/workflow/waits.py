@@ -26,7 +26,9 @@ class Waits:
         "alarm",
         "child_counts",
         "children",
+        "epoch",
         "host",
+        "last_timer",
         "mailbox",
         "receivers",
         "retries",
@@ -52,6 +54,10 @@ class Waits:
         self.children: dict[str, ChildCommand] = {}
         self.child_counts: dict[str, int] = {}
         self.send_counts: dict[tuple[str, str], int] = {}
+        self.epoch = 0
+        """How often the workflow was resumed."""
+        self.last_timer: int | None = None
+        """The place of the timer that went off last."""
 
     def arm(self, timer: TimerCommand) -> None:
         """Wait for a timer's deadline."""

@@ -2,12 +2,12 @@
 -- stranger's transaction. Rows go in in primary-key order.
 
 -- name: deliver_messages
--- To workflows that exist and have not ended; a message that is already there, or was received, changes nothing.
+-- To workflows that exist and have not succeeded (those that ended badly may be resumed, and find it then); a message that is already there, or was received, changes nothing.
 with arrived as (
     insert into {slot}.message (workflow_id, topic, sender, seq, sent_at, payload)
     select u.* from unnest($1::text[], $2::text[], $3::text[], $4::int[], $5::timestamptz[], $6::json[])
         u (workflow_id, topic, sender, seq, sent_at, payload)
-    where exists (select from {slot}.workflow w where w.id = u.workflow_id and w.status < 3)
+    where exists (select from {slot}.workflow w where w.id = u.workflow_id and w.status <> 3)
     on conflict do nothing
     returning workflow_id)
 insert into {slot}.wake (workflow_id, id) select distinct workflow_id, gen_random_uuid() from arrived
@@ -31,17 +31,18 @@ delete from {slot}.wake w using unnest($1::text[], $2::uuid[]) u (workflow_id, i
 where w.workflow_id = u.workflow_id and w.id = u.id
 
 -- name: forget_idle_wakes
--- Of workflows that have ended: nobody will ever act on these, nor on what they announce. And of those whose delayed
+-- Of workflows that have ended: nobody will ever act on these, nor, if they succeeded, on what they
+-- announce. And of those whose delayed
 -- start is still to come: they find their messages when they ask for them.
 with idle as (
-    select w.id, w.status >= 3 as ended from {slot}.workflow w
+    select w.id, w.status = 3 as ended from {slot}.workflow w
     where w.id = any($1::text[]) and (w.status >= 3 or (w.status = 2 and w.claims = 0))),
 unread as (
     delete from {slot}.message m using idle where m.workflow_id = idle.id and idle.ended)
 delete from {slot}.wake k using idle where k.workflow_id = idle.id
 
 -- name: clear_mailboxes
--- With the outcomes of workflows that had mail. A delivery that was made twice may have put back what was received.
+-- With the outcomes of workflows that had mail and succeeded. A delivery that was made twice may have put back what was received.
 delete from {slot}.message where workflow_id = any($1::text[])
 
 -- name: wake_parked

@@ -17,7 +17,7 @@ from sharded_wf.store import slots
 from tests.support.cluster import TestCluster
 
 ROWS = 100_000
-FAMILIES = ("claims", "starts", "steps", "outcomes", "timers", "messages", "leases")
+FAMILIES = ("claims", "starts", "steps", "outcomes", "timers", "messages", "leases", "repair")
 SLOT = "wf_0000"
 FILL = f"""
     insert into {SLOT}.workflow (created_at, status, priority, id, name, capability, queue, claims, input)
@@ -65,6 +65,9 @@ INTENDED: dict[str, tuple[str, ...]] = {
     "forget_wakes": ("wake_pkey",),
     "forget_idle_wakes": ("wake_pkey", "workflow_pkey", "message_pkey"),
     "wake_parked": ("workflow_pkey",),
+    "resume": ("workflow_pkey", "failed_pkey", "message_pkey", "step_pkey"),
+    "page_failed": ("failed_pkey", "workflow_pkey"),
+    "read_origin": ("workflow_pkey",),
     "read_outbox": ("outbox_pkey",),
     "clear_outbox": ("outbox_pkey",),
     "peek": ("ready_pkey", "timer_pkey", "wake_pkey", "outbox_pkey"),
@@ -72,7 +75,7 @@ INTENDED: dict[str, tuple[str, ...]] = {
 SORTS_A_BATCH = {
     # What these sort is one batch, given by its IDs; what is read of the tables comes by an index.
     "read_messages", "read_steps", "wake_parked", "fire_timers", "deliver_messages", "wake_arrived", "read_orphans",
-    "read_attempts",
+    "read_attempts", "resume",
 }  # fmt: skip
 FIRST_ROWS_ONLY = {
     # A limit, or a loose scan, ends these at their first rows.
