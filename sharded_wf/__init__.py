@@ -29,6 +29,7 @@ from sharded_wf.errors import (
     WorkflowNotFound,
     WorkflowQuarantined,
     WorkflowStuck,
+    WorkflowTerminated,
 )
 from sharded_wf.executor import Executor
 from sharded_wf.model.status import Status
@@ -81,6 +82,7 @@ __all__ = [
     "WorkflowNotFound",
     "WorkflowQuarantined",
     "WorkflowStuck",
+    "WorkflowTerminated",
     "by_name",
     "connect",
     "connect_blocking",

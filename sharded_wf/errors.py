@@ -17,6 +17,7 @@ ShardedWfError
 ├── ResultTimeout
 ├── WorkflowFailed
 │   ├── WorkflowCancelled
+│   │   └── WorkflowTerminated
 │   └── WorkflowQuarantined
 ├── NonDeterminismError
 ├── NotDurableError
@@ -114,6 +115,11 @@ class WorkflowFailed(ShardedWfError):
 
 class WorkflowCancelled(WorkflowFailed):
     """The workflow was cancelled before it had a result."""
+
+
+class WorkflowTerminated(WorkflowCancelled):
+    """The workflow was ended from outside, without any clean-up of its own: by ``terminate``, or because its clean-up
+    after a cancel took too long."""
 
 
 class WorkflowQuarantined(WorkflowFailed):

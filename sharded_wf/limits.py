@@ -108,6 +108,11 @@ PARK_UNDER_PRESSURE_SECONDS = 0.05
 CLAIM_DEADLINE_SECONDS = 10.0
 ROOM_RECHECK_SECONDS = 1.0
 
+# Cancelling
+CANCEL_CLEANUP_SECONDS = 60.0
+"""How long a cancelled workflow may go on to clean up; then it is ended as it is."""
+PAUSED_RETRY_LOOK_SECONDS = 0.5
+
 # Repair
 REPAIR_PAGE_ROWS = 500
 """How many workflows of one slot are resumed, or counted, in one transaction."""

@@ -53,7 +53,8 @@ _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 def draw(out: Console, found: Description, history: History, place: str) -> None:
     """Print the workflow for people; ``place`` says where it lies."""
-    out.print(Text.assemble((found.id, "bold"), "  ", status_text(found.status)))
+    paused = ", paused" if found.paused and not found.status.is_final else ""
+    out.print(Text.assemble((found.id, "bold"), "  ", status_text(found.status), (paused, "yellow")))
     out.print(_facts(found, place))
     _print_value(out, "input", found.input)
     if history.entries or history.attempts:
@@ -100,6 +101,7 @@ def as_plain(found: Description, history: History = EMPTY_HISTORY) -> dict[str, 
         "queue": found.queue,
         "priority": found.priority,
         "status": found.status.label,
+        "paused": found.paused,
         "claims": found.claims,
         "deaths": found.deaths,
         "parent_id": found.parent_id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import msgspec
@@ -116,6 +117,24 @@ def cancel(id: IdArgument, cluster: ClusterOption = None) -> None:
 
 
 @app.command()
+def terminate(id: IdArgument, cluster: ClusterOption = None) -> None:
+    """End a workflow: none of its code runs any more, no clean-up either."""
+    _ask(id, cluster, lambda client: client.terminate(id), "is to end at once")
+
+
+@app.command()
+def pause(id: IdArgument, cluster: ClusterOption = None) -> None:
+    """Let a workflow begin nothing more, until it is unpaused. A step that runs comes to its end."""
+    _ask(id, cluster, lambda client: client.pause(id), "is paused")
+
+
+@app.command()
+def unpause(id: IdArgument, cluster: ClusterOption = None) -> None:
+    """Let a paused workflow go on."""
+    _ask(id, cluster, lambda client: client.unpause(id), "goes on")
+
+
+@app.command()
 def result(
     id: IdArgument,
     cluster: ClusterOption = None,
@@ -151,6 +170,17 @@ def _print_failure(found: Description, *, json: bool) -> None:
     print_error(f"workflow {found.id!r} {found.status.label}" + (f": {error_text(error)}" if error else ""))
     if error is not None and error.traceback:
         console().print(Text(error.traceback.rstrip(), "dim"))
+
+
+def _ask(id_: str, cluster: str | None, request: Callable[[BlockingClient], None], said: str) -> None:
+    """Make a request of a workflow that has not ended, and say so."""
+    with BlockingClient.connect(find_config(cluster)) as client:
+        status = _described(client, id_).status
+        if status.is_final:
+            console().print(Text.assemble((id_, "bold"), " has ended already: ", status_text(status)))
+            return
+        request(client)
+    console().print(Text.assemble((id_, "bold"), f" {said}"))
 
 
 def _described(client: BlockingClient, id_: str) -> Description:

@@ -62,9 +62,21 @@ class BlockingHandle(Generic[T_co]):
         found: Description = self._call(self._handle.describe())
         return found
 
-    def cancel(self) -> None:
+    def cancel(self, *, cleanup: timedelta | float | None = None) -> None:
         """As ``Handle.cancel``."""
-        self._call(self._handle.cancel())
+        self._call(self._handle.cancel(cleanup=cleanup))
+
+    def terminate(self) -> None:
+        """As ``Handle.terminate``."""
+        self._call(self._handle.terminate())
+
+    def pause(self) -> None:
+        """As ``Handle.pause``."""
+        self._call(self._handle.pause())
+
+    def unpause(self) -> None:
+        """As ``Handle.unpause``."""
+        self._call(self._handle.unpause())
 
     def __repr__(self) -> str:
         return f"BlockingHandle({self.id!r})"
@@ -151,9 +163,21 @@ class BlockingClient:
         """As ``Client.send``."""
         self._call(self._client.send(id, topic, value, idempotency_key=idempotency_key))
 
-    def cancel(self, id: str) -> None:
+    def cancel(self, id: str, *, cleanup: timedelta | float | None = None) -> None:
         """As ``Client.cancel``."""
-        self._call(self._client.cancel(id))
+        self._call(self._client.cancel(id, cleanup=cleanup))
+
+    def terminate(self, id: str) -> None:
+        """As ``Client.terminate``."""
+        self._call(self._client.terminate(id))
+
+    def pause(self, id: str) -> None:
+        """As ``Client.pause``."""
+        self._call(self._client.pause(id))
+
+    def unpause(self, id: str) -> None:
+        """As ``Client.unpause``."""
+        self._call(self._client.unpause(id))
 
     def resume(self, id: str) -> bool:
         """As ``Client.resume``."""

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, Literal, TypeVar, overload
 
-from sharded_wf.client import repair
+from sharded_wf.client import repair, requests
 from sharded_wf.client.handle import Handle
 from sharded_wf.client.repair import Failed, Repaired
 from sharded_wf.client.results import ShardResults
@@ -23,10 +23,10 @@ from sharded_wf.errors import IdConflict, ShardUnavailable, WorkflowNotFound
 from sharded_wf.limits import READ_DEADLINE_SECONDS, START_MANY_CHUNK_ROWS, WRITE_DEADLINE_SECONDS
 from sharded_wf.model.history import EMPTY_HISTORY, History
 from sharded_wf.model.status import Status
-from sharded_wf.model.workflow import CANCEL_TOPIC, DEFAULT_QUEUE, Message, Outcome, Start
+from sharded_wf.model.workflow import DEFAULT_QUEUE, Message, Outcome, Start
 from sharded_wf.postgres.session import ConnectionLost, Result, Statement
-from sharded_wf.serialization import codec_for, encode_error, encode_outcome
-from sharded_wf.store import outcomes, steps, workflows
+from sharded_wf.serialization import codec_for
+from sharded_wf.store import steps, workflows
 from sharded_wf.store.starts import Existing
 from sharded_wf.store.workflows import Description
 from sharded_wf.workflow.definitions import Bound
@@ -174,24 +174,28 @@ class Client:
         payload = codec_for(type(value)).encode(value)
         await self._deliver(Message(id, topic, idempotency_key or uuid.uuid4().hex, 1, payload, self._clock.now_us()))
 
-    async def cancel(self, id: str) -> None:
+    async def cancel(self, id: str, *, cleanup: timedelta | float | None = None) -> None:
         """As ``Handle.cancel``."""
-        check_id(id)
-        slot = self._shards.map.slot_of(id)
-        shard = self._shards.shard_of_slot(slot)
-        error = encode_error(asyncio.CancelledError())
-        told = encode_outcome(Outcome(Status.CANCELLED, None, error))
-        now = self._clock.now_us()
-        statement = outcomes.cancel_unclaimed(shard.schemas[slot], id, error, told, now)
-        if not len((await self._ask(shard, [statement]))[0]):
-            await self._deliver(Message(id, CANCEL_TOPIC, uuid.uuid4().hex, 1, b"null", now))
+        await requests.cancel(self._shards, id, cleanup)
+
+    async def terminate(self, id: str) -> None:
+        """As ``Handle.terminate``."""
+        await requests.terminate(self._shards, id)
+
+    async def pause(self, id: str) -> None:
+        """As ``Handle.pause``."""
+        await requests.pause(self._shards, id)
+
+    async def unpause(self, id: str) -> None:
+        """As ``Handle.unpause``."""
+        await requests.unpause(self._shards, id)
 
     # --- repair -------------------------------------------------------------------------------------------------
 
     async def resume(self, id: str) -> bool:
         """A workflow that failed, was cancelled or quarantined goes on where it was: what it finished is kept, what
         it failed of runs again. Returns False, and changes nothing, if it is under way or succeeded. Children whose
-        failure it failed of are resumed with it. Raises ``WorkflowNotFound``, ``ShardUnavailable`` (ask again: it is safe)."""
+        failure it failed of are resumed with it. Raises ``WorkflowNotFound``, ``ShardUnavailable`` (then ask again)."""
         return await repair.resume(self._shards, id)
 
     async def resume_many(

@@ -132,15 +132,14 @@ async def _pages(shards: ShardSet, shard: Shard, wanted: Failed) -> AsyncGenerat
         after = (0 if wanted.since is None else _microseconds(wanted.since), "")
         while True:
             asked = repair.page_failed(
-                shard.schemas[slot], after, until, wanted.name, wanted.status, wanted.queue, wanted.error,
-                REPAIR_PAGE_ROWS,
+                shard.schemas[slot], after, REPAIR_PAGE_ROWS, wanted.name, wanted.status, wanted.queue, wanted.error,
             )  # fmt: skip
-            page = repair.failures_of((await _ask(shard, [asked]))[0])
-            if page:
-                yield slot, page
-                after = (page[-1].failed_at, page[-1].id)
-            if len(page) < REPAIR_PAGE_ROWS:
+            page = sorted(repair.failures_of((await _ask(shard, [asked]))[0]), key=lambda one: (one.failed_at, one.id))
+            if fitting := [one for one in page if one.fits and one.failed_at <= until]:
+                yield slot, fitting
+            if len(page) < REPAIR_PAGE_ROWS or page[-1].failed_at > until:
                 break
+            after = (page[-1].failed_at, page[-1].id)
 
 
 def _microseconds(moment: datetime) -> Microseconds:

@@ -19,7 +19,7 @@ from sharded_wf.cluster.shard import Shard
 from sharded_wf.errors import LeaseLost
 from sharded_wf.executor.claiming import Claiming
 from sharded_wf.executor.flusher import Flusher
-from sharded_wf.executor.held import Claim, Hold, UnknownRun
+from sharded_wf.executor.held import Claim, Hold, UnknownRun, is_paused
 from sharded_wf.executor.host import ShardHost
 from sharded_wf.executor.intake import Intake
 from sharded_wf.executor.lookups import Lookups, Resumed
@@ -240,7 +240,12 @@ class ShardExecutor:
 
     def _resume(self, resumed: list[Resumed]) -> None:
         for claimed, hold, history, mail in resumed:
-            if self._run(claimed, hold, history) and mail and not hold.leaving:
+            if mail and self.held.get(claimed.id) is hold and is_paused(history, mail):
+                # Parked again, before any of its code has run.
+                hold.leaving = True
+                hold.run = cast(Run, UnknownRun(claimed.id))
+                self.flusher.add(Op(OpKind.PARK, hold))
+            elif self._run(claimed, hold, history) and mail and not hold.leaving:
                 hold.mailed = True
                 hold.run.offer(mail)
 

@@ -7,6 +7,7 @@ from enum import IntEnum
 import msgspec
 
 from sharded_wf.clock import Microseconds
+from sharded_wf.limits import CANCEL_CLEANUP_SECONDS
 
 
 class EntryKind(IntEnum):
@@ -27,14 +28,22 @@ UNASKED = frozenset({EntryKind.CANCEL, EntryKind.RESUME})
 
 class Resumption(msgspec.Struct, frozen=True):
     """The output of an entry of the kind ``RESUME``: from here on the entries at the places ``void`` count as if they
-    had never been recorded. ``status`` and ``error`` are the outcome that was taken back; ``forked_from`` and ``from_step``
-    say instead of which workflow, and from which ordinal on, this one is the fork."""
+    had never been recorded. ``status`` and ``error`` are the outcome that was taken back. Of a fork ``forked_from`` and
+    ``from_step`` say of which workflow, and from which ordinal on."""
 
     void: list[int] = []
     status: int | None = None
     error: msgspec.Raw = msgspec.Raw(b"null")
     forked_from: str | None = None
     from_step: int | None = None
+
+
+class Cancellation(msgspec.Struct, frozen=True):
+    """The output of an entry of the kind ``CANCEL``: the children that were told with it, and how many seconds the
+    workflow has to clean up."""
+
+    told: list[str] = []
+    cleanup_seconds: float = CANCEL_CLEANUP_SECONDS
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):

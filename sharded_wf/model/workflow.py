@@ -14,6 +14,14 @@ CANCEL_TOPIC = "$cancel"
 """The reserved topic under which a request to cancel reaches a workflow."""
 
 
+TERMINATE_TOPIC = "$terminate"
+"""A request to end at once, with no more code run."""
+PAUSE_TOPIC = "$pause"
+"""As long as such a message is in the mailbox, the workflow is paused: nobody receives it."""
+UNPAUSE_TOPIC = "$unpause"
+"""Tells an executor that holds a workflow which is paused that it is so no longer."""
+
+
 class Start(msgspec.Struct, frozen=True, gc=False):
     """A workflow to be started: what the caller decided. ``input`` is JSON text; ``name`` is ``app/function``."""
 
@@ -35,6 +43,8 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     status: Status
     output: bytes | None = None
     error: bytes | None = None
+    cancels: tuple[str, ...] = ()
+    """Children to be cancelled with it."""
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):

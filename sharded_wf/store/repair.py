@@ -26,6 +26,7 @@ class Failure(msgspec.Struct, frozen=True):
     queue: str
     status: Status
     failed_at: Microseconds
+    fits: bool
 
 
 class Origin(msgspec.Struct, frozen=True):
@@ -47,21 +48,20 @@ def resume(schema: str, ids: Sequence[str], now: Microseconds) -> Statement:
 def page_failed(
     schema: str,
     after: tuple[Microseconds, str],
-    until: Microseconds,
+    limit: int,
     name: str | None,
     status: Status | None,
     queue: str | None,
     error: str | None,
-    limit: int,
 ) -> Statement:
-    """Ask for those that ended badly after a place in their order, and not after a moment."""
+    """Ask for the next that ended badly after a place in their order; those that fit the rest are marked."""
     return Statement(
         _SQL["page_failed"],
         schema,
         (
-            binary.timestamp(after[0]), after[1].encode(), binary.timestamp(until),
+            binary.timestamp(after[0]), after[1].encode(), binary.int4(limit),
             None if name is None else name.encode(), None if status is None else binary.int2(status),
-            None if queue is None else queue.encode(), None if error is None else error.encode(), binary.int4(limit),
+            None if queue is None else queue.encode(), None if error is None else error.encode(),
         ),
     )  # fmt: skip
 
@@ -69,9 +69,12 @@ def page_failed(
 def failures_of(result: Result) -> list[Failure]:
     """The answer to ``page_failed``."""
     return [
-        Failure(id_.decode(), name.decode(), queue.decode(), Status(binary.read_int(status)), binary.read_timestamp(at))
-        for at, id_, name, queue, status in result.rows()
-    ]
+        Failure(
+            id_.decode(), name.decode(), queue.decode(), Status(binary.read_int(status)), binary.read_timestamp(at),
+            fits == b"\x01",
+        )
+        for at, id_, name, queue, status, fits in result.rows()
+    ]  # fmt: skip
 
 
 def read_origin(schema: str, id_: str) -> Statement:

@@ -173,6 +173,7 @@ class AsyncRun(WorkflowRun):
             command.deliver(entry)
         elif entry.kind is EntryKind.CANCEL and self.task is not None:
             self.task.cancel("the workflow was cancelled")
+            self.note_cancelled(entry)
         elif entry.kind is EntryKind.RESUME:
             self.note_resumed(entry)
 
@@ -226,7 +227,7 @@ class AsyncRun(WorkflowRun):
         elif replay is None or not replay.commands:
             self.conclude(self.failed(WorkflowStuck(_stuck_text(task))))
         else:
-            if replay.fresh:
+            if replay.fresh and (self.waits is None or not self.waits.pausing):
                 self._begin_fresh(replay.fresh)
             if self.busy == 0:
                 self.waiting_since = self.host.clock.monotonic()
@@ -241,6 +242,11 @@ class AsyncRun(WorkflowRun):
                     command.begin()
         finally:
             self.driving = False
+
+    def go_on(self) -> None:
+        if self.replay is not None and self.replay.fresh and not self.driving:
+            self._begin_fresh(self.replay.fresh)
+            self.note_waiting()
 
     def _interrupted(self, error: BaseException) -> None:
         """``SystemExit`` is the failure of the task that raised it, as asyncio keeps it; Ctrl-C is for the process."""

@@ -55,6 +55,10 @@ class Mailbox:
         arrived = self._arrived.get(topic)
         return arrived.popleft() if arrived else None
 
+    def has(self, topic: str) -> bool:
+        """Whether there is a message of a topic to take."""
+        return bool(self._arrived.get(topic))
+
     def __len__(self) -> int:
         """How many messages are held."""
         return sum(map(len, self._arrived.values())) + sum(map(len, self._early.values()))

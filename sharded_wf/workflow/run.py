@@ -19,11 +19,14 @@ from sharded_wf.clock import Microseconds
 from sharded_wf.errors import ShardedWfError, WorkflowCancelled
 from sharded_wf.model.history import Entry, EntryKind, FailedAttempt, History
 from sharded_wf.model.status import Status
-from sharded_wf.model.workflow import CANCEL_TOPIC, OUTCOME_TOPIC, Message, Outcome
+from sharded_wf.model.workflow import (
+    OUTCOME_TOPIC,
+    Message,
+    Outcome,
+)
 from sharded_wf.serialization.exceptions import encode_error
 from sharded_wf.workflow.blame import causes_of
 from sharded_wf.workflow.commands import (
-    NULL,
     ChildCommand,
     ReceiveCommand,
     SendCommand,
@@ -31,9 +34,9 @@ from sharded_wf.workflow.commands import (
 )
 from sharded_wf.workflow.context import Context
 from sharded_wf.workflow.durability import explained
-from sharded_wf.workflow.host import Host, Run, Waiting
-from sharded_wf.workflow.mailbox import Mailbox
+from sharded_wf.workflow.host import Host, Waiting
 from sharded_wf.workflow.replay import LIVE, Replay
+from sharded_wf.workflow.requests import RequestedRun
 from sharded_wf.workflow.steps import StepCommand
 from sharded_wf.workflow.waits import Waits
 
@@ -44,22 +47,15 @@ if TYPE_CHECKING:
     from sharded_wf.workflow.definitions import WorkflowDefinition
 
 
-class WorkflowRun(Run):
+class WorkflowRun(RequestedRun):
     """What async and ``def`` runs share."""
 
     __slots__ = (
         "attempt",
-        "busy",
         "cancel_requested",
-        "history",
-        "host",
         "input",
-        "last_ordinal",
-        "replay",
         "started_at",
-        "stopped",
         "waiting_since",
-        "waits",
     )
     replay: Replay | None
 
@@ -237,10 +233,14 @@ class WorkflowRun(Run):
                 if child is not None and child.phase == LIVE:
                     child.take(message)
             elif waits.mailbox.accept(message):
-                if message.topic == CANCEL_TOPIC:
-                    self._record_cancels(waits.mailbox)
+                if message.topic.startswith("$"):
+                    self.honour(waits, message.topic)
+                    if self.outcome is not None:
+                        return
                 else:
                     self._serve(waits, message.topic)
+
+    # The mailbox
 
     def _serve(self, waits: Waits, topic: str) -> None:
         """Give what arrived on a topic to those that wait for it."""
@@ -253,17 +253,6 @@ class WorkflowRun(Run):
             if message is None:
                 return
             receivers.popleft().take(message)
-
-    def _record_cancels(self, mailbox: Mailbox) -> None:
-        while (message := mailbox.take(CANCEL_TOPIC)) is not None:
-            if self.replay is None:
-                self.replay = Replay(self.history)
-            self.busy += 1
-            self.last_ordinal += 1
-            now_us = self.host.clock.now_us()
-            place = self.take_place()
-            entry = Entry(place, self.last_ordinal, EntryKind.CANCEL, "cancel", 0, NULL, None, message.sent_at, now_us)
-            self.host.record(self, entry, message)
 
     def take_place(self) -> int:
         """A place for an entry that no code asked for."""
@@ -305,6 +294,7 @@ class WorkflowRun(Run):
         waits = self.some_waits()
         start = command.start
         waits.children[start.id] = command
+        waits.starting.add(start.id)
         self.busy += 1
         # Of a resumed workflow: the child may have ended, and its outcome been received, or lost, before.
         self.host.start_child(self, msgspec.structs.replace(start, again=True) if waits.epoch else start)
@@ -314,32 +304,29 @@ class WorkflowRun(Run):
             return
         self.busy -= 1
         waits = self.some_waits()
+        self._no_longer_starting(waits, child_id)
         child = waits.children.get(child_id)
         if child is not None and child.phase == LIVE:
             self.host.expect_messages(self)
         self.note_waiting()
 
+    def _no_longer_starting(self, waits: Waits, child_id: str) -> None:
+        waits.starting.discard(child_id)
+        if not waits.starting:
+            self.record_cancels(waits)
+
     def child_refused(self, child_id: str, error: BaseException) -> None:
         if self.stopped:
             return
         self.busy -= 1
-        child = self.some_waits().children.pop(child_id, None)
+        waits = self.some_waits()
+        child = waits.children.pop(child_id, None)
         if child is not None and child.phase == LIVE:
             child.refuse(error)
+        self._no_longer_starting(waits, child_id)
 
     def _command(self, place: int) -> Any:
         return None if self.replay is None else self.replay.commands.get(place)
-
-    def note_resumed(self, entry: Entry) -> None:
-        """The workflow had ended, and this entry says that it goes on."""
-        waits = self.some_waits()
-        waits.epoch += 1
-        waits.send_counts.clear()
-        assert self.replay is not None
-        for command in self.replay.fresh:
-            if isinstance(command, TimerCommand):
-                anew = command.fingerprint in self.replay.restarted
-                command.resumed(entry.started_at, entry.completed_at, anew=anew)
 
     # Waiting and the end
 
@@ -367,7 +354,7 @@ class WorkflowRun(Run):
         """The outcome of code that ``error`` left."""
         if isinstance(error, asyncio.CancelledError):
             cancelled = WorkflowCancelled("CancelledError", str(error))
-            return Outcome(Status.CANCELLED, None, encode_error(cancelled))
+            return Outcome(Status.CANCELLED, None, encode_error(cancelled), self.open_children())
         causes = causes_of(error, None if self.waits is None else self.waits.last_timer)
         return Outcome(Status.FAILED, None, encode_error(explained(error), causes))
 

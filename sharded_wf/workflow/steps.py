@@ -17,7 +17,8 @@ from contextvars import Context as VariableContext
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
-from sharded_wf.clock import Microseconds
+from sharded_wf.clock import SECOND_US, Microseconds
+from sharded_wf.limits import PAUSED_RETRY_LOOK_SECONDS
 from sharded_wf.model.history import Entry, EntryKind, FailedAttempt
 from sharded_wf.serialization.exceptions import encode_error
 from sharded_wf.workflow.blame import recorded_error
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 UNCHANGEABLE = frozenset({str, int, float, bool, bytes, type(None)})
 """Exact types of arguments that need no copy."""
 _NO_VALUE: Any = object()
+_PAUSED_US = 3600 * SECOND_US
+"""What a paused workflow says is the next attempt's time, so that it can be parked."""
 STRAY_CANCEL_SECONDS = 1.0
 """How long a step that was cancelled from elsewhere is given before that counts as its failure."""
 
@@ -132,6 +135,11 @@ class StepCommand:
             self.retry_timer = self.run.host.loop.call_later(delay_us / 1_000_000, self._retry_due)
 
     def _retry_due(self) -> None:
+        run = self.run
+        if run.waits is not None and run.waits.pausing:
+            run.await_retry(self, run.host.clock.now_us() + _PAUSED_US)
+            self.retry_timer = run.host.loop.call_later(PAUSED_RETRY_LOOK_SECONDS, self._retry_due)
+            return
         self.retry_timer = None
         self.run.retry_begins(self)
         self.launch()

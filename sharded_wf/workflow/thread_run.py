@@ -65,7 +65,7 @@ class ThreadAnswer:
 class ThreadRun(WorkflowRun):
     """One ``def`` workflow in memory."""
 
-    __slots__ = ("given", "idle", "now_us", "queue", "taken", "thread")
+    __slots__ = ("given", "held_back", "idle", "now_us", "queue", "taken", "thread")
     # Never None here.
     replay: Replay
 
@@ -92,6 +92,8 @@ class ThreadRun(WorkflowRun):
         self.taken = 0
         """How many of them the thread has taken."""
         self.thread = 0
+        self.held_back: list[Any] = []
+        """What the code asked for while the workflow was paused."""
 
     # On the host's loop
 
@@ -129,10 +131,20 @@ class ThreadRun(WorkflowRun):
         if self.stopped:
             return
         self.idle = taken == self.given
-        for command in commands:
-            if command.phase == ISSUED:
-                command.begin()
+        assert self.waits is not None
+        if self.waits.pausing:
+            self.held_back += commands
+        else:
+            for command in commands:
+                if command.phase == ISSUED:
+                    command.begin()
         self.note_waiting()
+
+    def go_on(self) -> None:
+        commands, self.held_back = self.held_back, []
+        for command in commands:
+            if command.phase == ISSUED and not self.stopped:
+                command.begin()
 
     def run_in_thread(self, command: StepCommand, variables: VariableContext) -> Any:
         if command.step.timeout_seconds is not None:
@@ -299,6 +311,9 @@ class ThreadRun(WorkflowRun):
         if not (len(fresh) == 1 and isinstance(command, StepCommand) and command.phase == ISSUED):
             return False
         step = command.step
+        assert self.waits is not None
+        if self.waits.pausing:
+            return False
         if step.is_async or step.timeout_seconds is not None or self.last_attempt(command.place) is not None:
             return False
         variables = command.variables.copy()
@@ -319,6 +334,7 @@ class ThreadRun(WorkflowRun):
             command.deliver(entry)
         elif entry.kind is EntryKind.CANCEL:
             self.cancel_requested = True
+            self._post(self.note_cancelled, entry)
         elif entry.kind is EntryKind.RESUME:
             self.note_resumed(entry)
 

@@ -2,12 +2,14 @@
 -- stranger's transaction. Rows go in in primary-key order.
 
 -- name: deliver_messages
--- To workflows that exist and have not succeeded (those that ended badly may be resumed, and find it then); a message that is already there, or was received, changes nothing.
+-- To workflows that exist and have not succeeded (those that ended badly may be resumed, and find it
+-- then, unless it is one of ours); a message that is already there, or was received, changes nothing.
 with arrived as (
     insert into {slot}.message (workflow_id, topic, sender, seq, sent_at, payload)
     select u.* from unnest($1::text[], $2::text[], $3::text[], $4::int[], $5::timestamptz[], $6::json[])
         u (workflow_id, topic, sender, seq, sent_at, payload)
-    where exists (select from {slot}.workflow w where w.id = u.workflow_id and w.status <> 3)
+    where exists (select from {slot}.workflow w where w.id = u.workflow_id
+        and (w.status < 3 or (w.status > 3 and left(u.topic, 1) <> '$')))
     on conflict do nothing
     returning workflow_id)
 insert into {slot}.wake (workflow_id, id) select distinct workflow_id, gen_random_uuid() from arrived
@@ -44,6 +46,10 @@ delete from {slot}.wake k using idle where k.workflow_id = idle.id
 -- name: clear_mailboxes
 -- With the outcomes of workflows that had mail and succeeded. A delivery that was made twice may have put back what was received.
 delete from {slot}.message where workflow_id = any($1::text[])
+
+-- name: withdraw_requests
+-- Requests that others of a workflow take the place of.
+delete from {slot}.message where workflow_id = $1 and topic = any($2::text[])
 
 -- name: wake_parked
 -- Parked workflows go back to the queue, but not before a delayed start. Locks with SKIP LOCKED: a row that somebody

@@ -32,13 +32,17 @@ select case when claims > 0 then '~' else '' end || capability, queue, priority,
 returning id
 
 -- name: page_failed
--- Those that ended badly, in the order in which they did, from a place in it to a moment.
-select f.failed_at, w.id, w.name, w.queue, f.status
-from {slot}.failed f join {slot}.workflow w on w.id = f.workflow_id
-where (f.failed_at, f.workflow_id) > ($1::timestamptz, $2::text) and f.failed_at <= $3::timestamptz
-    and ($4::text is null or w.name = $4) and ($5::smallint is null or f.status = $5::smallint)
+-- The next that ended badly, in the order in which they did, and whether each fits the filter: so that one page costs the
+-- same, however few fit.
+with page as (
+    select failed_at, workflow_id, status from {slot}.failed
+    where (failed_at, workflow_id) > ($1::timestamptz, $2::text)
+    order by failed_at, workflow_id limit $3::int)
+select p.failed_at, p.workflow_id, w.name, w.queue, p.status,
+    ($4::text is null or w.name = $4) and ($5::smallint is null or p.status = $5::smallint)
     and ($6::text is null or w.queue = $6) and ($7::text is null or w.error ->> 'type' = $7)
-order by f.failed_at, f.workflow_id limit $8::int
+from page p cross join lateral (
+    select w.name, w.queue, w.error from {slot}.workflow w where w.id = p.workflow_id offset 0) w
 
 -- name: read_origin
 -- What a fork takes over.

@@ -48,6 +48,15 @@ def test_the_readme_s_first_program(tmp_path: Path) -> None:
                 "a fork of o-1 ships once more, and charges nothing",
             ],
         ),
+        (
+            "cancel",
+            [
+                "paused: nothing is baked",
+                "unpaused: 1 cake is baked",
+                "cancelled: the oven is off",
+                "terminated: the oven stays on",
+            ],
+        ),
         ("fanout", [r"1000 workflows started and finished in [\d.]+ s", "the longest sequence .* begins with 871"]),
     ],
 )
@@ -59,4 +68,4 @@ def test_an_example(tmp_path: Path, name: str, lines: list[str]) -> None:
 
 
 def test_every_example_is_run() -> None:
-    assert {path.stem for path in (PROJECT / "examples").glob("*.py")} == {"checkout", "fanout", "repair"}
+    assert {path.stem for path in (PROJECT / "examples").glob("*.py")} == {"cancel", "checkout", "fanout", "repair"}
