@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from datetime import datetime
+from typing import Any
 
 import msgspec
 
@@ -116,10 +117,10 @@ async def fork_many(
     return total
 
 
-async def _of_all(shards: ShardSet, of: Callable[[Shard], object]) -> None:
+async def _of_all(shards: ShardSet, of: Callable[[Shard], Coroutine[Any, Any, None]]) -> None:
     """Every shard at once; what fails on one is raised when the others are done."""
     works = [of(shard) for shard in shards.shards.values()]
-    for answer in await asyncio.gather(*works, return_exceptions=True):  # type: ignore[call-overload]
+    for answer in await asyncio.gather(*works, return_exceptions=True):
         if isinstance(answer, BaseException):
             raise answer
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from sharded_wf.cluster.shard import Shard
 from sharded_wf.cluster.shards import ShardSet
 from sharded_wf.errors import ShardUnavailable
 from sharded_wf.limits import WRITE_DEADLINE_SECONDS
-from sharded_wf.model.workflow import OUTCOME_TOPIC, Message, Start
+from sharded_wf.model.workflow import OUTCOME_TOPIC, Message, Outcome, Start
 from sharded_wf.postgres.session import ConnectionLost, Result, Statement
-from sharded_wf.serialization.outcomes import encode_outcome
 from sharded_wf.store import leases, outcomes, repair
 
 
@@ -24,7 +23,9 @@ async def resume(shards: ShardSet, shard: Shard, by_slot: dict[int, list[str]]) 
     return {id_ for answer in answers[:-1] for id_ in outcomes.ids_of(answer)}
 
 
-async def revive_children(shards: ShardSet, starts: Iterable[Start]) -> None:
+async def revive_children(
+    shards: ShardSet, starts: Iterable[Start], encode_outcome: Callable[[Outcome], bytes]
+) -> None:
     """Children, all of one shard, that a resumed parent waits for once more. One that ended badly is resumed; one that
     succeeded tells its outcome again, because that was received, or lost, before. Raises ``ShardUnavailable``."""
     by_slot: dict[int, list[str]] = {}

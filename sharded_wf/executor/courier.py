@@ -20,6 +20,7 @@ from sharded_wf.errors import IdConflict, ShardedWfError, ShardUnavailable, Work
 from sharded_wf.executor.held import Hold
 from sharded_wf.limits import SEND_DIRECT_SECONDS
 from sharded_wf.model.workflow import Message, Start
+from sharded_wf.serialization.outcomes import encode_outcome
 from sharded_wf.store.starts import Existing
 
 logger = logging.getLogger("sharded_wf.courier")
@@ -98,7 +99,7 @@ class Courier:
     async def _revive(self, starts: list[Start]) -> None:
         while True:
             try:
-                return await revive_children(self._shards, starts)
+                return await revive_children(self._shards, starts, encode_outcome)
             except (ShardUnavailable, psycopg.Error) as error:
                 logger.info("children of resumed workflows have to wait: %s", error)
                 await asyncio.sleep(SEND_DIRECT_SECONDS)
