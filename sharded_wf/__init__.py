@@ -32,7 +32,9 @@ from sharded_wf.errors import (
     WorkflowTerminated,
 )
 from sharded_wf.executor import Executor
+from sharded_wf.model.attributes import Where, attr
 from sharded_wf.model.status import Status
+from sharded_wf.workflow.attributes import set_attributes
 from sharded_wf.workflow.by_name import by_name
 from sharded_wf.workflow.context import Context, current
 from sharded_wf.workflow.definitions import AsyncStep, AsyncWorkflow, Bound, SyncStep, SyncWorkflow
@@ -77,17 +79,20 @@ __all__ = [
     "SyncStep",
     "SyncWorkflow",
     "UnstorableValue",
+    "Where",
     "WorkflowCancelled",
     "WorkflowFailed",
     "WorkflowNotFound",
     "WorkflowQuarantined",
     "WorkflowStuck",
     "WorkflowTerminated",
+    "attr",
     "by_name",
     "connect",
     "connect_blocking",
     "current",
     "receive",
     "send",
+    "set_attributes",
     "sleep_blocking",
 ]

@@ -108,6 +108,13 @@ PARK_UNDER_PRESSURE_SECONDS = 0.05
 CLAIM_DEADLINE_SECONDS = 10.0
 ROOM_RECHECK_SECONDS = 1.0
 
+# Attributes
+ATTRIBUTES_MAX = 32
+"""How many one call sets."""
+ATTRIBUTE_NAME_MAX_BYTES = 128
+ATTRIBUTE_VALUE_MAX_BYTES = 1024
+"""So that an index entry has room for it."""
+
 # Cancelling
 CANCEL_CLEANUP_SECONDS = 60.0
 """How long a cancelled workflow may go on to clean up; then it is ended as it is."""

@@ -37,6 +37,7 @@ KIND_STYLES = {
     EntryKind.SEND: "cyan",
     EntryKind.CANCEL: "yellow",
     EntryKind.RESUME: "yellow",
+    EntryKind.ATTRIBUTES: "cyan",
 }
 VALUE_MAX_CHARACTERS = 1_500
 TRACEBACK_SHOWN_LINES = 12

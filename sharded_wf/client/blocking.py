@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Generator, Iterable
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Generic, TypeVar, overload
@@ -18,6 +18,7 @@ from sharded_wf.client.repair import Failed, Repaired
 from sharded_wf.clock import Microseconds
 from sharded_wf.config import ClusterConfig
 from sharded_wf.limits import WRITE_DEADLINE_SECONDS
+from sharded_wf.model.attributes import Value, Where
 from sharded_wf.model.history import History
 from sharded_wf.model.status import Status
 from sharded_wf.store.workflows import Description
@@ -120,6 +121,7 @@ class BlockingClient:
         queue: str | None = None,
         priority: int = 0,
         delay: timedelta | float | None = None,
+        attributes: Mapping[str, Value] | None = None,
         on_conflict: OnConflict = "error",
         wait_seconds: float = WRITE_DEADLINE_SECONDS,
     ) -> BlockingHandle[T]:
@@ -130,6 +132,7 @@ class BlockingClient:
             queue=queue,
             priority=priority,
             delay=delay,
+            attributes=attributes,
             on_conflict=on_conflict,
             wait_seconds=wait_seconds,
         )
@@ -141,12 +144,18 @@ class BlockingClient:
         *,
         queue: str | None = None,
         priority: int = 0,
+        attributes: Mapping[str, Value] | None = None,
         on_conflict: OnConflict = "error",
         wait_seconds: float = WRITE_DEADLINE_SECONDS,
     ) -> list[BlockingHandle[T]]:
         """As ``Client.start_many``."""
         starting = self._client.start_many(
-            bound, queue=queue, priority=priority, on_conflict=on_conflict, wait_seconds=wait_seconds
+            bound,
+            queue=queue,
+            priority=priority,
+            attributes=attributes,
+            on_conflict=on_conflict,
+            wait_seconds=wait_seconds,
         )
         return [BlockingHandle(handle, self._call) for handle in self._call(starting)]
 
@@ -223,17 +232,23 @@ class BlockingClient:
         found: History = self._call(self._client.history(id))
         return found
 
+    def attributes(self, id: str) -> dict[str, Value]:
+        """As ``Client.attributes``."""
+        found: dict[str, Value] = self._call(self._client.attributes(id))
+        return found
+
     def list(
         self,
         *,
+        where: Where | None = None,
         name: str | None = None,
         status: Status | None = None,
         queue: str | None = None,
         limit: int = 100,
-        before: Microseconds | None = None,
+        before: Microseconds | Description | None = None,
     ) -> list[Description]:
         """As ``Client.list``."""
         found: list[Description] = self._call(
-            self._client.list(name=name, status=status, queue=queue, limit=limit, before=before)
+            self._client.list(where=where, name=name, status=status, queue=queue, limit=limit, before=before)
         )
         return found

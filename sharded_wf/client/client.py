@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import uuid
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, Literal, TypeVar, overload
@@ -21,12 +21,13 @@ from sharded_wf.cluster.shards import ShardSet
 from sharded_wf.config import ClusterConfig
 from sharded_wf.errors import IdConflict, ShardUnavailable, WorkflowNotFound
 from sharded_wf.limits import READ_DEADLINE_SECONDS, START_MANY_CHUNK_ROWS, WRITE_DEADLINE_SECONDS
+from sharded_wf.model.attributes import Value, Where, attributes_of
 from sharded_wf.model.history import EMPTY_HISTORY, History
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import DEFAULT_QUEUE, Message, Outcome, Start
 from sharded_wf.postgres.session import ConnectionLost, Result, Statement
 from sharded_wf.serialization import codec_for
-from sharded_wf.store import steps, workflows
+from sharded_wf.store import attributes, steps, workflows
 from sharded_wf.store.starts import Existing
 from sharded_wf.store.workflows import Description
 from sharded_wf.workflow.definitions import Bound
@@ -69,6 +70,7 @@ class Client:
         queue: str | None = None,
         priority: int = 0,
         delay: timedelta | float | None = None,
+        attributes: Mapping[str, Value] | None = None,
         on_conflict: OnConflict = "error",
         wait_seconds: float = WRITE_DEADLINE_SECONDS,
     ) -> Handle[T]:
@@ -77,13 +79,16 @@ class Client:
         ``bound``: what to run, made by ``function.bind(...)``. ``id``: yours, or one is made; the same ID again returns
         the existing workflow (``handle.created`` is False). ``queue``: None is the workflow's own. ``priority``: lower
         numbers first, within a queue. ``delay``: not before so much time (seconds or ``timedelta``) has passed.
+        ``attributes``: what it can be searched by from the beginning.
         ``on_conflict``: "error" raises ``IdConflict`` if the ID exists with another name or other arguments, "existing"
         returns that workflow. ``wait_seconds``: how long to wait for a shard that does not answer.
 
         Raises ``IdConflict``, ``LimitExceeded``, ``ShardUnavailable`` (then it is unknown whether it was started:
         starting it again with the same ID makes sure).
         """
-        start = self._start_of(bound, self._shards.id_maker()() if id is None else id, queue, priority, delay)
+        start = self._start_of(
+            bound, self._shards.id_maker()() if id is None else id, queue, priority, delay, attributes
+        )
         check_start(start)
         begun = self._clock.monotonic()
         existing = await self._shards.start((start,), wait_seconds=wait_seconds)
@@ -98,6 +103,7 @@ class Client:
         *,
         queue: str | None = None,
         priority: int = 0,
+        attributes: Mapping[str, Value] | None = None,
         on_conflict: OnConflict = "error",
         wait_seconds: float = WRITE_DEADLINE_SECONDS,
     ) -> list[Handle[T]]:
@@ -114,7 +120,7 @@ class Client:
             begun = self._clock.monotonic()
             for item in chunk:
                 id_, one = item if isinstance(item, tuple) else (new_id(), item)
-                start = self._start_of(one, id_, queue, priority, None)
+                start = self._start_of(one, id_, queue, priority, None, attributes)
                 check_start(start)
                 if start.id in starts:
                     repeated.append(start)
@@ -132,7 +138,13 @@ class Client:
         return handles
 
     def _start_of(
-        self, bound: Bound[Any], id_: str, queue: str | None, priority: int, delay: timedelta | float | None
+        self,
+        bound: Bound[Any],
+        id_: str,
+        queue: str | None,
+        priority: int,
+        delay: timedelta | float | None,
+        attributes: Mapping[str, Value] | None,
     ) -> Start:
         not_before: Microseconds | None = None
         if delay is not None and (seconds := seconds_of(delay)) > 0:
@@ -140,6 +152,7 @@ class Client:
         return Start(
             id_, bound.name, bound.capability,
             queue or bound.queue or DEFAULT_QUEUE, priority, bound.input, not_before,
+            attributes=attributes_of(attributes) if attributes else (),
         )  # fmt: skip
 
     # --- handles ------------------------------------------------------------------------------------------------
@@ -265,23 +278,41 @@ class Client:
         except ConnectionLost as error:
             raise ShardUnavailable(shard.name, str(error)) from None
 
+    async def attributes(self, id: str) -> dict[str, Value]:
+        """The attributes of a workflow now, by name; none if there is no such workflow."""
+        check_id(id)
+        slot = self._shards.map.slot_of(id)
+        shard = self._shards.shard_of_slot(slot)
+        answers = await self._ask(shard, [attributes.read_attributes(shard.schemas[slot], id)])
+        return attributes.values_of(answers[0])
+
     async def list(
         self,
         *,
+        where: Where | None = None,
         name: str | None = None,
         status: Status | None = None,
         queue: str | None = None,
         limit: int = 100,
-        before: Microseconds | None = None,
+        before: Microseconds | Description | None = None,
     ) -> list[Description]:
-        """The newest workflows of all shards (of those that failed, were cancelled or quarantined: the last to end), at
-        most ``limit``; ``before`` (microseconds since the epoch) pages on. A shard that is away raises
+        """The newest workflows of all shards (without ``where``, of those that failed, were cancelled or quarantined:
+        the last to end), at most ``limit``. ``where``: only those whose attributes fit, as ``attr("stage") == "paid"``.
+        ``before`` pages on: a moment (microseconds since the epoch), or, with ``where``, the last one of the page
+        before, which misses none that were created at the same moment. A shard that is away raises
         ``ShardUnavailable``: a list with holes is not a list."""
-        moment = self._clock.now_us() + 60 * SECOND_US if before is None else before
+        place = (self._clock.now_us() + 60 * SECOND_US, "")
+        if before is not None:
+            place = (before.created_at, before.id) if isinstance(before, Description) else (before, "")
 
         async def of(shard: Shard) -> list[Description]:
             schemas = [shard.schemas[slot] for slot in shard.slots]
-            asked = [workflows.list_workflows(schema, moment, name, status, queue, limit) for schema in schemas]
+            if where is None:
+                asked = [workflows.list_workflows(schema, place[0], name, status, queue, limit) for schema in schemas]
+            else:
+                asked = [
+                    attributes.find_workflows(schema, where, place, name, status, queue, limit) for schema in schemas
+                ]
             return [one for answer in await self._ask(shard, asked) for one in workflows.descriptions_of(answer)]
 
         found = [one for part in await asyncio.gather(*map(of, self._shards.shards.values())) for one in part]

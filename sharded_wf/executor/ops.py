@@ -14,6 +14,7 @@ import msgspec
 
 from sharded_wf.clock import Microseconds
 from sharded_wf.executor.held import Claim, Hold
+from sharded_wf.model.attributes import Attribute
 from sharded_wf.model.history import Cancellation, Entry, EntryKind, FailedAttempt
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import CANCEL_TOPIC, OUTCOME_TOPIC, Message, Outcome
@@ -21,6 +22,7 @@ from sharded_wf.postgres.session import Statement
 from sharded_wf.routing import slot_schema
 from sharded_wf.serialization.outcomes import encode_outcome
 from sharded_wf.store import claims, leases, messages, outcomes, steps, timers
+from sharded_wf.store.attributes import Owned, set_attributes
 
 
 class OpKind(IntEnum):
@@ -47,6 +49,7 @@ class Op(msgspec.Struct, frozen=True, gc=False):
     due_at: Microseconds | None = None
 
 
+_decode_attributes = msgspec.json.Decoder(tuple[Attribute, ...]).decode
 decode_cancelled = msgspec.json.Decoder(Cancellation).decode
 
 LEAVING = frozenset({OpKind.FINISH, OpKind.PARK, OpKind.GIVE_BACK, OpKind.REROUTE})
@@ -66,12 +69,15 @@ class Told(msgspec.Struct, gc=False):
 class _Slot:
     """The ops of one slot, by statement."""
 
-    __slots__ = ("attempts", "consumed", "delivered", "ended", "entries", "failed", "given", "mailed", "outgoing",
-                 "parked", "released", "rerouted")  # fmt: skip
+    __slots__ = (
+        "attempts", "attributes", "consumed", "delivered", "ended", "entries", "failed", "given", "mailed", "outgoing",
+        "parked", "released", "rerouted",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.entries: tuple[list[str], list[Entry]] = ([], [])
         self.attempts: tuple[list[str], list[FailedAttempt]] = ([], [])
+        self.attributes: list[Owned] = []
         self.consumed: list[Message] = []
         self.mailed: list[str] = []
         self.delivered: list[Message] = []
@@ -112,6 +118,8 @@ def statements_of(
                     _cancel_children(
                         op, decode_cancelled(op.entry.output or b"{}").told, slots, slot, told, is_here, now
                     )
+            elif op.entry.kind is EntryKind.ATTRIBUTES:
+                slot.attributes += [(hold.run.id, one) for one in _decode_attributes(op.entry.output or b"[]")]
             if op.outbox is not None:
                 slot.outgoing.append(op.outbox)
                 told.outgoing.append((claim.slot, op.outbox))
@@ -227,6 +235,8 @@ def _slot_statements(statements: list[Statement], schema: str, slot: _Slot, now:
     """The order is the lock order of ``sql/README.md``: a slot's tables as listed here, slots ascending."""
     if slot.entries[0]:
         statements.append(steps.record_steps(schema, *slot.entries))
+    if slot.attributes:
+        statements += set_attributes(schema, slot.attributes)
     if slot.attempts[0]:
         statements.append(steps.record_attempts(schema, *slot.attempts))
     if slot.consumed:

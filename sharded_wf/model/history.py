@@ -20,6 +20,7 @@ class EntryKind(IntEnum):
     SEND = 4
     CANCEL = 5
     RESUME = 10
+    ATTRIBUTES = 11
 
 
 UNASKED = frozenset({EntryKind.CANCEL, EntryKind.RESUME})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from sharded_wf.clock import Microseconds
+from sharded_wf.model.attributes import Attribute
 from sharded_wf.model.status import Status
 
 DEFAULT_QUEUE = "default"
@@ -33,6 +34,7 @@ class Start(msgspec.Struct, frozen=True, gc=False):
     input: bytes
     not_before: Microseconds | None = None
     parent_id: str | None = None
+    attributes: tuple[Attribute, ...] = ()
     again: bool = False
     """A child of a workflow that was resumed: if it has ended, it is resumed too, or tells its outcome once more."""
 

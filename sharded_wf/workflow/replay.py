@@ -198,5 +198,7 @@ def describe_entry(entry: Entry) -> str:
             return "a request to cancel"
         case EntryKind.RESUME:
             return "a resume"
+        case EntryKind.ATTRIBUTES:
+            return "setting attributes"
         case _:
             assert_never(entry.kind)

@@ -245,6 +245,14 @@ class ThreadRun(WorkflowRun):
         self.number_sends([command])
         self._wait(command, answer)
 
+    def ask(self, make: Callable[[ThreadRun, ThreadAnswer], Any]) -> Any:
+        """Make a command, ask for it, and wait for its result."""
+        self._check()
+        answer = ThreadAnswer()
+        command = make(self, answer)
+        self.issue(command, command.base())
+        return self._wait(command, answer)
+
     def call_child(self, start: Start, base: int, codec: ValueCodec[Any]) -> Any:
         self._check()
         answer = ThreadAnswer()
