@@ -57,6 +57,7 @@ def test_the_readme_s_first_program(tmp_path: Path) -> None:
                 "terminated: the oven stays on",
             ],
         ),
+        ("attributes", [r"7 orders of Ada, in pages of 3", r"2 of them cost 25 and more", "all are shipped"]),
         ("fanout", [r"1000 workflows started and finished in [\d.]+ s", "the longest sequence .* begins with 871"]),
     ],
 )
@@ -68,4 +69,10 @@ def test_an_example(tmp_path: Path, name: str, lines: list[str]) -> None:
 
 
 def test_every_example_is_run() -> None:
-    assert {path.stem for path in (PROJECT / "examples").glob("*.py")} == {"cancel", "checkout", "fanout", "repair"}
+    assert {path.stem for path in (PROJECT / "examples").glob("*.py")} == {
+        "attributes",
+        "cancel",
+        "checkout",
+        "fanout",
+        "repair",
+    }
