@@ -71,7 +71,7 @@ def check_name(name: str) -> None:
         raise LimitExceeded(f"attribute {name!r}: a name has 1 to {ATTRIBUTE_NAME_MAX_BYTES} bytes")
 
 
-def encode(value: Value) -> tuple[AttributeKind, str]:
+def encode(value: object) -> tuple[AttributeKind, str]:
     """The kind, and the text that sorts as the values of its family do. Raises ``UnstorableValue``."""
     if isinstance(value, str):
         return AttributeKind.TEXT, f"s{value}"
