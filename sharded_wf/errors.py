@@ -26,7 +26,8 @@ ShardedWfError
 ├── LimitExceeded
 ├── EmbeddedServerError
 │   └── EmbeddedPostgresMissing
-└── DemoFailed
+├── DemoFailed
+└── BenchFailed
 """
 
 from __future__ import annotations
@@ -157,3 +158,8 @@ class EmbeddedPostgresMissing(EmbeddedServerError):
 
 class DemoFailed(ShardedWfError):
     """``sharded-wf demo`` could not come to a result; the message ends with what its executors said at last."""
+
+
+class BenchFailed(ShardedWfError):
+    """A measurement came to no result: a process of it ended, or this machine does not allow what it needs. The message
+    says which, and what to do."""

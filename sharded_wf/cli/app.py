@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from sharded_wf.cli import demo, dev, shards, worker, workflow
+from sharded_wf.cli import bench, demo, dev, shards, worker, workflow
 from sharded_wf.cli.output import print_error
 from sharded_wf.errors import ShardedWfError
 
@@ -60,6 +60,7 @@ for _name, _group in GROUPS.items():
     app.add_typer(_group, name=_name)
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
+app.command("bench", context_settings=bench.PASSED_ON, add_help_option=False)(bench.bench)
 
 
 def main() -> None:

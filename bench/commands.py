@@ -1,0 +1,157 @@
+"""The commands of ``sharded-wf bench`` and ``python -m bench``."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from sharded_wf.cli.app import EXIT_CANNOT
+from sharded_wf.cli.output import console, print_error
+from sharded_wf.errors import ConfigError, ShardedWfError
+from sharded_wf.limits import SLOTS_DEFAULT
+
+from . import workloads
+from .bare import run_bare_loop
+from .cluster import Shape, open_cluster
+from .report import print_result, write_report
+from .run import Plan, Say
+from .run import run as run_plan
+
+EXIT_VIOLATION = 1
+
+app = typer.Typer(
+    name="bench",
+    help="Measure a cluster, and prove that nothing was lost on the way.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+EmbeddedOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="So many embedded servers, one for each shard. [default: 1]", show_default=False),
+]
+ConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        "--config", metavar="FILE|DSN", show_default=False,
+        help="Scratch databases on the servers of this shards.toml instead; dropped at the end.",
+    ),
+]  # fmt: skip
+SlotsOption = Annotated[int, typer.Option(min=1, help="Slots of the whole cluster.")]
+ExecutorsOption = Annotated[int, typer.Option(min=1, help="Executor processes.")]
+SecondsOption = Annotated[float, typer.Option(min=0.5, help="Length of the window that counts.")]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the result to this file.", show_default=False)]
+ReportOption = Annotated[
+    Path | None,
+    typer.Option("--report", help="Write a report to this file (Markdown), and a PNG beside it.", show_default=False),
+]
+
+
+def shape_of(embedded: int | None, config: str | None, slots: int) -> Shape:
+    if embedded is not None and config is not None:
+        raise ConfigError("--embedded and --config exclude each other: name one of them")
+    shape = Shape(embedded or 1, config, slots)
+    if config is None and slots < shape.embedded:
+        raise ConfigError(f"{slots} slots on {shape.embedded} shards: each shard needs one at least")
+    return shape
+
+
+@contextlib.contextmanager
+def progress(out: Console) -> Generator[Say]:
+    """One line that tells what goes on, with the time since the beginning; into a file, nothing."""
+    begun = time.monotonic()
+    if not out.is_terminal:
+        yield lambda _text: None
+        return
+    with out.status(Text("starting the servers", "cyan")) as status:
+
+        def say(text: str) -> None:
+            status.update(Text.assemble((f"{time.monotonic() - begun:5.1f} s  ", "dim"), (text, "cyan")))
+
+        yield say
+
+
+def write_json(path: Path | None, value: object) -> None:
+    if path is not None:
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+
+
+@app.command()
+def run(
+    workload: Annotated[str, typer.Option(help=f"One of: {', '.join(workloads.NAMES)}.")] = "noop",
+    seconds: SecondsOption = 20.0,
+    steps: Annotated[int, typer.Option(min=0, help="Steps of a workflow, where the workload has some.")] = 1,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1, help="Open loop: so many starts a second, whatever comes of them.", show_default="closed"
+        ),
+    ] = None,
+    embedded: EmbeddedOption = None,
+    config: ConfigOption = None,
+    slots: SlotsOption = SLOTS_DEFAULT,
+    executors: ExecutorsOption = 2,
+    clients: Annotated[int, typer.Option(min=1, help="Client processes.")] = 1,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads of each executor for def steps and workflows.", show_default=False),
+    ] = None,
+    ceiling: Annotated[bool, typer.Option(help="Run the bare loop before and after.")] = True,
+    json: JsonOption = None,
+    report: ReportOption = None,
+) -> None:
+    """Measure one workload, and judge what it left. Exits with 1 if anything was lost, doubled or out of order."""
+    out = console()
+    workloads.find(workload, steps)
+    shape = shape_of(embedded, config, slots)
+    options = {} if threads is None else {"threads": threads}
+    plan = Plan(
+        workload, steps if "step" in workload or "sync" in workload else 0, seconds, slots,
+        rate, executors, clients, ceiling, options=options,
+    )  # fmt: skip
+    with progress(out) as say, open_cluster(shape) as cluster:
+        result = run_plan(cluster, plan, say)
+    write_json(json, result)
+    if report is not None:
+        write_report(report, result)
+    print_result(out, result)
+    if not result.certificate.holds:
+        raise typer.Exit(EXIT_VIOLATION)
+
+
+@app.command()
+def ceiling(
+    seconds: SecondsOption = 20.0,
+    steps: Annotated[int, typer.Option(min=0, help="Steps of a workflow.")] = 0,
+    embedded: EmbeddedOption = None,
+    config: ConfigOption = None,
+    slots: SlotsOption = SLOTS_DEFAULT,
+    executors: ExecutorsOption = 2,
+    json: JsonOption = None,
+) -> None:
+    """The bare loop alone, on the first shard's server: what Postgres and Python can do here with no engine at all."""
+    out = console()
+    with progress(out) as say, open_cluster(shape_of(embedded, config, slots)) as cluster:
+        say(f"the bare loop, for {seconds:g} s")
+        found = run_bare_loop(cluster.bare, seconds=seconds, steps=steps, slots=slots, executors=executors)
+    write_json(json, found)
+    out.print(f"bare loop with {steps} steps: {found['workflows_per_second']:,.0f} workflows/s")
+
+
+def main() -> None:
+    """Run the command line. An error of ours is one clear message, not a traceback."""
+    try:
+        app()
+    except ShardedWfError as error:
+        print_error(str(error))
+        sys.exit(EXIT_CANNOT)
