@@ -146,7 +146,8 @@ def _count_rows(conn: Conn, schema: str, found: _Slots) -> None:
     row = conn.execute(
         sql.SQL(
             "select count(*), count(*) filter (where status >= 3), "
-            "(select count(*) filter (where kind = 0) from {s}.step), (select count(*) filter (where kind = 2) from {s}.step) from {s}.workflow"
+            "(select count(*) filter (where kind = 0) from {s}.step), "
+            "(select count(*) filter (where kind = 2) from {s}.step) from {s}.workflow"
         ).format(s=sql.Identifier(schema))
     ).fetchone()
     assert row is not None

@@ -1,6 +1,6 @@
 """One client. Closed loop: it keeps a bounded backlog, as the bare loop's starter does. Open loop: starts come when
-they come (a Poisson process), whether or not the last ones have ended, and their latency counts from the moment when they
-were *meant* to start; so a system that stalls can't hide it by slowing its own clients down.
+they come (a Poisson process), whether or not the last ones have ended, and their latency counts from the moment when
+they were *meant* to start; so a system that stalls can't hide it by slowing its own clients down.
 
 What was acknowledged goes to the ledger in batches, after the acknowledgement, on a connection of its own.
 """
@@ -29,8 +29,7 @@ from .executor_process import end_with_the_bench
 from .processes import ClientOrder, Timed, config_of, read_order
 from .workloads import Item, find
 
-UNITS_PER_START = 1_000
-WORKFLOWS_PER_START = 1_000  # so that a unit of many workflows makes smaller batches
+WORKFLOWS_PER_START = 1_000  # at most; a unit of many workflows makes smaller batches
 STARTERS = 2  # batches that a closed loop has under way at once
 FULL_PAUSE_SECONDS = 0.005
 TICK_SECONDS = 0.001
@@ -98,8 +97,8 @@ class Load:
     # --- closed -------------------------------------------------------------------------------------------------
 
     async def run_closed(self) -> None:
-        units = max(1, min(UNITS_PER_START, WORKFLOWS_PER_START // self._workload.workflows))
         room = self._order.backlog
+        units = max(1, min(WORKFLOWS_PER_START, room // (2 * STARTERS)) // self._workload.workflows)
 
         async def start() -> None:
             while not self.stop.is_set():

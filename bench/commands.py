@@ -15,14 +15,16 @@ from rich.console import Console
 from rich.text import Text
 
 from sharded_wf.cli.app import EXIT_CANNOT
-from sharded_wf.cli.output import console, print_error
+from sharded_wf.cli.output import console, print_error, table
 from sharded_wf.errors import ConfigError, ShardedWfError
 from sharded_wf.limits import SLOTS_DEFAULT
 
+from . import latency as idle
+from . import scale as scaling
 from . import workloads
 from .bare import run_bare_loop
 from .cluster import Shape, open_cluster
-from .report import print_result, write_report
+from .report import milliseconds, print_certificate, print_result, write_report
 from .run import Plan, Say
 from .run import run as run_plan
 
@@ -64,6 +66,11 @@ def shape_of(embedded: int | None, config: str | None, slots: int) -> Shape:
     if config is None and slots < shape.embedded:
         raise ConfigError(f"{slots} slots on {shape.embedded} shards: each shard needs one at least")
     return shape
+
+
+def steps_meant(workload: str, steps: int) -> int:
+    """The steps of a workload that has no number of them to choose are none."""
+    return steps if workload in ("steps", "sync-steps", "sync-workflow") else 0
 
 
 @contextlib.contextmanager
@@ -116,7 +123,7 @@ def run(
     shape = shape_of(embedded, config, slots)
     options = {} if threads is None else {"threads": threads}
     plan = Plan(
-        workload, steps if "step" in workload or "sync" in workload else 0, seconds, slots,
+        workload, steps_meant(workload, steps), seconds, slots,
         rate, executors, clients, ceiling, options=options,
     )  # fmt: skip
     with progress(out) as say, open_cluster(shape) as cluster:
@@ -146,6 +153,67 @@ def ceiling(
         found = run_bare_loop(cluster.bare, seconds=seconds, steps=steps, slots=slots, executors=executors)
     write_json(json, found)
     out.print(f"bare loop with {steps} steps: {found['workflows_per_second']:,.0f} workflows/s")
+
+
+@app.command()
+def latency(
+    rounds: Annotated[int, typer.Option(min=1, help="Workflows, one after another.")] = 500,
+    embedded: EmbeddedOption = None,
+    config: ConfigOption = None,
+    slots: SlotsOption = SLOTS_DEFAULT,
+    json: JsonOption = None,
+) -> None:
+    """Start to result through an idle system, beside what one commit costs on the same server."""
+    out = console()
+    with progress(out) as say, open_cluster(shape_of(embedded, config, slots)) as cluster:
+        found = idle.measure(cluster, rounds, say)
+    write_json(json, found)
+    bound = found.bound_ms
+    out.print(f"one commit       {milliseconds(found.commit_ms)}")
+    out.print(f"start to result  {milliseconds(found.start_to_result_ms)}")
+    kept = "kept" if found.within else "NOT kept"
+    out.print(f"bound            p50 {bound.p50:,.1f}, p99 {bound.p99:,.1f} ms: {kept}")
+    print_certificate(out, found.certificate)
+    if not found.certificate.holds:
+        raise typer.Exit(EXIT_VIOLATION)
+
+
+@app.command()
+def scale(
+    workload: Annotated[str, typer.Option(help=f"One of: {', '.join(workloads.NAMES)}.")] = "noop",
+    seconds: SecondsOption = 20.0,
+    steps: Annotated[int, typer.Option(min=0, help="Steps of a workflow, where the workload has some.")] = 1,
+    shards: Annotated[
+        list[int] | None, typer.Option(help="How many shards; repeat for more. [default: 1 2 4 8]")
+    ] = None,
+    quota: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Each server's share of one core, by a control group.")
+    ] = 0.06,
+    executors: ExecutorsOption = 1,
+    json: JsonOption = None,
+    report: ReportOption = None,
+) -> None:
+    """The same workload on 1, 2, 4, 8 embedded shards, each server held to the same share of CPU by a control group."""
+    out = console()
+    workloads.find(workload, steps)
+    plan = Plan(workload, steps_meant(workload, steps), seconds, 0, executors=executors)
+    with progress(out) as say:
+        found = scaling.measure(plan, sorted(set(shards or scaling.SHARDS)), quota, say)
+    write_json(json, found)
+    if report is not None:
+        scaling.write_report(report, found)
+    head, rows = scaling.table_rows(found)
+    shown = table(*head, numbers=frozenset(head))
+    for row in rows:
+        shown.add_row(*row)
+    out.print(shown)
+    out.print(scaling.conditions_text(found))
+    growths = [f"{side} {'–' if value is None else f'{value:.2f}'}" for side, value in found.growth.items()]
+    out.print(f"CPU per workflow, last point over the first: {', '.join(growths)}")
+    for result in found.results:
+        print_certificate(out, result.certificate)
+    if not found.holds:
+        raise typer.Exit(EXIT_VIOLATION)
 
 
 def main() -> None:

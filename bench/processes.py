@@ -1,4 +1,4 @@
-"""The processes of a run: executors as ``sharded-wf worker`` runs them, and clients. Each a new interpreter, no fork."""
+"""The processes of a run: executors as ``sharded-wf worker`` runs them, and clients. No forks of ours."""
 
 from __future__ import annotations
 

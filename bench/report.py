@@ -29,7 +29,7 @@ def milliseconds(latency: Latency) -> str:
 
 def title(result: Result) -> str:
     loop = "closed loop" if result.rate is None else f"open loop, {result.rate:,.0f} starts/s"
-    steps = f" with {result.steps} steps" if "s" in result.workload and result.steps else ""
+    steps = f" with {result.steps} steps" if result.steps else ""
     shards = "1 shard" if result.shards == 1 else f"{result.shards} shards"
     return f"{result.workload}{steps}, {loop}, {shards}, {result.seconds:.0f} s"
 

@@ -38,7 +38,8 @@ def rows_of(shard: ShardConfig, first: datetime, last: datetime, *, latencies: b
             row = conn.execute(
                 sql.SQL(
                     "select (select count(*) from {s}.workflow where completed_at >= %(first)s "
-                    "and completed_at < %(last)s), (select count(*) from {s}.step where kind = 0 and completed_at >= %(first)s "
+                    "and completed_at < %(last)s), "
+                    "(select count(*) from {s}.step where kind = 0 and completed_at >= %(first)s "
                     "and completed_at < %(last)s)"
                 ).format(s=sql.Identifier(schema)),
                 window,

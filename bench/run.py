@@ -40,7 +40,7 @@ Say = Callable[[str], None]
 class Plan:
     """What to run. ``rate``: starts of units a second of the open loop; None: closed. ``ceiling``: run the bare loop
     before and after, if the workload has a like there. ``slots``: of the whole cluster. ``backlog``: workflows
-    that clients may be ahead, None: the workload's own. ``options``: keywords of ``Executor`` (this is where retention goes, too)."""
+    that clients may be ahead, None: the workload's own. ``options``: keywords of ``Executor``."""
 
     workload: str
     steps: int

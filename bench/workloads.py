@@ -1,8 +1,8 @@
 """What is run: one app, and how a client makes units of work of it.
 
 Every workflow returns ``{"ok": true}`` if all that it saw was as it must be; the certificate looks at that too. One
-unit of steps in ``NOTED_EVERY`` uses ``noted`` steps, whose bodies write into the ledger that they ran: enough to catch a
-body that runs again, too few to be felt.
+unit of steps in ``NOTED_EVERY`` uses ``noted`` steps, whose bodies write into the ledger that they ran: enough to catch
+a body that runs again, too few to be felt.
 """
 
 from __future__ import annotations
@@ -181,7 +181,8 @@ PairMaker = Callable[[], tuple[str, str]]
 class Workload:
     """``unit(number, pair)``: what a client starts as one unit of work. ``workflows`` and ``steps``: how many of them
     come of one unit, children included. ``ceiling_steps``: the steps of the bare loop's workflow that owes the same
-    durable writes; None: the bare loop has no like. ``backlog``: how many workflows the closed loop may be ahead. ``round_trips``: messages that go there and back."""
+    durable writes; None: the bare loop has no like. ``backlog``: how many workflows the closed loop may be
+    ahead. ``round_trips``: messages that go there and back."""
 
     name: str
     about: str
