@@ -36,7 +36,8 @@ SLOT_CHECKS = (
     Check(
         UNSOUND,
         "a workflow did not succeed, or saw what must not be",
-        "select id from {s}.workflow where status > 3 or status = 3 and output::text <> '{{\"ok\":true}}'",
+        "select id || ' ' || left(coalesce(error, output)::text, 200) from {s}.workflow "
+        "where status > 3 or status = 3 and output::text <> '{{\"ok\":true}}'",
     ),
     Check(
         LOST,

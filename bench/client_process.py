@@ -13,7 +13,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +71,26 @@ class Load:
                 return one, other
 
     async def _start(self, units: int) -> list[Handle[Any]]:
-        """Start so many units; when this returns they are acknowledged."""
+        """Start so many units; when this returns they are acknowledged. The handles are those of workflows that could
+        be started at once."""
         first, self._number = self._number, self._number + units
         self._started += units * self._workload.workflows
         self._counters[self._cell] = self._started
-        items: Iterator[Item] = self._workload.units(first, units, self._pair)
+        items: Iterable[Item] = self._workload.units(first, units, self._pair)
+        if self._workload.earlier:
+            earlier, items = self._part(items)
+            self._acknowledged += [handle.id for handle in await self._client.start_many(earlier)]
         handles = await self._client.start_many(items)
         self._acknowledged += [handle.id for handle in handles]
         return handles
+
+    def _part(self, items: Iterable[Item]) -> tuple[list[Item], list[Item]]:
+        """Those who will be sent messages, and the others, who may send them: who is sent one must be there already."""
+        parts: tuple[list[Item], list[Item]] = ([], [])
+        for item in items:
+            bound = item[1] if isinstance(item, tuple) else item
+            parts[bound.name not in self._workload.earlier].append(item)
+        return parts
 
     async def note_for_ever(self) -> None:
         while True:

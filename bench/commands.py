@@ -21,6 +21,7 @@ from sharded_wf.limits import SLOTS_DEFAULT
 
 from . import latency as idle
 from . import scale as scaling
+from . import soak as soaking
 from . import workloads
 from .bare import run_bare_loop
 from .cluster import Shape, open_cluster
@@ -212,6 +213,37 @@ def scale(
     out.print(f"CPU per workflow, last point over the first: {', '.join(growths)}")
     for result in found.results:
         print_certificate(out, result.certificate)
+    if not found.holds:
+        raise typer.Exit(EXIT_VIOLATION)
+
+
+@app.command()
+def soak(
+    minutes: Annotated[float, typer.Option(min=0.05, help="How long.")] = 15.0,
+    workload: Annotated[str, typer.Option(help=f"One of: {', '.join(workloads.NAMES)}.")] = "steps",
+    steps: Annotated[int, typer.Option(min=0, help="Steps of a workflow, where the workload has some.")] = 1,
+    rate: Annotated[
+        float | None, typer.Option(min=0.1, help="Open loop: starts a second.", show_default="closed")
+    ] = None,
+    embedded: EmbeddedOption = None,
+    config: ConfigOption = None,
+    slots: SlotsOption = SLOTS_DEFAULT,
+    executors: ExecutorsOption = 2,
+    json: JsonOption = None,
+    report: ReportOption = None,
+) -> None:
+    """Run for a long time, and watch the rate, the sizes of tables and the memory. Exits with 1 if a verdict is bad."""
+    out = console()
+    workloads.find(workload, steps)
+    plan = Plan(workload, steps_meant(workload, steps), minutes * 60, slots, rate, executors)
+    with progress(out) as say, open_cluster(shape_of(embedded, config, slots)) as cluster:
+        found = soaking.measure(cluster, plan, minutes, say)
+    write_json(json, found)
+    if report is not None:
+        soaking.write_report(report, found)
+    for verdict in found.verdicts:
+        out.print(f"{soaking.verdict_mark(verdict)} {verdict.claim}: {verdict.found}")
+    print_certificate(out, found.certificate)
     if not found.holds:
         raise typer.Exit(EXIT_VIOLATION)
 

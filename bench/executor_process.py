@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -34,11 +35,16 @@ def tell_for_ever(executor: Executor, counters: Counters, cell: int) -> None:
         time.sleep(TELL_EVERY_SECONDS)
 
 
+def options_of(order: ExecutorOrder) -> dict[str, Any]:
+    """The keywords of ``Executor``: plain data that crossed the pipe becomes what it means here, and nowhere else."""
+    return dict(order.options)
+
+
 def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     order = msgspec.json.decode(read_order(), type=ExecutorOrder)
     counters = Counters(Path(order.counters))
-    executor = Executor(app, config_of(order.shards), **order.options)
+    executor = Executor(app, config_of(order.shards), **options_of(order))
     threading.Thread(target=end_with_the_bench, daemon=True).start()
     threading.Thread(target=tell_for_ever, args=(executor, counters, order.cell), daemon=True).start()
     run(executor)

@@ -36,11 +36,13 @@ PROVES = (
 
 
 class Point(msgspec.Struct, frozen=True):
-    """One number of shards. ``speedup``: over the first point, in units of its shards."""
+    """One number of shards. ``speedup``: over the first point, in units of its shards. ``quota_used``: the part of
+    their share that the servers used; clearly below 1, something else was the limit (most often this machine's cores)."""
 
     shards: int
     workflows_per_second: float
     speedup: float
+    quota_used: float
     cpu_us_per_workflow: dict[str, float | None]
     lost: int
     duplicated: int
@@ -101,6 +103,7 @@ def scale_of(plan: Plan, share: float, results: Sequence[Result]) -> Scale:
             result.shards,
             result.workflows_per_second,
             round(result.workflows_per_second / one, 2),
+            _quota_used(result, share),
             msgspec.to_builtins(result.cpu_us_per_workflow),
             result.lost,
             result.duplicated,
@@ -115,19 +118,42 @@ def scale_of(plan: Plan, share: float, results: Sequence[Result]) -> Scale:
     )  # fmt: skip
 
 
+def _quota_used(result: Result, share: float) -> float:
+    cpu_us = result.cpu_us_per_workflow.postgres or 0.0
+    return round(cpu_us * result.workflows_per_second / 1e6 / (share * result.shards), 2)
+
+
 def _growth(points: Sequence[Point], side: str) -> float | None:
     before, after = points[0].cpu_us_per_workflow[side], points[-1].cpu_us_per_workflow[side]
     return None if not before or after is None else round(after / before, 3)
 
 
 def table_rows(scale: Scale) -> tuple[list[str], list[list[str]]]:
-    head = ["shards", "workflows/s", "speedup", "Postgres CPU µs", "executor CPU µs", "client CPU µs", "p50 ms"]
+    head = [
+        "shards",
+        "workflows/s",
+        "speedup",
+        "quota used",
+        "Postgres CPU µs",
+        "executor CPU µs",
+        "client CPU µs",
+        "p50 ms",
+    ]
     rows: list[list[str]] = []
     for point, result in zip(scale.points, scale.results, strict=True):
         cpu = point.cpu_us_per_workflow
         cells = [number(cpu[side]) for side in ("postgres", "executor", "client")]
         latency = number(result.latency_ms.p50)
-        rows.append([str(point.shards), number(point.workflows_per_second), f"{point.speedup:.2f}", *cells, latency])
+        rows.append(
+            [
+                str(point.shards),
+                number(point.workflows_per_second),
+                f"{point.speedup:.2f}",
+                f"{point.quota_used:.0%}",
+                *cells,
+                latency,
+            ]
+        )
     return head, rows
 
 
@@ -175,7 +201,7 @@ def draw(scale: Scale, path: Path) -> bool:
         )  # fmt: skip
     rate.annotate("ideal", (shards[-1], ideal[-1]), xytext=(-6, 2), textcoords="offset points", ha="right", fontsize=9)
     rate.set_xticks(shards)
-    rate.set_xlim(0, shards[-1] * 1.28)
+    rate.set_xlim(0, shards[-1] * 1.4)
     rate.set_ylim(0, max([*ideal, *rates]) * 1.12)
     rate.set_xlabel("shards", fontsize=9, color=INK)
     thousands(rate.yaxis)

@@ -192,6 +192,8 @@ class Workload:
     ceiling_steps: int | None = None
     backlog: int = BACKLOG_WORKFLOWS
     round_trips: int = 0
+    earlier: frozenset[str] = frozenset()
+    """Names of workflows that are sent messages by others of the unit: they are started before those."""
     steps_of: tuple[tuple[str, int], ...] = ()
     """The recorded steps that a finished workflow of each name has."""
 
@@ -257,6 +259,7 @@ _FIXED = {
             _messages,
             workflows=2,
             backlog=2_000,
+            earlier=frozenset({pong.name}),
             round_trips=ROUND_TRIPS,
         ),
         Workload("timers", "a workflow that sleeps 0.1 to 3 s", _timer),
@@ -269,7 +272,14 @@ _FIXED = {
             steps_of=_CARRIES,
             backlog=500,
         ),
-        Workload("mixed", "a bit of everything, 31 workflows a unit", _mixed, workflows=31, steps=20),
+        Workload(
+            "mixed",
+            "a bit of everything, 31 workflows a unit",
+            _mixed,
+            workflows=31,
+            steps=20,
+            earlier=frozenset({pong.name}),
+        ),
     )
 }
 NAMES = (*_FIXED, "steps", "sync-steps", "sync-workflow")
