@@ -19,7 +19,9 @@ from sharded_wf.cli.output import console, print_error, table
 from sharded_wf.errors import ConfigError, ShardedWfError
 from sharded_wf.limits import SLOTS_DEFAULT
 
+from . import flat as flatness
 from . import latency as idle
+from . import parked as parking
 from . import scale as scaling
 from . import soak as soaking
 from . import workloads
@@ -244,6 +246,60 @@ def soak(
     for verdict in found.verdicts:
         out.print(f"{soaking.verdict_mark(verdict)} {verdict.claim}: {verdict.found}")
     print_certificate(out, found.certificate)
+    if not found.holds:
+        raise typer.Exit(EXIT_VIOLATION)
+
+
+@app.command()
+def parked(
+    workflows: Annotated[int, typer.Option(min=1, help="How many wait.")] = 1_000_000,
+    rate: Annotated[float, typer.Option(min=0.1, help="Other starts a second, while they come due.")] = 1_000.0,
+    embedded: EmbeddedOption = None,
+    config: ConfigOption = None,
+    slots: SlotsOption = SLOTS_DEFAULT,
+    executors: ExecutorsOption = 2,
+    json: JsonOption = None,
+) -> None:
+    """Many parked workflows: the memory they take, and what others feel when all of them come due together."""
+    out = console()
+    with progress(out) as say, open_cluster(shape_of(embedded, config, slots)) as cluster:
+        found = parking.measure(cluster, workflows, rate, executors, say)
+    write_json(json, found)
+    grown = found.rss_growth_bytes / parking.MEGABYTE
+    out.print(f"memory       {grown:+,.1f} MB, of the executor that grew most, with {workflows:,} workflows parked")
+    out.print(f"wake-ups/s   {found.wakeups_per_second:,.0f}, all due at once, {found.wakeup_seconds:,.1f} s in all")
+    out.print(f"meanwhile    {rate:,.0f} starts/s: {milliseconds(found.latency_ms)}")
+    print_certificate(out, found.certificate)
+    if not found.certificate.holds:
+        raise typer.Exit(EXIT_VIOLATION)
+
+
+@app.command()
+def flat(
+    seconds: SecondsOption = 30.0,
+    finished: Annotated[int, typer.Option(min=1, help="Finished workflows beside the work.")] = 10_000_000,
+    ready: Annotated[int, typer.Option(min=1, help="Workflows in the queue.")] = 1_000_000,
+    pinned: Annotated[float, typer.Option(min=1, help="Seconds for which a transaction holds back vacuum.")] = 300.0,
+    embedded: EmbeddedOption = None,
+    config: ConfigOption = None,
+    slots: SlotsOption = SLOTS_DEFAULT,
+    executors: ExecutorsOption = 2,
+    json: JsonOption = None,
+) -> None:
+    """Does the rate stay beside many finished rows, with a long queue, and with vacuum held back?"""
+    out = console()
+    plan = Plan("noop", 0, seconds, slots, executors=executors)
+    with progress(out) as say:
+        found = flatness.measure(shape_of(embedded, config, slots), plan, finished, ready, pinned, say)
+    write_json(json, found)
+    numbers = ("workflows/s", "of fresh", "its end over its beginning")
+    shown = table("", *numbers, "", numbers=frozenset(numbers))
+    for case in found.cases:
+        cells = (f"{case.workflows_per_second:,.0f}", f"{case.ratio:.2f}", f"{case.late_ratio:.2f}")
+        shown.add_row(case.name, *cells, case.about)
+    out.print(shown)
+    for case in found.cases:
+        print_certificate(out, case.result.certificate)
     if not found.holds:
         raise typer.Exit(EXIT_VIOLATION)
 

@@ -52,6 +52,7 @@ class Plan:
     ceiling: bool = True
     backlog: int | None = None
     warm_up_seconds: float = WARM_UP_SECONDS
+    drain_seconds: float = DRAIN_SECONDS_MAX
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -127,7 +128,7 @@ def _run_engine(cluster: Cluster, plan: Plan, processes: Processes, say: Say) ->
         usage = sampler.read(executors, clients).since(before)
     finally:
         sampler.close()
-    drained = drain(cluster, processes, say)
+    drained = drain(cluster, processes, say, plan.drain_seconds)
     timed = [
         (one.shard, one.seconds)
         for one in processes.timed()
@@ -157,12 +158,12 @@ def _count_rates(processes: Processes, seconds: float, say: Say) -> list[float]:
     return rates
 
 
-def drain(cluster: Cluster, processes: Processes, say: Say) -> bool:
+def drain(cluster: Cluster, processes: Processes, say: Say, seconds: float = DRAIN_SECONDS_MAX) -> bool:
     """Stop starting, let what was started come to its end, end the executors; whether all has ended. The clients end
     beside it: those of the open loop wait for results."""
     say("draining: nothing is started any more")
     processes.end(processes.clients)
-    deadline = time.monotonic() + DRAIN_SECONDS_MAX
+    deadline = time.monotonic() + seconds
     drained = False
     while not drained and time.monotonic() < deadline:
         processes.check()
@@ -274,5 +275,5 @@ def _notes(cluster: Cluster, plan: Plan, workload: Workload, window: Window, wor
     if abs(window.finished - workflows) > max(100, workflows * 0.05):
         notes.append(f"The executors counted {window.finished:,} workflows in the window, the rows {workflows:,}.")
     if not window.drained:
-        notes.append(f"Not all had ended {DRAIN_SECONDS_MAX:g} s after the last start: only what has ended is judged.")
+        notes.append(f"Not all had ended {plan.drain_seconds:g} s after the last start: only what has ended is judged.")
     return notes

@@ -37,7 +37,8 @@ PROVES = (
 
 class Point(msgspec.Struct, frozen=True):
     """One number of shards. ``speedup``: over the first point, in units of its shards. ``quota_used``: the part of
-    their share that the servers used; clearly below 1, something else was the limit (most often this machine's cores)."""
+    their share that the servers used; clearly below 1, something else was the limit (most often this machine's
+    cores)."""
 
     shards: int
     workflows_per_second: float
