@@ -20,6 +20,15 @@ class Check:
     settles: bool = False
 
 
+_LEFT_BEHIND: tuple[tuple[str, str, LiteralString], ...] = (
+    (LOST, "a message was never received", "select workflow_id from {s}.message"),
+    (LOST, "a message did not leave the outbox", "select receiver from {s}.outbox"),
+    (UNSOUND, "a claim is left behind", "select unnest(workflow_ids) from {s}.claim"),
+    (UNSOUND, "a wake is left behind", "select workflow_id from {s}.wake"),
+    (UNSOUND, "a timer is left behind", "select workflow_id from {s}.timer where due_at < now()"),
+    (UNSOUND, "a workflow stands in the queue, and nothing is left to do", "select id from {s}.ready"),
+)
+
 SLOT_CHECKS = (
     Check(LOST, "a workflow has no outcome", "select id from {s}.workflow where status < 3", only_drained=True),
     Check(
@@ -88,17 +97,7 @@ SLOT_CHECKS = (
         "and s.name = m.topic and s.output ->> 'sender' = m.sender and (s.output ->> 'seq')::int = m.seq",
         settles=True,
     ),
-    *(
-        Check(kind, what, query, only_drained=True, settles=True)
-        for kind, what, query in (
-            (LOST, "a message was never received", "select workflow_id from {s}.message"),
-            (LOST, "a message did not leave the outbox", "select receiver from {s}.outbox"),
-            (UNSOUND, "a claim is left behind", "select unnest(workflow_ids) from {s}.claim"),
-            (UNSOUND, "a wake is left behind", "select workflow_id from {s}.wake"),
-            (UNSOUND, "a timer is left behind", "select workflow_id from {s}.timer where due_at < now()"),
-            (UNSOUND, "a workflow stands in the queue, and nothing is left to do", "select id from {s}.ready"),
-        )
-    ),
+    *(Check(kind, what, query, only_drained=True, settles=True) for kind, what, query in _LEFT_BEHIND),
 )
 
 AT_REST = frozenset(check.what for check in SLOT_CHECKS if check.settles)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -54,7 +55,7 @@ def rows_of(shard: ShardConfig, first: datetime, last: datetime, *, latencies: b
     return found
 
 
-def _latencies(conn: psycopg.Connection[tuple[object, ...]], schema: str, window: dict[str, object]) -> Sequence[float]:
+def _latencies(conn: psycopg.Connection[Any], schema: str, window: dict[str, object]) -> Sequence[float]:
     query = sql.SQL(
         "select coalesce(array_agg(extract(epoch from completed_at - created_at)::float8), array[]::float8[]) "
         "from {s}.workflow where completed_at >= %(first)s and completed_at < %(last)s and parent_id is null "
@@ -63,5 +64,5 @@ def _latencies(conn: psycopg.Connection[tuple[object, ...]], schema: str, window
     cursor = conn.cursor(binary=True)
     row = cursor.execute(query, window).fetchone()
     assert row is not None
-    found: list[float] = row[0]  # type: ignore[assignment]
+    found: list[float] = row[0]
     return found

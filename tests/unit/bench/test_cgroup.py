@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,6 @@ def test_a_directory_of_somebody_else_is_a_clear_refusal(tmp_path: Path, monkeyp
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu" / "cgroup.procs").touch()
     assert cgroup.find_hierarchy(tmp_path).version == 1
-    monkeypatch.setattr(cgroup.os, "access", lambda *_: False)
+    monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(BenchFailed, match="not writable by this user"):
         cgroup.find_hierarchy(tmp_path)
