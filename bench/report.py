@@ -111,8 +111,8 @@ def print_certificate(out: Console, certificate: Certificate) -> None:
 # --- Markdown -------------------------------------------------------------------------------------------------------
 
 
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    align = ["---", *["---:"] * (len(head) - 1)]
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = True) -> list[str]:
+    align = ["---", *["---:" if numbers else "---"] * (len(head) - 1)]
     return ["| " + " | ".join(row) + " |" for row in (head, align, *rows)]
 
 
@@ -135,7 +135,7 @@ def markdown(result: Result, picture: str | None = None) -> str:
 def conditions_lines(conditions: dict[str, dict[str, str]]) -> list[str]:
     lines = ["", "## Conditions", ""]
     rows = [(name, value) for group in conditions.values() for name, value in group.items()]
-    return [*lines, *markdown_table(("", ""), rows)]
+    return [*lines, *markdown_table(("", ""), rows, numbers=False)]
 
 
 def write_report(path: Path, result: Result) -> None:
