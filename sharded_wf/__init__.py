@@ -22,6 +22,7 @@ from sharded_wf.errors import (
     ShardedWfError,
     ShardUnavailable,
     StoredValueMismatch,
+    TransactionRefused,
     UnstorableValue,
     WorkflowCancelled,
     WorkflowFailed,
@@ -36,11 +37,13 @@ from sharded_wf.workflow.context import Context, current
 from sharded_wf.workflow.definitions import AsyncStep, AsyncWorkflow, Bound, SyncStep, SyncWorkflow
 from sharded_wf.workflow.messages import receive, send, sleep_blocking
 from sharded_wf.workflow.retry import Retry
+from sharded_wf.workflow.transactions import AsyncTransaction, SyncTransaction
 
 __all__ = [
     "App",
     "AppNotFound",
     "AsyncStep",
+    "AsyncTransaction",
     "AsyncWorkflow",
     "BlockingClient",
     "BlockingHandle",
@@ -70,7 +73,9 @@ __all__ = [
     "Status",
     "StoredValueMismatch",
     "SyncStep",
+    "SyncTransaction",
     "SyncWorkflow",
+    "TransactionRefused",
     "UnstorableValue",
     "WorkflowCancelled",
     "WorkflowFailed",

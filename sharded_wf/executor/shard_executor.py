@@ -24,6 +24,7 @@ from sharded_wf.executor.host import ShardHost
 from sharded_wf.executor.intake import Intake
 from sharded_wf.executor.lookups import Lookups, Resumed
 from sharded_wf.executor.ops import LEAVING, Op, OpKind, Told
+from sharded_wf.executor.transactions import Transactions
 from sharded_wf.executor.watch import Watch
 from sharded_wf.limits import PARK_SWEEP_SECONDS
 from sharded_wf.maintenance.relay import Relay
@@ -61,6 +62,7 @@ class ShardExecutor:
         self._relays = shard.link("relay")
         self._intake = Intake(executor.capabilities, executor.queues, isolated=executor.isolated)
         self.flusher = Flusher(self._flushes, self._clock, self._is_here, self._saved)
+        self.transactions = Transactions(shard, self.flusher, self._lost.set)
         self.lookups = Lookups(
             self._reads, self._clock, shard.schemas, self.held, self._resume, self._offer, self._woken
         )
@@ -96,6 +98,7 @@ class ShardExecutor:
             await self._listener.stop()
             for link in (self._claims, self._reads, self._watches, self._flushes, self._relays):
                 link.close()
+            self.transactions.close()
 
     async def _take_lease(self) -> bytes | None:
         while not self._draining.is_set():
@@ -123,6 +126,7 @@ class ShardExecutor:
         return None
 
     async def _work_under(self, lease_id: bytes) -> None:
+        self.transactions.begin_lease(lease_id)
         tasks = [
             asyncio.create_task(work, name=f"{self.shard.name} {name}")
             for name, work in (
@@ -184,6 +188,7 @@ class ShardExecutor:
                 await self._flushes.pause()
 
     def _drop_everything(self) -> None:
+        self.transactions.discard()
         self.flusher.discard()
         self.lookups.discard()
         self._intake.forget()
@@ -383,6 +388,7 @@ class ShardExecutor:
         while self.held and self._clock.monotonic() < deadline:
             self.park_waiting(0.0)
             await asyncio.sleep(0.05)
+        await self.transactions.settle()
         for hold in list(self.held.values()):
             if not hold.leaving and hasattr(hold, "run"):
                 hold.leaving = True

@@ -11,13 +11,17 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from typing import Any, Protocol
+from contextvars import Context as VariableContext
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from sharded_wf.clock import Clock, Microseconds
 from sharded_wf.model.history import Entry, FailedAttempt
 from sharded_wf.model.workflow import Message, Outcome, Start
+
+if TYPE_CHECKING:
+    from sharded_wf.workflow.transactions import TransactionCommand
 
 
 class Host(Protocol):
@@ -40,6 +44,12 @@ class Host(Protocol):
         """Make a failed attempt durable; then call ``run.attempt_recorded(attempt)``."""
         ...
 
+    def transact(self, run: Run, transaction: TransactionCommand, variables: VariableContext) -> Cancellable:
+        """Run the body of a transaction with a connection, and commit what it did together with its entry; then call
+        ``run.deliver``. What the run records meanwhile becomes durable after it. A body that fails is handed to
+        ``transaction.fail``. What is returned can be cancelled until ``transaction.begin_commit`` was called."""
+        ...
+
     def start_child(self, run: Run, start: Start) -> None:
         """Start another workflow, once however often it is asked; then call ``run.child_started(start.id)``, or
         ``run.child_refused(start.id, error)`` if it can never be started."""
@@ -56,6 +66,14 @@ class Host(Protocol):
 
     def finish(self, run: Run, outcome: Outcome) -> None:
         """The run has its outcome; it asks for nothing more."""
+        ...
+
+
+class Cancellable(Protocol):
+    """What is under way, and can be stopped."""
+
+    def cancel(self) -> bool:
+        """Stop it."""
         ...
 
 
