@@ -108,6 +108,12 @@ RELAY_AFTER_SECONDS = 5.0
 RELAY_BATCH_MAX_ROWS = 1_000
 TIMERS_PER_BATCH_MAX = 1_000
 
+# Outboxes of users' own transactions
+OUTBOX_POLL_SECONDS = 0.5
+"""In a database that is no shard. On shards, executors find out by the way."""
+OUTBOX_BATCH_MAX_ROWS = 1_000
+OUTBOX_SHOWN_MAX_ROWS = 1_000
+
 # Vacuum
 VACUUM_EVERY_SECONDS = 2.0
 VACUUM_AFTER_ROWS = 1_000

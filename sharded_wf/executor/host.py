@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+from collections.abc import Callable
 from concurrent.futures import Executor as Threads
 from contextvars import Context as VariableContext
 from typing import TYPE_CHECKING
@@ -29,7 +30,7 @@ class ShardHost:
         self.threads: Threads = executor.threads
         self._executor = executor
         self._shard_executor = shard_executor
-        self._save = shard_executor.flusher.add
+        self._save: Callable[[Op], None] = shard_executor.flusher.add
         self.state = executor.state
 
     def record(self, run: Run, entry: Entry, consumed: Message | None = None, outbox: Message | None = None) -> None:
@@ -42,9 +43,7 @@ class ShardHost:
         if not hold.leaving:
             self._save(Op(OpKind.ATTEMPT, hold, attempt=attempt))
 
-    def transact(
-        self, run: Run, transaction: TransactionCommand, variables: VariableContext
-    ) -> asyncio.Task[None]:
+    def transact(self, run: Run, transaction: TransactionCommand, variables: VariableContext) -> asyncio.Task[None]:
         return self._shard_executor.transactions.begin(run.claim, transaction, variables)
 
     def holding_back(self) -> tuple[ShardHost, list[Op]]:

@@ -28,12 +28,14 @@ from sharded_wf.executor.transactions import Transactions
 from sharded_wf.executor.watch import Watch
 from sharded_wf.limits import PARK_SWEEP_SECONDS
 from sharded_wf.maintenance.relay import Relay
+from sharded_wf.maintenance.requests import Carrier
 from sharded_wf.maintenance.vacuum import Vacuum
 from sharded_wf.model.history import EMPTY_HISTORY, History
 from sharded_wf.model.workflow import Message
 from sharded_wf.postgres import binary
 from sharded_wf.postgres.listen import Listener
 from sharded_wf.postgres.session import ConnectionLost
+from sharded_wf.routing import CONTROL_SCHEMA
 from sharded_wf.store import claims, leases
 from sharded_wf.workflow.host import Run
 
@@ -68,12 +70,13 @@ class ShardExecutor:
         )
         self._listener = Listener(shard.dsn, [leases.READY_CHANNEL, leases.WAKE_CHANNEL], self._heard)
         self.relay = Relay(self._relays, executor.shards, shard.schemas, self._clock, executor.arrived)
+        self._carrier = Carrier(shard.link("outbox"), CONTROL_SCHEMA, executor.shards, self._clock, poll=False)
         self._claiming = Claiming(
             self._claims, self._clock, shard.schemas, self._intake, self, self._take, self._exhausted
         )
         self._watch = Watch(
             self._watches, self._listener, self._clock, shard.schemas, self._intake, self._claiming.work,
-            self.lookups.wakes, self.relay.sweep, executor.isolation.wanted,
+            self.lookups.wakes, self.relay.sweep, executor.isolation.wanted, self._carrier.look,
         )  # fmt: skip
         self._vacuum = Vacuum(shard.dsn, shard.schemas)
         self._host = ShardHost(executor, self)
@@ -96,9 +99,9 @@ class ShardExecutor:
                 await self._work_under(lease_id)
         finally:
             await self._listener.stop()
-            for link in (self._claims, self._reads, self._watches, self._flushes, self._relays):
-                link.close()
-            self.transactions.close()
+            for closed in (self._claims, self._reads, self._watches, self._flushes, self._relays, self._carrier,
+                           self.transactions):  # fmt: skip
+                closed.close()
 
     async def _take_lease(self) -> bytes | None:
         while not self._draining.is_set():
@@ -135,6 +138,7 @@ class ShardExecutor:
                 ("lookups", self.lookups.run()),
                 ("watch", self._watch.run(lease_id)),
                 ("relay", self.relay.run()),
+                ("outbox", self._carrier.run()),
                 ("vacuum", self._vacuum.run()),
                 ("parking", self._park_for_ever()),
                 ("lost", self._wait_lost()),

@@ -229,7 +229,7 @@ class Transactions:
         run.host, held_back = host.holding_back()
         self._committing[hold] = asyncio.Event()
         failure: BaseException | None = None
-        cancelled = False
+        cancelled = wanted = False
         try:
             failure = await self._commit(call, transaction, entry, mark)
         except asyncio.CancelledError:
@@ -261,9 +261,7 @@ class Transactions:
                 self._flusher.add(op)
         return wanted
 
-    async def _commit(
-        self, call: _Call, transaction: OpenTransaction, entry: Entry, mark: str
-    ) -> BaseException | None:
+    async def _commit(self, call: _Call, transaction: OpenTransaction, entry: Entry, mark: str) -> BaseException | None:
         """Commit with the step's row. Returns why it certainly was not committed, or ``None``."""
         await self._flusher.passed()
         hold = call.hold

@@ -53,8 +53,8 @@ def _judge(words: list[str]) -> None:
     ends = first in ("commit", "end", "rollback", "abort", "begin", "discard")
     if ends or (first in ("start", "prepare") and more[:1] == ["transaction"]):
         raise TransactionRefused(
-            f"{first.upper()} in an @app.transaction: the transaction is committed when the function returns, and rolled "
-            "back when it raises; for a part that may be undone use `with connection.transaction():`, a savepoint"
+            f"{first.upper()} in an @app.transaction: the transaction is committed when the function returns, and "
+            "rolled back when it raises; for a part that may be undone use `with connection.transaction():`, a savepoint"
         )
 
 

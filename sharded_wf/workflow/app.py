@@ -50,7 +50,9 @@ class TransactionDecorator(Protocol):
     """What ``@app.transaction(...)`` with options is."""
 
     @overload
-    def __call__(self, function: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /) -> AsyncTransaction[P, R]: ...  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
+    def __call__(  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
+        self, function: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /
+    ) -> AsyncTransaction[P, R]: ...
     @overload
     def __call__(self, function: Callable[Concatenate[Any, P], R], /) -> SyncTransaction[P, R]: ...
 
@@ -140,7 +142,9 @@ class App:
         return decorate if function is None else decorate(function)
 
     @overload
-    def transaction(self, function: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /) -> AsyncTransaction[P, R]: ...  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
+    def transaction(  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
+        self, function: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /
+    ) -> AsyncTransaction[P, R]: ...
     @overload
     def transaction(self, function: Callable[Concatenate[Any, P], R], /) -> SyncTransaction[P, R]: ...
     @overload

@@ -1,5 +1,5 @@
-"""Transactions: steps whose body gets a connection to the workflow's own shard, and whose result is recorded by the very
-transaction that the body works in. So what the body writes there happens exactly once.
+"""Transactions: steps whose body gets a connection to the workflow's own shard, and whose result is recorded by the
+very transaction that the body works in. So what the body writes there happens exactly once.
 
 What is special here is the order. An ordinary result is recorded by a flush, and flushes are in the order in which the
 run asked for them. A transaction commits by itself; so its host takes care that nothing of the same run is under way
@@ -152,7 +152,7 @@ class TransactionCommand(StepCommand):
     """One call of a transaction by a workflow's code. The host drives it: see ``Host.transact``."""
 
     __slots__ = ()
-    step: TransactionDefinition[Any, Any]  # type: ignore[misc]  # pyright: ignore[reportIncompatibleVariableOverride]
+    step: TransactionDefinition[Any, Any]  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def describe(self) -> str:
         return super().describe().replace("step", "transaction", 1)

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from sharded_wf import Bound, TransactionRefused, UnstorableValue
+from sharded_wf import Bound, Status, TransactionRefused, UnstorableValue
 from sharded_wf.limits import LEASE_SECONDS
 from tests.support import bank
 from tests.support.bank import app, balances, movements
@@ -181,14 +181,12 @@ def test_i3_replay_gives_the_order_of_delivery(money: TestCluster) -> None:
     """Concurrent steps and transactions; then the run is parked and replayed by another executor."""
     ids = [f"w-{number}" for number in range(6)]
 
-    async def first() -> dict[str, list[str]]:
+    async def first() -> None:
         async with app.connect(money.config) as client:
             await client.start_many((id_, bank.mover_concurrent.bind(8)) for id_ in ids)
             async with app.executor(money.config, park_after=0.2):
-                for id_ in ids:
-                    while (await client.get_handle(id_).status()).label != "parked":
-                        await asyncio.sleep(0.02)
-            return {}
+                parked = lambda: set(money.statuses().values()) == {Status.PARKED}  # noqa: E731
+                await asyncio.to_thread(wait_until, parked, "that all are parked")
 
     async def second() -> None:
         async with app.connect(money.config) as client, app.executor(money.config):
