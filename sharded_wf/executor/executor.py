@@ -120,7 +120,7 @@ class Executor:
         bare = [shard for shard in self.shards.shards.values() if not shard.slots]
         sources += [(shard.name, shard.dsn, CONTROL_SCHEMA) for shard in bare]
         for name, dsn, schema in sources:
-            carrier = Carrier(Link(dsn, "outbox", self._clock), schema, self.shards, self._clock, poll=True)
+            carrier = Carrier(Link(dsn, "outbox", self._clock), self.shards, schema=schema, poll=True)
             self._exits.callback(carrier.close)
             self._exits.push_async_callback(_end, asyncio.create_task(carrier.run(), name=f"outbox {name}"))
 

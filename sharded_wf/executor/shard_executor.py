@@ -35,7 +35,6 @@ from sharded_wf.model.workflow import Message
 from sharded_wf.postgres import binary
 from sharded_wf.postgres.listen import Listener
 from sharded_wf.postgres.session import ConnectionLost
-from sharded_wf.routing import CONTROL_SCHEMA
 from sharded_wf.store import claims, leases
 from sharded_wf.workflow.host import Run
 
@@ -70,7 +69,7 @@ class ShardExecutor:
         )
         self._listener = Listener(shard.dsn, [leases.READY_CHANNEL, leases.WAKE_CHANNEL], self._heard)
         self.relay = Relay(self._relays, executor.shards, shard.schemas, self._clock, executor.arrived)
-        self._carrier = Carrier(shard.link("outbox"), CONTROL_SCHEMA, executor.shards, self._clock, poll=False)
+        self._carrier = Carrier(shard.link("outbox"), executor.shards)
         self._claiming = Claiming(
             self._claims, self._clock, shard.schemas, self._intake, self, self._take, self._exhausted
         )

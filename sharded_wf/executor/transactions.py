@@ -75,7 +75,6 @@ class _Call:
         self.lease_id = lease_id
         self.variables = variables
 
-    @property
     def is_wanted(self) -> bool:
         return not self.hold.leaving and self.command.is_wanted(self.attempt)
 
@@ -131,7 +130,7 @@ class Transactions:
                 return
             except _Again as again:
                 tries += again.counts
-                if not call.is_wanted:
+                if not call.is_wanted():
                     return
                 if tries >= TRANSACTION_TRIES_MAX:
                     call.command.fail(again.error)
@@ -150,11 +149,11 @@ class Transactions:
                 return
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(pause * 2, TRANSACTION_BACKOFF_MAX_SECONDS)
-            if not call.is_wanted:
+            if not call.is_wanted():
                 return
 
     def _fail(self, call: _Call, error: BaseException) -> None:
-        if call.is_wanted:
+        if call.is_wanted():
             call.command.fail(error)
 
     async def _try(self, call: _Call) -> None:
@@ -169,7 +168,7 @@ class Transactions:
             result = await self._body(call, transaction, mark)
             while call.hold in self._committing:  # another of the same run: one after the other
                 await self._committing[call.hold].wait()
-            if call.is_wanted:
+            if call.is_wanted():
                 await self._record(call, transaction, result, mark)
                 usable = True
         except asyncio.CancelledError:

@@ -13,12 +13,12 @@ import logging
 
 import psycopg
 
-from sharded_wf.clock import Clock
 from sharded_wf.cluster.shards import ShardSet
 from sharded_wf.errors import IdConflict, ShardedWfError, ShardUnavailable, WorkflowNotFound
 from sharded_wf.limits import OUTBOX_BATCH_MAX_ROWS, OUTBOX_POLL_SECONDS, SEND_DIRECT_SECONDS
 from sharded_wf.postgres.link import Link
 from sharded_wf.postgres.session import ConnectionLost
+from sharded_wf.routing import CONTROL_SCHEMA
 from sharded_wf.store import requests
 from sharded_wf.store.requests import Request
 
@@ -28,11 +28,10 @@ logger = logging.getLogger("sharded_wf.outbox")
 class Carrier:
     """Carries from one outbox. ``poll``: look by itself now and then; else only when ``look`` is called."""
 
-    def __init__(self, link: Link, schema: str, shards: ShardSet, clock: Clock, *, poll: bool) -> None:
+    def __init__(self, link: Link, shards: ShardSet, *, schema: str = CONTROL_SCHEMA, poll: bool = False) -> None:
         self._link = link
         self._schema = schema
         self._shards = shards
-        self._clock = clock
         self._poll = poll
         self._wanted = asyncio.Event()
         self._after = 0

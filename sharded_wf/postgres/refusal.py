@@ -46,7 +46,7 @@ def refuse_ending(query: str) -> None:
 
 def _judge(words: list[str]) -> None:
     first, *more = words or [""]
-    if more[:1] in (["work"], ["transaction"]) and first != "prepare":
+    if more[:1] in (["work"], ["transaction"]) and first not in ("prepare", "start"):
         del more[0]
     if first == "rollback" and more[:1] == ["to"]:
         return  # a savepoint of its own
@@ -54,7 +54,7 @@ def _judge(words: list[str]) -> None:
     if ends or (first in ("start", "prepare") and more[:1] == ["transaction"]):
         raise TransactionRefused(
             f"{first.upper()} in an @app.transaction: the transaction is committed when the function returns, and "
-            "rolled back when it raises; for a part that may be undone use `with connection.transaction():`, a savepoint"
+            "rolled back when it raises; for a part that may be undone use `with conn.transaction():`, a savepoint"
         )
 
 

@@ -53,7 +53,8 @@ def move_blocking(conn: Connection, number: int, cents: int) -> int:
 @app.transaction(isolation="serializable")
 async def move_serializable(conn: AsyncConnection, number: int, cents: int) -> int:
     await (await conn.execute("select sum(cents) from bank.account")).fetchone()
-    return await move.function(conn, number, cents)
+    moved: int = await move.function(conn, number, cents)
+    return moved
 
 
 @app.transaction(retry=Retry(attempts=3, first=0.01))
@@ -65,9 +66,9 @@ async def move_at_last(conn: AsyncConnection, number: int) -> int:
 
 
 @app.transaction
-async def run_sql(conn: AsyncConnection, query: LiteralString) -> str:
+async def run_sql(conn: AsyncConnection, query: str) -> str:
     await conn.execute(MOVE, (current().workflow_id, 0, 1))
-    await conn.execute(query)
+    await conn.execute(query.encode())
     return "done"
 
 
@@ -149,13 +150,19 @@ async def mover_concurrent(count: int) -> list[str]:
 
 
 @app.workflow
+async def mover_with_child(count: int) -> list[int]:
+    """Moves here, and has a child move where it lives."""
+    return [*[await move(number, 1) for number in range(count)], *await mover(count, 1)]
+
+
+@app.workflow
 async def late_mover() -> int:
     return await move_at_last(0)
 
 
 @app.workflow
 async def runs_sql(query: str) -> str:
-    return await run_sql(query)  # type: ignore[arg-type]
+    return await run_sql(query)
 
 
 @app.workflow

@@ -78,6 +78,10 @@ class TestCluster:
             number += 1
         return found
 
+    def shard_of(self, id_: str) -> int:
+        """The number of the shard on which a workflow with this ID lives."""
+        return int(load_map(self.config).shard_map.shard_of(id_).removeprefix("pg"))
+
     def rows(self) -> certificate.Rows:
         """Every row, the ledger's too."""
         return certificate.read_rows(self.direct, self.ledger)

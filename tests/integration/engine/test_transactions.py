@@ -21,6 +21,7 @@ from tests.support.proxy import COMMIT, Moment, Proxy
 OWN_COMMIT = r"^(?-i:COMMIT)"
 """The commit of a transaction with the user's data, as psycopg writes it; the engine's own are in small letters."""
 FLUSH = r"insert into wf_control\.flush"
+MOMENTS: tuple[Moment, ...] = ("before", "after")
 APP = "tests.support.bank:app"
 
 
@@ -42,7 +43,9 @@ async def results(cluster: TestCluster, *bound: tuple[str, Bound[Any]], **option
     async with app.connect(cluster.config) as client, app.executor(cluster.config, **options):
         handles = await client.start_many(bound)
         async with asyncio.timeout(30):
-            return await asyncio.gather(*(handle.result() for handle in handles), return_exceptions=True)
+            found = await asyncio.gather(*(handle.result() for handle in handles), return_exceptions=True)
+        await asyncio.to_thread(cluster.certify, [handle.id for handle in handles])
+        return found
 
 
 def check_bank(cluster: TestCluster, expected: dict[str, int], shard: int = 0) -> None:
@@ -66,7 +69,24 @@ def test_i3_every_kind_of_workflow(money: TestCluster) -> None:
     )
     assert found == [list(range(5)), list(range(6)), list(range(3)), *([list(range(4))] * 6)]
     check_bank(money, {"async": 5, "def": 6, "thread": 3, **{f"serial-{number}": 4 for number in range(6)}})
-    money.certify()
+
+
+def test_i3_across_shards(two_shards: TestCluster) -> None:
+    """A workflow moves money on its shard, and its child on the other; the connections to both are cut at commits."""
+    with_bank(two_shards)
+    parents = [id_ for id_ in two_shards.ids_on(1, 40, "p") if two_shards.shard_of(f"{id_}/mover-1") == 2][:4]
+
+    async def go() -> None:
+        with Proxy(two_shards.direct[0]) as first, Proxy(two_shards.direct[1]) as second:
+            behind = two_shards.through(first.dsn, second.dsn)
+            cuts = [proxy.cut(OWN_COMMIT, when=when, skip=2) for proxy in (first, second) for when in MOMENTS]
+            found = await results(behind, *((id_, bank.mover_with_child.bind(3)) for id_ in parents))
+            assert found == [[0, 1, 2, 0, 1, 2]] * len(parents)
+            assert all(cut.count for cut in cuts)
+
+    asyncio.run(go())
+    check_bank(two_shards, dict.fromkeys(parents, 3), 0)
+    check_bank(two_shards, {f"{id_}/mover-1": 3 for id_ in parents}, 1)
 
 
 def test_a_body_that_fails_leaves_nothing_but_its_error(money: TestCluster) -> None:
@@ -89,7 +109,6 @@ def test_a_body_that_fails_leaves_nothing_but_its_error(money: TestCluster) -> N
     assert isinstance(found[5], psycopg.errors.DivisionByZero)
     assert [row[:2] for row in movements(money.direct[0])] == [("late", 0)]
     assert len(money.rows().attempt) == 2
-    money.certify()
 
 
 @pytest.mark.parametrize("query", ["commit", "/* x */ ROLLBACK", "select 1; end", "begin", "rollback and chain"])
@@ -111,7 +130,6 @@ def test_a_transaction_that_was_given_up_writes_nothing(money: TestCluster) -> N
         conn.execute("select pg_advisory_lock(4712)")
         assert asyncio.run(results(money, ("w", bank.gives_up.bind()))) == ["gave up"]
     assert movements(money.direct[0]) == []
-    money.certify()
 
 
 def test_settings_do_not_leak(money: TestCluster) -> None:
