@@ -91,6 +91,8 @@ TRANSACTION_TRIES_MAX = 20
 """After so many serialization failures, deadlocks or lost connections in a row, the last is the body's error."""
 TRANSACTION_BACKOFF_FIRST_SECONDS = 0.005
 TRANSACTION_BACKOFF_MAX_SECONDS = 2.0
+TRANSACTION_FLUSH_WAIT_SECONDS = 2.0
+"""How long a transaction that is ready to commit waits, at a time, for what its workflow recorded before."""
 TRANSACTION_LOCK_TIMEOUT_SECONDS = 5.0
 """For what a commit itself may wait for: deferred constraints."""
 

@@ -38,6 +38,7 @@ from sharded_wf.limits import (
     STATEMENT_DEADLINE_SECONDS,
     TRANSACTION_BACKOFF_FIRST_SECONDS,
     TRANSACTION_BACKOFF_MAX_SECONDS,
+    TRANSACTION_FLUSH_WAIT_SECONDS,
     TRANSACTION_LOCK_TIMEOUT_SECONDS,
     TRANSACTION_TRIES_MAX,
 )
@@ -61,6 +62,10 @@ class _Again(Exception):
         super().__init__(str(error))
         self.error = error
         self.counts = counts
+
+
+class _FlushIsLate(Exception):
+    """What the run recorded before is not durable yet."""
 
 
 class _Call:
@@ -240,6 +245,8 @@ class Transactions:
             if not cancelled:
                 wanted = self._conclude(call, entry, held_back, failure)
         if failure is not None and wanted:
+            if isinstance(failure, _FlushIsLate):
+                raise _Again(failure, counts=False)
             if transaction.lost or _is_conflict(failure) or isinstance(failure, psycopg.errors.LockNotAvailable):
                 raise _Again(failure)
             raise failure
@@ -262,7 +269,12 @@ class Transactions:
 
     async def _commit(self, call: _Call, transaction: OpenTransaction, entry: Entry, mark: str) -> BaseException | None:
         """Commit with the step's row. Returns why it certainly was not committed, or ``None``."""
-        await self._flusher.passed()
+        try:
+            async with asyncio.timeout(TRANSACTION_FLUSH_WAIT_SECONDS):
+                await self._flusher.passed()
+        except TimeoutError:
+            # Where connections are few (a pooler's), the flush may be waiting for the one that we hold: let go of it.
+            return _FlushIsLate("a flush that must come first is late")
         hold = call.hold
         schema, id_ = hold.claim.schema, hold.run.id
         committing = False

@@ -57,6 +57,7 @@ class OpenTransaction:
     async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
         assert self._threads is not None
         self._busy = asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+        self._busy.add_done_callback(_look_at)  # its waiter may have been cancelled
         return await asyncio.shield(self._busy)
 
     async def connect(self, dsn: str) -> None:
@@ -212,6 +213,11 @@ class TransactionPool:
         if self._threads is not None:
             self._threads.shutdown(wait=False)
             self._threads = None
+
+
+def _look_at(done: asyncio.Future[Any]) -> None:
+    if not done.cancelled():
+        done.exception()
 
 
 def _connect(conninfo: str) -> psycopg.Connection[Any]:

@@ -108,7 +108,7 @@ def test_i3_lost_answers(pooled: TestCluster, seed: int) -> None:
 
 
 def test_i3_transactions_with_the_users_data(pooled: TestCluster) -> None:
-    """Behind a pooler nobody can say which backend was ours: a lost answer costs the lease, and nothing is moved twice."""
+    """A lost answer costs the lease, since nobody can say which backend was ours; nothing is moved twice."""
     for dsn in pooled.direct:
         with psycopg.connect(dsn, autocommit=True) as conn:
             conn.execute(bank.TABLES)
