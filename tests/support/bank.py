@@ -155,6 +155,29 @@ async def mover_with_child(count: int) -> list[int]:
     return [*[await move(number, 1) for number in range(count)], *await mover(count, 1)]
 
 
+@app.step
+async def look_later(number: int) -> int:
+    await asyncio.sleep(0.4)
+    return number
+
+
+@app.workflow
+async def race() -> list[str]:
+    """A transaction and a step at once: in which order they ended."""
+    order: list[str] = []
+
+    async def first() -> None:
+        await move(0, 1)
+        order.append("move")
+
+    async def second() -> None:
+        await look_later(0)
+        order.append("look_later")
+
+    await asyncio.gather(first(), second())
+    return order
+
+
 @app.workflow
 async def late_mover() -> int:
     return await move_at_last(0)

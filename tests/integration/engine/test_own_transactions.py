@@ -15,6 +15,7 @@ from sharded_wf import IdConflict, Status, TransactionRefused, WorkflowNotFound,
 from sharded_wf.cluster.outbox import init_outbox
 from sharded_wf.config import ClusterConfig, ShardConfig
 from sharded_wf.errors import ConfigError
+from tests.conftest import SEED
 from tests.support.bank import app, inbox, mover
 from tests.support.cluster import TestCluster
 from tests.support.processes import wait_until
@@ -149,8 +150,10 @@ def test_an_outbox_belongs_to_one_cluster_and_to_no_shard(orders: tuple[TestClus
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_carried_once_though_the_executor_is_killed(orders: tuple[TestCluster, str], when: Moment) -> None:
+def test_carried_once_though_the_executor_is_killed(orders: tuple[TestCluster, str], when: Moment, full: bool) -> None:
     """At the commit of the carried rows, and at that of their removal from the outbox."""
+    if not full and when != ("before", "after")[SEED % 2]:
+        pytest.skip("sampled: the other moment is tried")
     cluster, own = orders
     ids = [*cluster.ids_on(1, 2), *cluster.ids_on(2, 2, "v")]
 

@@ -169,13 +169,12 @@ def test_i3_the_connection_is_cut_at_commit(money: TestCluster, when: Moment, na
     assert {row["deaths"] for row in rows.workflow} == {0}
 
 
-@pytest.mark.parametrize("at", ["before", "after"])
-def test_i3_killed_at_every_commit(money: TestCluster, at: Moment, full: bool, seed: int) -> None:
+def test_i3_killed_at_every_commit(money: TestCluster, full: bool, seed: int) -> None:
     """The executor dies exactly at a commit, of a flush or of a transaction, in the middle of a run."""
-    places = [(own, skip) for own in (True, False) for skip in range(4)]
+    places = [(own, skip, at) for own in (True, False) for skip in range(4) for at in MOMENTS]
     chosen = places if full else random.Random(seed).sample(places, 1)
-    ids = [f"killed-{own}-{skip}" for own, skip in chosen]
-    for id_, (own, skip) in zip(ids, chosen, strict=True):
+    ids = [f"killed-{own}-{skip}-{at}" for own, skip, at in chosen]
+    for id_, (own, skip, at) in zip(ids, chosen, strict=True):
 
         async def start(id_: str = id_) -> None:
             async with app.connect(money.config) as client:
@@ -221,6 +220,23 @@ def test_i3_replay_gives_the_order_of_delivery(money: TestCluster) -> None:
     asyncio.run(first())
     asyncio.run(second())
     check_bank(money, dict.fromkeys(ids, 8))
+
+
+def test_i3_a_step_that_ends_during_a_commit_comes_after_it(money: TestCluster) -> None:
+    async def go() -> None:
+        with Proxy(money.direct[0]) as proxy:
+            behind = money.through(proxy.dsn)
+            async with app.connect(money.config) as client, app.executor(behind.config):
+                hold = proxy.hold(OWN_COMMIT, when="before")
+                handle = await client.start(bank.race.bind())
+                await asyncio.to_thread(hold.wait)
+                await asyncio.sleep(0.8)  # the time in which the step ends, and would be saved
+                proxy.release()
+                order = await handle.result(20)
+                history = await client.history(handle.id)
+                assert order == [entry.name for entry in history.entries] == ["move", "look_later"]
+
+    asyncio.run(go())
 
 
 def test_i4_the_lease_is_lost_in_the_middle(money: TestCluster) -> None:
