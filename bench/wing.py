@@ -20,6 +20,7 @@ from sharded_wf.clock import SYSTEM_CLOCK
 from sharded_wf.model.history import EMPTY_HISTORY, Entry, History
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import Outcome
+from sharded_wf.workflow.attempts import Attempts
 from sharded_wf.workflow.host import Run
 
 app = App("bench")
@@ -46,6 +47,7 @@ class NullHost:
     def __init__(self, pending: int) -> None:
         self.loop = asyncio.get_running_loop()
         self.clock = SYSTEM_CLOCK
+        self.attempts = Attempts(asyncio.get_running_loop())
         self.threads = ThreadPoolExecutor(1)
         self.state = None
         self.pending = pending

@@ -38,6 +38,8 @@ START_FLUSH_MAX_ROWS = 2_000
 
 # Executor
 CONCURRENCY_DEFAULT_WORKFLOWS = 2_000
+ATTEMPTS_PER_TURN_MAX = 500
+"""Attempts of steps that are made in one turn of the event loop, if none of them waits."""
 CLAIM_BATCH_MAX_WORKFLOWS = 500
 SYNC_THREADS_DEFAULT = 16
 FLUSH_MAX_ROWS = 4_000

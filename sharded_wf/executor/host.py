@@ -9,6 +9,7 @@ from sharded_wf.executor.held import Hold
 from sharded_wf.executor.ops import Op, OpKind
 from sharded_wf.model.history import Entry, FailedAttempt
 from sharded_wf.model.workflow import Message, Outcome, Start
+from sharded_wf.workflow.attempts import Attempts
 from sharded_wf.workflow.host import Run
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ class ShardHost:
     def __init__(self, executor: Executor, shard_executor: ShardExecutor) -> None:
         self.clock = shard_executor.shard.clock
         self.loop = executor.loop
+        self.attempts = Attempts(executor.loop)
         self.threads: Threads = executor.threads
         self._executor = executor
         self._shard_executor = shard_executor

@@ -18,6 +18,7 @@ import msgspec
 from sharded_wf.clock import Clock, Microseconds
 from sharded_wf.model.history import Entry, FailedAttempt
 from sharded_wf.model.workflow import Message, Outcome, Start
+from sharded_wf.workflow.attempts import Attempts
 
 
 class Host(Protocol):
@@ -26,6 +27,8 @@ class Host(Protocol):
     clock: Clock
     loop: asyncio.AbstractEventLoop
     """The process's own event loop, on which steps run."""
+    attempts: Attempts
+    """Runs the ``async def`` steps of this process, or of a part of it."""
     threads: Executor
     """Where plain ``def`` functions run."""
     state: object
