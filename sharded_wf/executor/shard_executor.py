@@ -235,8 +235,9 @@ class ShardExecutor:
             self._loop.call_soon(self._start, fresh)
 
     def _start(self, fresh: list[tuple[claims.Claimed, Hold]]) -> None:
-        for claimed, hold in fresh:
-            self._run(claimed, hold, EMPTY_HISTORY)
+        with self._host.stage:
+            for claimed, hold in fresh:
+                self._run(claimed, hold, EMPTY_HISTORY)
 
     def _resume(self, resumed: list[Resumed]) -> None:
         for claimed, hold, history, mail in resumed:
@@ -286,24 +287,25 @@ class ShardExecutor:
 
     def _go_on(self, ops: list[Op], told: Told) -> None:
         left = finished = 0
-        for op in ops:
-            kind, hold = op.kind, op.hold
-            if op.entry is not None:
-                if not hold.leaving:
-                    hold.run.deliver(op.entry)
-            elif op.attempt is not None:
-                if not hold.leaving:
-                    hold.run.attempt_recorded(op.attempt)
-            else:
-                finished += kind is OpKind.FINISH
-                # It may have been claimed anew, or everything been dropped, between the commit and this callback.
-                if self.held.get(hold.run.id) is hold:
-                    del self.held[hold.run.id]
-                    left += 1
-                if kind is OpKind.PARK:
-                    hold.run.drop()
-                    if op.due_at is not None:
-                        self._watch.timer_set(hold.claim.slot, op.due_at)
+        with self._host.stage:
+            for op in ops:
+                kind, hold = op.kind, op.hold
+                if op.entry is not None:
+                    if not hold.leaving:
+                        hold.run.deliver(op.entry)
+                elif op.attempt is not None:
+                    if not hold.leaving:
+                        hold.run.attempt_recorded(op.attempt)
+                else:
+                    finished += kind is OpKind.FINISH
+                    # It may have been claimed anew, or everything been dropped, between the commit and this callback.
+                    if self.held.get(hold.run.id) is hold:
+                        del self.held[hold.run.id]
+                        left += 1
+                    if kind is OpKind.PARK:
+                        hold.run.drop()
+                        if op.due_at is not None:
+                            self._watch.timer_set(hold.claim.slot, op.due_at)
         self._executor.finished += finished
         if left:
             self._executor.released(self, left)

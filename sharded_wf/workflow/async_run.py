@@ -7,7 +7,6 @@ delivers.
 
 from __future__ import annotations
 
-import sys
 import traceback
 import warnings
 from asyncio import Future, Task, _get_running_loop, _set_running_loop
@@ -28,6 +27,7 @@ from sharded_wf.workflow.context import scope
 from sharded_wf.workflow.loop import WorkflowLoop, current_task, swap_current_task
 from sharded_wf.workflow.replay import ENDED, ISSUED, Replay
 from sharded_wf.workflow.run import WorkflowRun
+from sharded_wf.workflow.stage import Stage
 from sharded_wf.workflow.steps import StepCommand
 from sharded_wf.workflow.stop import RunDropped
 
@@ -134,8 +134,9 @@ class AsyncRun(WorkflowRun):
     # The host answers
 
     def start(self) -> None:
-        if current_task(self.host.loop) is not None:
-            self.host.loop.call_soon(self.start)
+        host = self.host
+        if not host.stage.is_open and current_task(host.loop) is not None:
+            host.loop.call_soon(self.start)
             return
         if self.stopped:
             return
@@ -154,10 +155,11 @@ class AsyncRun(WorkflowRun):
     def deliver(self, entry: Entry) -> None:
         if self.stopped:
             return
-        if self.driving or self.backlog is not None or current_task(self.host.loop) is not None:
+        host = self.host
+        if self.driving or self.backlog is not None or (not host.stage.is_open and current_task(host.loop) is not None):
             if self.backlog is None:
                 self.backlog = deque()
-                self.host.loop.call_soon(self._deliver_backlog)
+                host.loop.call_soon(self._deliver_backlog)
             self.backlog.append(entry)
             return
         self.busy -= 1
@@ -184,23 +186,29 @@ class AsyncRun(WorkflowRun):
     # Turns
 
     def _drive(self, entry: Entry | None) -> None:
-        """Hand over an entry, run the code as far as it can go; then begin what it waits for."""
+        """One turn; on the open stage, if it is, else with the stage for itself."""
+        stage = self.host.stage
+        if stage.is_open:
+            self._turn(entry, stage)
+        else:
+            with stage:
+                self._turn(entry, stage)
+
+    def _turn(self, entry: Entry | None, stage: Stage) -> None:
+        """Hand over an entry and run the code as far as it can go."""
         loop = self.loop
         task = self.task
         assert task is not None
-        if entry is not None:
-            self._hand_over(entry)
-        replay = self.replay
-        mismatch: NonDeterminismError | None = None
         self.driving = True
-        _set_running_loop(loop)
-        hooks = sys.get_asyncgen_hooks()
-        sys.set_asyncgen_hooks(None, loop.finalize_generator)
+        stage.enter(loop)
         try:
+            if entry is not None:
+                self._hand_over(entry)
             while True:
                 self._run_ready(loop)
                 if task.done():
-                    break
+                    self._end(task)
+                    return
                 if self.sends is not None:
                     self.number_sends(self.sends)
                     self.sends = None
@@ -209,18 +217,19 @@ class AsyncRun(WorkflowRun):
                     break
                 self._hand_over(replay.next_entry())
         except NonDeterminismError as error:
-            mismatch = error
+            self.conclude(self.failed(error))
+            return
         finally:
-            sys.set_asyncgen_hooks(*hooks)
-            _set_running_loop(self.host.loop)
             self.driving = False
-        if mismatch is not None:
-            self.conclude(self.failed(mismatch))
-        elif task.done():
-            self._end(task)
-        elif replay is None or not replay.commands:
+        if replay is None or not replay.commands:
             self.conclude(self.failed(WorkflowStuck(_stuck_text(task))))
         else:
+            stage.waiting.append(self)
+
+    def go_on(self) -> None:
+        """Begin what the code has asked for and still wants."""
+        replay = self.replay
+        if replay is not None:
             if replay.fresh:
                 self._begin_fresh(replay.fresh)
             if self.busy == 0:

@@ -19,6 +19,7 @@ from sharded_wf.clock import Clock, Microseconds
 from sharded_wf.model.history import Entry, FailedAttempt
 from sharded_wf.model.workflow import Message, Outcome, Start
 from sharded_wf.workflow.attempts import Attempts
+from sharded_wf.workflow.stage import Stage
 
 
 class Host(Protocol):
@@ -27,6 +28,8 @@ class Host(Protocol):
     clock: Clock
     loop: asyncio.AbstractEventLoop
     """The process's own event loop, on which steps run."""
+    stage: Stage
+    """Where the code of async workflows runs; a host that calls many runs in a row opens it around them."""
     attempts: Attempts
     """Runs the ``async def`` steps of this process, or of a part of it."""
     threads: Executor

@@ -17,9 +17,10 @@ from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import OUTCOME_TOPIC, Message, Outcome, Start
 from sharded_wf.serialization import decode_error, encode_outcome
 from sharded_wf.workflow.app import App
-from sharded_wf.workflow.definitions import Bound
 from sharded_wf.workflow.attempts import Attempts
+from sharded_wf.workflow.definitions import Bound
 from sharded_wf.workflow.host import Run
+from sharded_wf.workflow.stage import Stage
 
 T = TypeVar("T")
 START_US = 1_700_000_000_000_000
@@ -87,6 +88,7 @@ class MemoryHost:
         self.app = app
         self.loop = asyncio.get_running_loop()
         self.clock: Any = LoopClock(self.loop)
+        self.stage = Stage(asyncio.get_running_loop())
         self.attempts = Attempts(asyncio.get_running_loop())
         self.threads: Executor = ThreadPoolExecutor(4)
         self.state = state
