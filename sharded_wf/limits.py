@@ -77,6 +77,10 @@ RESULT_LOOK_PAUSE_FACTOR = 3
 
 # Writing to a shard from outside an executor
 WRITE_DEADLINE_SECONDS = 10.0
+WRITE_ATTEMPT_SECONDS = 3.0
+"""How long the first attempt of a write waits for its answer before the connection is given up and the same rows are
+sent on another: short enough for a second attempt within ``WRITE_DEADLINE_SECONDS``. Each attempt without an answer
+doubles it, up to ``STATEMENT_DEADLINE_SECONDS``, so that a shard that is merely slow gets the time it needs."""
 WRITE_SUSPICIOUS_SECONDS = 1.0
 """A write that takes longer makes the IDs that we draw avoid its shard."""
 

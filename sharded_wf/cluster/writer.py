@@ -3,6 +3,7 @@
 Requests gather while the last transaction is under way, and the next one takes all of them: no delay when idle, batches
 of hundreds when busy. Every write here is idempotent (a start by its ID, a message by its sender and number), so a
 transaction whose answer was lost is simply made again, and a request is acknowledged only by a COMMIT that was seen.
+An attempt waits for less than its callers do: a connection that died without a sign costs them seconds, not the write.
 """
 
 from __future__ import annotations
@@ -17,7 +18,13 @@ import psycopg
 
 from sharded_wf.clock import Clock, Microseconds
 from sharded_wf.errors import ShardedWfError, ShardUnavailable
-from sharded_wf.limits import START_FLUSH_MAX_ROWS, WRITE_DEADLINE_SECONDS, WRITE_SUSPICIOUS_SECONDS
+from sharded_wf.limits import (
+    START_FLUSH_MAX_ROWS,
+    STATEMENT_DEADLINE_SECONDS,
+    WRITE_ATTEMPT_SECONDS,
+    WRITE_DEADLINE_SECONDS,
+    WRITE_SUSPICIOUS_SECONDS,
+)
 from sharded_wf.model.workflow import Message, Start
 from sharded_wf.postgres.failures import is_transient
 from sharded_wf.postgres.link import Link
@@ -66,6 +73,7 @@ class Writer:
         self._last_created_at: Microseconds = 0
         self._begun: float | None = None
         self._reason = ""
+        self._lost: str | None = None
 
     async def start(
         self, rows: Sequence[tuple[int, Start]], *, wait_seconds: float | None = WRITE_DEADLINE_SECONDS
@@ -141,14 +149,20 @@ class Writer:
     async def _write(self, batch: list[_Request]) -> None:
         """Write a batch until it is written, or its requests give up, or the bad one among them is found."""
         self._date(batch)
+        patience = WRITE_ATTEMPT_SECONDS
         while batch:
             self._begun = self._clock.monotonic()
             try:
-                await self._write_once(batch)
+                if self._lost is not None:
+                    await self._end_lost(self._lost, patience)
+                await self._write_once(batch, patience)
                 self._reason = ""
                 return
             except ConnectionLost as error:
                 self._reason = str(error)
+                if error.commit_unknown:
+                    self._lost = self._lost or (None if self.link.pooled else self.link.token)
+                    patience = min(2 * patience, STATEMENT_DEADLINE_SECONDS)
             except psycopg.Error as error:
                 if not is_transient(error):
                     await self._bisect(batch, error)
@@ -158,6 +172,13 @@ class Writer:
                 self._begun = None
             await self.link.pause()
             batch = [request for request in batch if not request.done.done()]
+
+    async def _end_lost(self, token: str, deadline: float) -> None:
+        """End the backend of the connection that was lost: while its network is gone it may sit on half a transaction
+        for long, and its locks would stop us. A matter of time only: the writes are idempotent, whatever it did."""
+        with contextlib.suppress(psycopg.Error):
+            await self.link.wait_backend_gone(token, deadline=deadline)
+        self._lost = None
 
     def _date(self, batch: list[_Request]) -> None:
         # One moment for all, so that alike starts share a statement; never the same twice, because it is by this moment
@@ -176,7 +197,7 @@ class Writer:
         for half in (batch[:middle], batch[middle:]):
             await self._write(half)
 
-    async def _write_once(self, batch: list[_Request]) -> None:
+    async def _write_once(self, batch: list[_Request], deadline: float) -> None:
         created_at = batch[0].created_at
         assert created_at is not None
         by_slot: dict[int, tuple[list[Start], list[Message]]] = {}
@@ -205,8 +226,8 @@ class Writer:
             statements.append(leases.notify_wakes(telling))
         if starting:
             statements.append(leases.notify_if_idle(starting))
-        results = await self.link.transact(statements, deadline=WRITE_DEADLINE_SECONDS)
-        existing = await self._read_existing(results, counted, by_slot, created_at)
+        results = await self.link.transact(statements, deadline=deadline)
+        existing = await self._read_existing(results, counted, by_slot, created_at, deadline)
         unknown = {id_ for at in missing_at for id_ in outcomes.ids_of(results[at])}
         for request in batch:
             if not request.done.done():
@@ -220,6 +241,7 @@ class Writer:
         counted: list[tuple[list[int], int, int]],
         by_slot: dict[int, tuple[list[Start], list[Message]]],
         created_at: Microseconds,
+        deadline: float,
     ) -> dict[str, starts.Existing]:
         conflicts = [
             slot for positions, slot, expected in counted if sum(results[at].count for at in positions) != expected
@@ -227,7 +249,8 @@ class Writer:
         if not conflicts:
             return {}
         answers = await self.link.transact(
-            [starts.read_starts(slot_schema(slot), {start.id for start in by_slot[slot][0]}) for slot in conflicts]
+            [starts.read_starts(slot_schema(slot), {start.id for start in by_slot[slot][0]}) for slot in conflicts],
+            deadline=deadline,
         )
         # A row of this very moment is our own, from this attempt or from one whose answer was lost.
         return {
@@ -240,7 +263,7 @@ class Writer:
     async def _wake_late_sleepers(self, slots: list[int]) -> None:
         """An executor may have fallen asleep after our transaction looked and before it committed."""
         with contextlib.suppress(ConnectionLost, psycopg.Error):  # it will poll
-            await self.link.fetch(leases.notify_if_idle(slots))
+            await self.link.fetch(leases.notify_if_idle(slots), deadline=WRITE_ATTEMPT_SECONDS)
 
     async def close(self) -> None:
         """Stop; requests still waiting fail with ``ShardUnavailable``."""
