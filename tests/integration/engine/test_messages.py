@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
 
 import pytest
 
@@ -78,14 +77,9 @@ def test_i6_delivered_twice_by_a_cut_connection(two_shards: TestCluster, when: M
     asyncio.run(go())
 
 
-def test_i6_the_receivers_shard_is_down_for_a_while(
-    make_cluster: Callable[..., TestCluster],
-    databases: Callable[[int], list[str]],
-    server_factory: Callable[..., EmbeddedServer],
-) -> None:
+def test_i6_the_receivers_shard_is_down_for_a_while(cluster_and_far: tuple[TestCluster, EmbeddedServer]) -> None:
     """Senders go on (their messages wait in the outbox), also when their executor is killed; then all arrives."""
-    server = server_factory()
-    cluster = make_cluster(dsns=[*databases(1), server.create_database("away")])
+    cluster, server = cluster_and_far
     senders = cluster.ids_on(1, 3, "sender")
     receivers = cluster.ids_on(2, 3, "receiver")
 
