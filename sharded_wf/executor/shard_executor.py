@@ -306,6 +306,7 @@ class ShardExecutor:
                         hold.run.drop()
                         if op.due_at is not None:
                             self._watch.timer_set(hold.claim.slot, op.due_at)
+                    hold.run.claim = None  # nobody asks any more; the two hold each other, which is work for the GC
         self._executor.finished += finished
         if left:
             self._executor.released(self, left)
