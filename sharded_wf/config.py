@@ -15,6 +15,8 @@ write to the wrong shard.
     [[shard]]
     name = "pg2"
     dsn_env = "PG2_DSN"     # the DSN is in this environment variable
+    [retention]             # optional: finished workflows are kept for ever unless this says otherwise
+    default = "30 days"
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from sharded_wf.errors import ConfigError, NoClusterConfigured
+from sharded_wf.retention import Retention
 
 CONFIG_VARIABLE = "SHARDED_WF_CONFIG"
 CONFIG_FILE = "shards.toml"
@@ -65,11 +68,13 @@ class ShardConfig:
 
 @dataclass(frozen=True, slots=True)
 class ClusterConfig:
-    """The shards of one cluster, in the order of the file. ``source`` says where this was read, for messages."""
+    """The shards of one cluster, in the order of the file. ``source`` says where this was read, for messages;
+    ``retention``, how long finished workflows are kept (None: for ever)."""
 
     name: str
     shards: tuple[ShardConfig, ...]
     source: str = field(default="ClusterConfig", compare=False)
+    retention: Retention | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         _check_name(self.name, f"{self.source}: [cluster] name")
@@ -108,7 +113,7 @@ class ClusterConfig:
             raise ConfigError(f"{source} can't be read: {error}") from None
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{source} is no valid TOML: {error}") from None
-        _check_keys(document, ("cluster", "shard"), source)
+        _check_keys(document, ("cluster", "shard", "retention"), source)
         cluster = document.get("cluster", {})
         if not isinstance(cluster, dict) or "name" not in cluster:
             raise ConfigError(f'{source}: the cluster has no name; write [cluster] and below it name = "shop"')
@@ -117,7 +122,8 @@ class ClusterConfig:
         if not isinstance(shards, list) or not all(isinstance(shard, dict) for shard in shards):
             raise ConfigError(f"{source}: shards are written as [[shard]], with two brackets on each side")
         name = _string(cluster, "name", f"{source}: [cluster]")
-        return cls(name, tuple(_shard(shard, source, environ) for shard in shards), source)
+        retention = _retention(document.get("retention"), source)
+        return cls(name, tuple(_shard(shard, source, environ) for shard in shards), source, retention)
 
     def shard(self, name: str) -> ShardConfig:
         """The shard of this name; ``ConfigError`` names those that there are."""
@@ -188,6 +194,25 @@ def _shard(shard: dict[str, object], source: str, environ: Mapping[str, str]) ->
     if not dsn:
         raise ConfigError(f"{where}: dsn_env names {variable}, which is not set; set it to a DSN ({_DSN_EXAMPLE})")
     return ShardConfig(name, dsn)
+
+
+def _retention(table: object, source: str) -> Retention | None:
+    if table is None:
+        return None
+    where = f"{source}: [retention]"
+    if not isinstance(table, dict):
+        raise ConfigError(f'{where} must be a table; write [retention] and below it default = "30 days"')
+    _check_keys(table, ("default", "queues", "workflows", "export"), where)
+    for key in ("queues", "workflows"):
+        if not isinstance(table.get(key, {}), dict):
+            raise ConfigError(
+                f'{where}: {key} must be a table; write [retention.{key}] and below it "name" = "30 days"'
+            )
+    export = None if "export" not in table else _string(table, "export", where)
+    try:
+        return Retention(table.get("default"), table.get("queues", {}), table.get("workflows", {}), export)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def _check_keys(table: dict[str, object], known: tuple[str, ...], where: str) -> None:

@@ -15,13 +15,14 @@ from typing import Annotated
 
 import typer
 
-from sharded_wf.cli import demo, dev, shards, worker, workflow
+from sharded_wf.cli import demo, dev, retention, shards, worker, workflow
 from sharded_wf.cli.output import print_error
 from sharded_wf.errors import ShardedWfError
 
 EXIT_CANNOT = 2
 
 GROUPS: dict[str, typer.Typer] = {
+    "retention": retention.app,
     "shards": shards.app,
     "workflow": workflow.app,
 }

@@ -155,7 +155,8 @@ class Writer:
             try:
                 if self._lost is not None:
                     await self._end_lost(self._lost, patience)
-                await self._write_once(batch, patience)
+                while not await self._write_once(batch, patience):
+                    pass  # what stood in the way of a start has been removed meanwhile: start it again
                 self._reason = ""
                 return
             except ConnectionLost as error:
@@ -197,7 +198,8 @@ class Writer:
         for half in (batch[:middle], batch[middle:]):
             await self._write(half)
 
-    async def _write_once(self, batch: list[_Request], deadline: float) -> None:
+    async def _write_once(self, batch: list[_Request], deadline: float) -> bool:
+        """Write a batch. False: an ID was in use when it was to be started, and is not any more."""
         created_at = batch[0].created_at
         assert created_at is not None
         by_slot: dict[int, tuple[list[Start], list[Message]]] = {}
@@ -228,12 +230,15 @@ class Writer:
             statements.append(leases.notify_if_idle(starting))
         results = await self.link.transact(statements, deadline=deadline)
         existing = await self._read_existing(results, counted, by_slot, created_at, deadline)
+        if existing is None:
+            return False
         unknown = {id_ for at in missing_at for id_ in outcomes.ids_of(results[at])}
         for request in batch:
             if not request.done.done():
                 request.done.set_result(_share_of(request, existing, unknown))
         if starting and not len(results[-1]):
             await self._wake_late_sleepers(starting)
+        return True
 
     async def _read_existing(
         self,
@@ -242,7 +247,8 @@ class Writer:
         by_slot: dict[int, tuple[list[Start], list[Message]]],
         created_at: Microseconds,
         deadline: float,
-    ) -> dict[str, starts.Existing]:
+    ) -> dict[str, starts.Existing] | None:
+        """What stood in the way of these starts, by ID; None if some of it is gone again (retention)."""
         conflicts = [
             slot for positions, slot, expected in counted if sum(results[at].count for at in positions) != expected
         ]
@@ -252,13 +258,11 @@ class Writer:
             [starts.read_starts(slot_schema(slot), {start.id for start in by_slot[slot][0]}) for slot in conflicts],
             deadline=deadline,
         )
+        present = {found.id: found for answer in answers for found in starts.existing_of(answer)}
+        if any(start.id not in present for slot in conflicts for start in by_slot[slot][0]):
+            return None
         # A row of this very moment is our own, from this attempt or from one whose answer was lost.
-        return {
-            found.id: found
-            for answer in answers
-            for found in starts.existing_of(answer)
-            if found.created_at != created_at
-        }
+        return {id_: found for id_, found in present.items() if found.created_at != created_at}
 
     async def _wake_late_sleepers(self, slots: list[int]) -> None:
         """An executor may have fallen asleep after our transaction looked and before it committed."""

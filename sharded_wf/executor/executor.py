@@ -26,6 +26,7 @@ from sharded_wf.limits import (
 )
 from sharded_wf.maintenance.leases import LeaseKeeper
 from sharded_wf.model.workflow import Message
+from sharded_wf.retention import Retention
 from sharded_wf.workflow.app import App
 
 logger = logging.getLogger("sharded_wf.executor")
@@ -40,6 +41,7 @@ class Executor:
     ``drain_seconds``: how long unfinished work may take when it stops. ``isolation_command``: the command line of an
     executor with
     ``isolated=True``, which runs suspects (workflows whose executors died) one at a time; None: they wait.
+    ``retention``: how long finished workflows are kept (None: as ``config`` says); executors of one cluster should agree.
 
     Use it as an async context manager, or call ``start`` and ``stop``. Any number of executors may serve the same
     shards.
@@ -58,6 +60,7 @@ class Executor:
         drain_seconds: float = DRAIN_DEADLINE_SECONDS,
         isolated: bool = False,
         isolation_command: Sequence[str] | None = None,
+        retention: Retention | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         known = [shard.name for shard in config.shards]
@@ -72,6 +75,7 @@ class Executor:
         self.isolated = isolated
         self.isolation = Isolation(isolation_command, is_isolated=isolated)
         self.drain_seconds = drain_seconds
+        self.retention = None if isolated else retention or config.retention
         self.taken_over = 0
         self.finished = 0
         self._only = shards

@@ -27,6 +27,7 @@ from sharded_wf.executor.ops import LEAVING, Op, OpKind, Told
 from sharded_wf.executor.watch import Watch
 from sharded_wf.limits import PARK_SWEEP_SECONDS
 from sharded_wf.maintenance.relay import Relay
+from sharded_wf.maintenance.retention import RetentionLoop
 from sharded_wf.maintenance.vacuum import Vacuum
 from sharded_wf.model.history import EMPTY_HISTORY, History
 from sharded_wf.model.workflow import Message
@@ -137,6 +138,7 @@ class ShardExecutor:
                 ("drained", self._drain()),
             )
         ]
+        aside = self._begin_retention()
         drained = False
         blameless = True
         try:
@@ -151,14 +153,21 @@ class ShardExecutor:
                     blameless = False  # it may be a workflow's doing: to be counted, so that it does not go on for ever
                     logger.error("shard %s: %s failed; starting anew", self.shard.name, task.get_name(), exc_info=error)
         finally:
-            for task in tasks:
+            for task in (*tasks, *aside):
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, *aside, return_exceptions=True)
             self._executor.keeper.release(lease_id)
             self._drop_everything()
             self._lease_id = None
         # Drained or not, nothing is held under this lease any more.
         await self._leave(lease_id, wait=not drained, blameless=blameless)
+
+    def _begin_retention(self) -> list[asyncio.Task[None]]:
+        """Beside the work: if it ends, or fails, the work goes on."""
+        if self._executor.retention is None:
+            return []
+        loop = RetentionLoop(self.shard, self._executor.shards, self._executor.retention, self._clock)
+        return [asyncio.create_task(loop.run(), name=f"{self.shard.name} retention")]
 
     async def _wait_lost(self) -> None:
         await self._lost.wait()

@@ -89,6 +89,8 @@ class Run(ABC):
     """The workflow definition that made this run."""
     claim: Any
     """The host's own: whatever it wants to remember of this run."""
+    started_at: Microseconds
+    """When it was first claimed: the zero of its clock."""
     outcome: Outcome | None
     """How it ended, or ``None``."""
 

@@ -8,6 +8,7 @@ import itertools
 import pytest
 
 from sharded_wf import WorkflowNotFound
+from sharded_wf.clock import SYSTEM_CLOCK
 from sharded_wf.dev import EmbeddedServer
 from sharded_wf.model.workflow import Message
 from tests.support.certificate import SUCCEEDED, read_rows
@@ -142,7 +143,8 @@ def test_i6_out_of_order_arrivals_wait(cluster: TestCluster) -> None:
             await client.start(inbox.bind(3), id="r")
             shards = client._shards
             for seq in (3, 2, 2, 1, 3, 1):
-                await shards.deliver([Message("r", "mail", "s", seq, b'"s#%d"' % (seq - 1), seq)])
+                sent_at = SYSTEM_CLOCK.now_us()
+                await shards.deliver([Message("r", "mail", "s", seq, b'"s#%d"' % (seq - 1), sent_at)])
             got = await client.get_handle("r", list[str]).result(20)
             assert expected_order(got, {"s": 3}) == []
 
