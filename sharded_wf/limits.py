@@ -132,7 +132,7 @@ RESTART_MAX_SECONDS = 10.0
 
 # Retention
 RETENTION_AGE_MIN_SECONDS = 60.0
-"""Longer than any transaction of ours takes: a message that was on its way when its receiver ended is there, or gone."""
+"""Longer than any transaction of ours takes: a message on its way when its receiver ended has arrived, or is gone."""
 STALE_CHILD_SECONDS = 60
 """A child that existed so long before its parent began is of an earlier workflow that had the parent's ID."""
 RETENTION_AGES_MAX = 16

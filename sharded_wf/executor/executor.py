@@ -41,7 +41,7 @@ class Executor:
     ``drain_seconds``: how long unfinished work may take when it stops. ``isolation_command``: the command line of an
     executor with
     ``isolated=True``, which runs suspects (workflows whose executors died) one at a time; None: they wait.
-    ``retention``: how long finished workflows are kept (None: as ``config`` says); executors of one cluster should agree.
+    ``retention``: how long finished workflows are kept (None: as ``config`` says).
 
     Use it as an async context manager, or call ``start`` and ``stop``. Any number of executors may serve the same
     shards.

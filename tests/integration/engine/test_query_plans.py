@@ -67,22 +67,23 @@ INTENDED: dict[str, tuple[str, ...]] = {
     "wake_parked": ("workflow_pkey",),
     "read_outbox": ("outbox_pkey",),
     "clear_outbox": ("outbox_pkey",),
-    "find_old": ("workflow_created",),
+    "find_old": ("workflow_created", "outbox_pkey"),
     "find_unfinished_parents": ("workflow_pkey",),
-    "read_old": ("workflow_pkey", "input_pkey", "step_pkey", "attempt_pkey"),
-    "delete_old_inputs": ("workflow_pkey", "input_pkey"),
-    "delete_old": ("workflow_pkey", "step_pkey", "attempt_pkey", "message_pkey", "wake_pkey", "failed_pkey"),
+    "read_old": ("workflow_", "input_pkey", "step_pkey", "attempt_pkey"),
+    "delete_old_inputs": ("workflow_", "input_pkey"),
+    "delete_old": ("workflow_", "step_pkey", "attempt_pkey", "message_pkey", "wake_pkey", "failed_pkey"),
     "peek": ("ready_pkey", "timer_pkey", "wake_pkey", "outbox_pkey"),
 }
 SORTS_A_BATCH = {
     # What these sort is one batch, given by its IDs; what is read of the tables comes by an index.
     "read_messages", "read_steps", "wake_parked", "fire_timers", "deliver_messages", "wake_arrived", "read_orphans",
-    "read_attempts",
+    "read_attempts", "find_unfinished_parents", "read_old",
 }  # fmt: skip
 FIRST_ROWS_ONLY = {
     # A limit, or a loose scan, ends these at their first rows.
     ("peek", "ready_pkey"), ("peek", "timer_pkey"), ("peek", "wake_pkey"), ("peek", "outbox_pkey"),
     ("read_orphans", "claim_pkey"), ("read_outbox", "outbox_pkey"),
+    ("find_old", "outbox_pkey"),
 }  # fmt: skip
 SCANNED = {"give_back_lease": {"claim"}}
 """One row a batch that is under way, and no index on its lease: read whole when an executor says goodbye."""
