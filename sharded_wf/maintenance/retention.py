@@ -101,7 +101,14 @@ class RetentionLoop:
         return walks + [Walk(slot, ages[-1], True, due=now + RETENTION_REWALK_SECONDS) for slot in self._shard.slots]
 
     async def run(self) -> None:
-        """Remove what grows old, for ever, until cancelled."""
+        """Remove what grows old, for ever, until cancelled. Whatever else ends it is a mistake of ours, and logged."""
+        try:
+            await self._run()
+        except Exception:
+            logger.exception("shard %s: retention has ended", self._shard.name)
+            raise
+
+    async def _run(self) -> None:
         walks: list[Walk] = []
         try:
             while self._retention.distinct_ages():
