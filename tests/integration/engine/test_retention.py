@@ -297,3 +297,29 @@ def test_no_workflow_of_these_kills(cluster: TestCluster) -> None:
             assert count(cluster, "failed") == 0
 
     asyncio.run(go())
+
+
+def test_a_start_whose_obstacle_is_removed_is_made_again(cluster: TestCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """I1: the row that stood in the way goes between the start's transaction and the look at that row."""
+
+    async def go() -> None:
+        async with app.connect(cluster.config) as client, app.executor(cluster.config):
+            await finish(client, ("w", echo.bind("old")))
+            age(cluster)
+            link = client._shards.shards["pg1"].writer.link
+            transact, calls = link.transact, 0
+
+            async def then_sweep(*given: Any, **options: Any) -> Any:
+                nonlocal calls
+                answers = await transact(*given, **options)
+                calls += 1
+                if calls == 1:
+                    assert (await sweep(cluster)).deleted == 1
+                return answers
+
+            monkeypatch.setattr(link, "transact", then_sweep)
+            handle = await client.start(echo.bind("new"), id="w")
+            assert handle.created
+            assert await handle.result(10) == "new"
+
+    asyncio.run(go())
