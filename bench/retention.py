@@ -31,8 +31,8 @@ def fill(dsn: str, rows: int, steps: int) -> None:
         conn.execute(
             f"""insert into {SLOT}.workflow (created_at, completed_at, status, priority, id, name, capability, queue,
                 claims, input, output)
-                select now() - interval '3 h' + n * interval '1 ms', now() - interval '2 h', 3, 0,
-                gen_random_uuid()::text, 'bench/steps', 'bench', 'default', 1, '[]', '1'
+                select now() - interval '3 h' + n * interval '1 ms', now() - interval '2 h', 3,
+                0, gen_random_uuid()::text, 'bench/steps', 'bench', 'default', 1, '[]', '1'
                 from generate_series(1, {rows}) n""".encode()
         )
         conn.execute(

@@ -67,8 +67,9 @@ class ShardExecutor:
         )
         self._listener = Listener(shard.dsn, [leases.READY_CHANNEL, leases.WAKE_CHANNEL], self._heard)
         self.relay = Relay(self._relays, executor.shards, shard.schemas, self._clock, executor.arrived)
+        self._share = executor.room.share(lambda: self.answers)
         self._claiming = Claiming(
-            self._claims, self._clock, shard.schemas, self._intake, self, self._take, self._exhausted
+            self._claims, self._clock, shard.schemas, self._intake, self._share, self._take, self._exhausted
         )
         self._watch = Watch(
             self._watches, self._listener, self._clock, shard.schemas, self._intake, self._claiming.work,
@@ -198,7 +199,7 @@ class ShardExecutor:
         self._intake.forget()
         held = list(self.held.values())
         self.held.clear()
-        self._executor.released(self, len(held))
+        self._share.gave_back(len(held))
         for hold in held:
             hold.leaving = True
             run = getattr(hold, "run", None)
@@ -206,23 +207,6 @@ class ShardExecutor:
                 self._loop.call_soon(run.drop)
 
     # --- running ------------------------------------------------------------------------------------------------
-
-    def room(self) -> int:
-        """How many more workflows may be claimed on this shard."""
-        return self._executor.room(self)
-
-    def took(self, count: int) -> None:
-        """So many places are taken."""
-        self._executor.took(self, count)
-
-    def gave_back(self, count: int) -> None:
-        """So many places are free again."""
-        if count:
-            self._executor.released(self, count)
-
-    async def wait_for_room(self) -> None:
-        """Until that may have changed."""
-        await self._executor.wait_for_room()
 
     def _exhausted(self, missed: bool) -> None:
         self._watch.exhausted(missed=missed)
@@ -233,7 +217,7 @@ class ShardExecutor:
         for claimed in came:
             hold = Hold(claim, claimed.parent_id)
             if claimed.id in self.held:
-                self._executor.released(self, 1)  # it left with a flush of which we have yet to hear, and is back
+                self._share.gave_back(1)  # it left with a flush of which we have yet to hear, and is back
             self.held[claimed.id] = hold
             if claimed.claims > 1:
                 self.lookups.history(claimed, hold)
@@ -317,8 +301,7 @@ class ShardExecutor:
                             self._watch.timer_set(hold.claim.slot, op.due_at)
                     hold.run.claim = None  # nobody asks any more; the two hold each other, which is work for the GC
         self._executor.finished += finished
-        if left:
-            self._executor.released(self, left)
+        self._share.gave_back(left)
         if told.outgoing:
             self.relay.add(told.outgoing)
         if told.delivered:
