@@ -4,9 +4,9 @@
                             [--dsn DSN] [--json FILE] [--markdown FILE] [--png FILE]
 
 Without --dsn it starts an embedded PostgreSQL 18. fsync and synchronous_commit must be on. Each contender gets a fresh
-database for each window, and processes of its own; every second round goes backwards, so that a drift of the machine, or
-what one leaves behind in the caches, hits all. Peers are installed with the extra ``bench-peers``; who is not is named.
-See peers/README.md.
+database for each window, and processes of its own; every second round goes backwards, so that a drift of the machine,
+or what one leaves behind in the caches, hits all. Peers are installed with the extra ``bench-peers``; who is not is
+named. See peers/README.md.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,8 @@ def measure(contender: Contender, dsn: str, shape: Shape, seconds: float, number
             return measure_in(contender, make_conninfo(dsn, dbname=DATABASE), shape, seconds, number)
         finally:
             admin.execute(sql.SQL("drop database if exists {} with (force)").format(name))
-            admin.execute("checkpoint")  # nobody pays for another one's pages
+            with suppress(psycopg.errors.InsufficientPrivilege):
+                admin.execute("checkpoint")  # nobody pays for another one's pages
 
 
 def measure_in(contender: Contender, dsn: str, shape: Shape, seconds: float, number: int) -> Measured:
@@ -159,7 +160,9 @@ def measure_in(contender: Contender, dsn: str, shape: Shape, seconds: float, num
         )
     elapsed = window.end - window.begin
     rate = min(count.started, count.finished) / elapsed
-    return Measured(contender.name, shape.steps, number, round(elapsed, 3), count.started, count.finished, round(rate, 1))
+    return Measured(
+        contender.name, shape.steps, number, round(elapsed, 3), count.started, count.finished, round(rate, 1)
+    )
 
 
 def compare(
@@ -176,8 +179,8 @@ def compare(
 ) -> Comparison:
     """Measures everybody on the server ``dsn``, where it makes and drops the database ``compare_scratch``.
 
-    ``seconds`` are a window's. ``only`` names those to measure (by default all). ``say`` takes one line of progress at a time.
-    Raises ``CompareError`` if the server's commits are not durable, or a name is unknown.
+    ``seconds`` are a window's. ``only`` names those to measure (by default all). ``say`` takes one line of progress at
+    a time. Raises ``CompareError`` if the server's commits are not durable, or a name is unknown.
     """
     known = {contender.name for contender in contenders}
     if strangers := set(only) - known:
@@ -187,7 +190,10 @@ def compare(
     versions = {contender.name: find_version(contender) for contender in chosen}
     for contender in chosen:
         if versions[contender.name] is None:
-            say(f"LEFT OUT: {contender.name} needs {', '.join(contender.packages)}: pip install 'sharded-wf[bench-peers]'")
+            say(
+                f"LEFT OUT: {contender.name} needs {', '.join(contender.packages)}: "
+                "pip install 'sharded-wf[bench-peers]'"
+            )
     present = [contender for contender in chosen if versions[contender.name] is not None]
     measured: list[Measured] = []
     failed: list[str] = []

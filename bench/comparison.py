@@ -18,6 +18,12 @@ COLOURS = {"bare loop": "#b8b8b8", OURS: "#1f6f5c"}
 COLOUR_PEER = "#c97b3d"
 INCHES_PER_BAR = 0.36
 RATE_LABEL = "started and finished per second"
+EXTRA = "sharded-wf[bench-peers]"
+HOW_COUNTED = (
+    "Counted in each contender's own tables, by its own times, after its processes were killed: the smaller one of "
+    "what was started and what was finished within the window. Clients run ahead by one second of work, at least by "
+    "1,000 and at most by 30,000 workflows (the bare loop: by 30,000)."
+)
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -138,18 +144,18 @@ def make_markdown(comparison: Comparison) -> str:
     lines = [
         "# sharded_wf beside others",
         "",
-        f"Workflows (queues: jobs) {RATE_LABEL}, on one Postgres server, {one.executors} executor or worker processes each,"
-        f" {one.seconds:g} s a window, the median of {one.rounds} alternating rounds.",
+        f"Workflows (queues: jobs) {RATE_LABEL}, on one Postgres server, {one.executors} executor or worker processes "
+        f"each, {one.seconds:g} s a window, "
+        + (f"the median of {one.rounds} alternating rounds." if one.rounds > 1 else "one round."),
         "",
         *markdown_table(header(one), rows(one)),
         "",
-        "Counted in each contender's own tables, by its own times, after its processes were killed: the smaller one of what"
-        " was started and what was finished within the window. Clients run ahead by one second of work.",
+        HOW_COUNTED,
         "",
         "## Where it is not like for like",
         "",
         *(f"- **{c.name}**: {c.not_like_for_like}" for c in one.contenders if c.not_like_for_like),
-        *(f"- **{name}** is left out: it is not installed (`pip install 'sharded-wf[bench-peers]'`)." for name in one.left_out),
+        *(f"- **{name}** is left out: it is not installed (`pip install '{EXTRA}'`)." for name in one.left_out),
         *(f"- **Failed**: {sentence}" for sentence in one.failed),
         "",
         "## Configuration",
@@ -169,8 +175,8 @@ def make_markdown(comparison: Comparison) -> str:
         *markdown_table(
             ["contender", "steps", "round", "started", "finished", "per second"],
             [
-                [m.contender, str(m.steps), str(m.round + 1), f"{m.started:,}", f"{m.finished:,}", show_rate(m.per_second)]
-                for m in one.measured
+                [w.contender, *(f"{n:,}" for n in (w.steps, w.round + 1, w.started, w.finished, round(w.per_second)))]
+                for w in one.measured
             ],
         ),
         "",
@@ -193,22 +199,23 @@ def draw(comparison: Comparison, file: Path) -> None:
     axes: Any = figure.subplots(len(counts), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": counts})
     right = max((cell.highest for cell in found), default=1.0) * 1.14
     for axis, (steps, bars) in zip(axes[:, 0], shown, strict=False):
-        draw_panel(axis, steps, bars, right)
-    axes[-1, 0].set_xlabel(f"{RATE_LABEL} (median of {comparison.rounds} rounds; line: lowest to highest)", fontsize=9)
-    figure.suptitle(
-        f"Workflows (PgQueuer, procrastinate: jobs) {RATE_LABEL}", x=0.01, ha="left", fontsize=12, fontweight="bold"
-    )
+        draw_panel(axis, steps, bars, {one.name: one.unit for one in comparison.contenders}, right)
+    if comparison.rounds > 1:
+        axes[-1, 0].set_xlabel(f"median of {comparison.rounds} rounds; line: lowest to highest", fontsize=9)
+    figure.suptitle(f"Workflows (queues: jobs) {RATE_LABEL}", x=0.01, ha="left", fontsize=12, fontweight="bold")
     figure.savefig(file, dpi=150)
 
 
-def draw_panel(axis: Any, steps: int, bars: list[Cell], right: float) -> None:
+def draw_panel(axis: Any, steps: int, bars: list[Cell], units: dict[str, str], right: float) -> None:
     places = range(len(bars))
     axis.barh(places, [bar.median for bar in bars], 0.68, color=[COLOURS.get(b.contender, COLOUR_PEER) for b in bars])
     for place, bar in zip(places, bars, strict=True):
         if bar.highest > bar.lowest:
             axis.plot([bar.lowest, bar.highest], [place, place], color="#333333", linewidth=1.2)
         axis.text(max(bar.median, bar.highest) + right * 0.008, place, show_rate(bar.median), va="center", fontsize=9)
-    axis.set_yticks(list(places), [bar.contender for bar in bars], fontsize=9)
+    axis.set_yticks(
+        list(places), [f"{bar.contender} (jobs)" if units[bar.contender] == "jobs" else bar.contender for bar in bars]
+    )
     axis.invert_yaxis()
     axis.set_xlim(0, right)
     axis.xaxis.set_major_formatter(lambda rate, _: f"{rate:,.0f}")

@@ -17,6 +17,7 @@ CONTENDERS: tuple[Contender, ...] = (BARE_LOOP, SHARDED_WF, DBOS_DIRECT, DBOS_QU
 def find_version(contender: Contender) -> str | None:
     """The installed version of what is measured; None if it, or something that it needs here, is not installed."""
     try:
-        return [version(package) for package in contender.packages][0]
+        found = [version(package) for package in contender.packages]
     except PackageNotFoundError:
         return None
+    return found[0]

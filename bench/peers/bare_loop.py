@@ -18,8 +18,8 @@ class BareLoop:
     unit: str = "workflows"
     has_steps: bool = True
     not_like_for_like: str = (
-        "The bare loop is no engine but the ceiling: it makes the same durable writes, batched, and nothing else, so it "
-        "recovers from nothing."
+        "The bare loop is no engine but the ceiling: it makes the same durable writes, batched, and nothing else, so "
+        "it recovers from nothing."
     )
     configuration: dict[str, Any] = field(
         default_factory=lambda: {"batch": ceiling.BATCH, "in_flight": ceiling.IN_FLIGHT, "ahead": ceiling.BACKLOG}

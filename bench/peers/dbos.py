@@ -2,8 +2,8 @@
 
 Its documentation: "Workflows" (asynchronous workflows and steps; starting them in the background),
 https://docs.dbos.dev/python/tutorials/workflow-tutorial; "DBOS Configuration" (`sys_db_pool_size`, `executor_id`,
-`max_executor_threads`), https://docs.dbos.dev/python/reference/configuration; "DBOS Client" (`enqueue_in_transaction`: many
-enqueues, one commit), https://docs.dbos.dev/python/reference/client; "Queues" (`polling_interval_sec`,
+`max_executor_threads`), https://docs.dbos.dev/python/reference/configuration; "DBOS Client" (`enqueue_in_transaction`:
+many enqueues, one commit), https://docs.dbos.dev/python/reference/client; "Queues" (`polling_interval_sec`,
 `worker_concurrency`), https://docs.dbos.dev/python/reference/queues.
 """
 
@@ -48,30 +48,30 @@ def launch(dsn: str, executor: str, pool: int, threads: int | None, finished: li
         config["max_executor_threads"] = threads
     dbos(config=config)
 
-    @dbos.step(name="add_async")
-    async def add_async(number: int) -> dict[str, int]:
+    async def return_async(number: int) -> dict[str, int]:
         return {"n": number}
 
-    @dbos.workflow(name="steps_async")
+    def return_number(number: int) -> dict[str, int]:
+        return {"n": number}
+
+    add_async: Any = dbos.step(name="add_async")(return_async)
+    add: Any = dbos.step(name="add")(return_number)
+
     async def steps_async(count: int, text: str) -> dict[str, bool]:
         for number in range(count):
             await add_async(number)
         finished[0] += 1
         return {"ok": True}
 
-    @dbos.step(name="add")
-    def add(number: int) -> dict[str, int]:
-        return {"n": number}
-
-    @dbos.workflow(name="steps")
     def steps(count: int, text: str) -> dict[str, bool]:
         for number in range(count):
             add(number)
         finished[0] += 1
         return {"ok": True}
 
+    registered = dbos.workflow(name="steps_async")(steps_async), dbos.workflow(name="steps")(steps)
     dbos.launch()
-    return dbos, steps_async, steps
+    return dbos, *registered
 
 
 def run_direct(dsn: str, number: int, variant: DbosDirect, count: int) -> None:
@@ -169,8 +169,8 @@ class DbosDirect:
         "DBOS runs each workflow in the process that started it: there is no client, no queue and no claim, so it owes "
         "less than the others do."
     )
-    asynchronous: bool = True
-    concurrency: int = 100
+    asynchronous: bool = False
+    concurrency: int = 20
     pool: int = 20
 
     @property
@@ -199,7 +199,7 @@ class DbosQueue:
     not_like_for_like: str = (
         "DBOS with a queue owes what sharded_wf owes: a client enqueues, other processes claim, run and finish."
     )
-    asynchronous: bool = True
+    asynchronous: bool = False
     worker_concurrency: int = 100
     pool: int = 20
 
@@ -211,7 +211,8 @@ class DbosQueue:
     def configuration(self) -> dict[str, Any]:
         return {
             "asynchronous": self.asynchronous, "worker_concurrency": self.worker_concurrency,
-            "sys_db_pool_size": self.pool, "polling_interval_sec": POLL_SECONDS, "enqueue_in_transaction": ENQUEUE_BATCH,
+            "sys_db_pool_size": self.pool, "polling_interval_sec": POLL_SECONDS,
+            "enqueue_in_transaction": ENQUEUE_BATCH,
         }  # fmt: skip
 
     def prepare(self, dsn: str, shape: Shape) -> None:

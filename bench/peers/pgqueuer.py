@@ -19,7 +19,8 @@ from psycopg.conninfo import conninfo_to_dict
 from .contender import PAUSE_SECONDS, SPAWN, Count, Pace, Process, Shape, Told, Window, query_count
 
 ENQUEUE_BATCH = 1_000  # jobs per enqueue
-DEQUEUE_BATCH = 100  # jobs per dequeue
+MANAGERS = 1  # queue managers of a process, each with a connection of its own
+DEQUEUE_BATCH = 1_000  # jobs per dequeue
 
 
 async def connect(dsn: str) -> Any:
@@ -29,17 +30,17 @@ async def connect(dsn: str) -> Any:
     return await asyncpg.connect(**{known[key]: value for key, value in parts.items() if key in known})
 
 
-async def make_queries(dsn: str) -> Any:
+def make_queries(connection: Any) -> Any:
     queries: Any = import_module("pgqueuer.queries")
     drivers: Any = import_module("pgqueuer.db")
-    return queries.Queries(drivers.AsyncpgDriver(await connect(dsn)))
+    return queries.Queries(drivers.AsyncpgDriver(connection))
 
 
 def start_for_ever(dsn: str, batch: int, told: Told) -> None:
     """The client."""
 
     async def main() -> None:
-        queries = await make_queries(dsn)
+        queries = make_queries(await connect(dsn))
         pace = Pace(told)
         payload = b'{"args": [1, "hello world"]}'
         while True:
@@ -53,19 +54,22 @@ def start_for_ever(dsn: str, batch: int, told: Told) -> None:
     uvloop.run(main())
 
 
-def work_for_ever(dsn: str, batch: int, told: Told) -> None:
+def work_for_ever(dsn: str, managers: int, batch: int, told: Told) -> None:
     async def main() -> None:
         pgqueuer: Any = import_module("pgqueuer")
         drivers: Any = import_module("pgqueuer.db")
-        manager = pgqueuer.PgQueuer(drivers.AsyncpgDriver(await connect(dsn)))
         finished = 0
 
-        @manager.entrypoint("noop")
         async def noop(job: Any) -> None:
             nonlocal finished
             finished += 1
 
-        await asyncio.gather(told.follow(lambda: finished), manager.run(batch_size=batch))
+        async def work() -> None:
+            manager = pgqueuer.PgQueuer(drivers.AsyncpgDriver(await connect(dsn)))
+            manager.entrypoint("noop")(noop)
+            await manager.run(batch_size=batch)
+
+        await asyncio.gather(told.follow(lambda: finished), *(work() for _ in range(managers)))
 
     import uvloop
 
@@ -79,23 +83,26 @@ class PgQueuer:
     unit: str = "jobs"
     has_steps: bool = False
     not_like_for_like: str = (
-        "PgQueuer is a queue: a job has no steps and no result, its row is deleted when it is done, and a log row stays."
+        "PgQueuer is a queue: a job has no steps and no result; its row is deleted when it is done, and log rows stay."
     )
+    managers: int = MANAGERS
     dequeue_batch: int = DEQUEUE_BATCH
     enqueue_batch: int = ENQUEUE_BATCH
 
     @property
     def configuration(self) -> dict[str, Any]:
         return {
-            "driver": "asyncpg", "batch_size": self.dequeue_batch, "enqueue": self.enqueue_batch, "autovac": True,
-            "durability": "durable", "uvloop": True,
+            "driver": "asyncpg", "managers": self.managers, "batch_size": self.dequeue_batch,
+            "enqueue": self.enqueue_batch, "autovac": True, "durability": "durable", "uvloop": True,
         }  # fmt: skip
 
     def prepare(self, dsn: str, shape: Shape) -> None:
         async def main() -> None:
-            queries = await make_queries(dsn)
+            connection = await connect(dsn)
+            queries = make_queries(connection)
             await queries.install()
             await queries.optimize_autovacuum()
+            await connection.close()
 
         asyncio.run(main())
 
@@ -103,7 +110,7 @@ class PgQueuer:
         return [
             SPAWN.Process(target=start_for_ever, args=(dsn, self.enqueue_batch, told), daemon=True),
             *(
-                SPAWN.Process(target=work_for_ever, args=(dsn, self.dequeue_batch, told), daemon=True)
+                SPAWN.Process(target=work_for_ever, args=(dsn, self.managers, self.dequeue_batch, told), daemon=True)
                 for _ in range(shape.executors)
             ),
         ]

@@ -18,8 +18,8 @@ import psycopg
 
 from .contender import PAUSE_SECONDS, SPAWN, Count, Pace, Process, Shape, Told, Window, query_count
 
-BATCH = 500  # jobs per batch_defer
-CONCURRENCY = 30  # sub-workers of a process, as in its documentation
+BATCH = 100  # jobs per batch_defer
+CONCURRENCY = 10  # sub-workers of a process
 
 
 def make_app(dsn: str, connections: int, finished: list[int]) -> tuple[Any, Any]:
@@ -27,12 +27,11 @@ def make_app(dsn: str, connections: int, finished: list[int]) -> tuple[Any, Any]
     connector = procrastinate.PsycopgConnector(conninfo=dsn, min_size=connections, max_size=connections)
     app = procrastinate.App(connector=connector)
 
-    @app.task(name="noop")
     async def noop(number: int, text: str) -> dict[str, bool]:
         finished[0] += 1
         return {"ok": True}
 
-    return app, noop
+    return app, app.task(name="noop")(noop)
 
 
 def start_for_ever(dsn: str, told: Told) -> None:
