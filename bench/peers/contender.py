@@ -79,7 +79,7 @@ class Told:
 
 @dataclass
 class Pace:
-    """How far a client may run ahead: by what was finished in the last second, within bounds."""
+    """How far a client may run ahead: by the most that was finished within a second, within bounds."""
 
     told: Told
     started: int = 0
@@ -92,7 +92,7 @@ class Pace:
         finished, now = self.told.finished.value, time.monotonic()
         if now - self.seen_at >= 1:
             rate = (finished - self.seen) / (now - self.seen_at)
-            self.ahead = round(min(max(rate, AHEAD_MIN), AHEAD_MAX))
+            self.ahead = round(min(max(rate, self.ahead), AHEAD_MAX))  # never less: a client that pauses starts nothing
             self.seen, self.seen_at = finished, now
         if self.started + batch - finished > max(self.ahead, batch):
             return False
