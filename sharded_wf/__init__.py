@@ -32,6 +32,7 @@ from sharded_wf.errors import (
 )
 from sharded_wf.executor import Executor
 from sharded_wf.model.status import Status
+from sharded_wf.retention import Retention
 from sharded_wf.workflow.by_name import by_name
 from sharded_wf.workflow.context import Context, current
 from sharded_wf.workflow.definitions import AsyncStep, AsyncWorkflow, Bound, SyncStep, SyncWorkflow
@@ -65,6 +66,7 @@ __all__ = [
     "NotDurableError",
     "OutsideWorkflow",
     "ResultTimeout",
+    "Retention",
     "Retry",
     "SchemaOutOfDate",
     "ShardConfig",

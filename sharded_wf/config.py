@@ -18,6 +18,8 @@ write to the wrong shard.
     [[outbox]]              # a database of your own, for `start_in` and `send_in` in its transactions
     name = "orders"
     dsn = "postgresql://wf@orders/orders"
+    [retention]             # optional: finished workflows are kept for ever unless this says otherwise
+    default = "30 days"
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from sharded_wf.errors import ConfigError, NoClusterConfigured
+from sharded_wf.retention import Retention
 
 CONFIG_VARIABLE = "SHARDED_WF_CONFIG"
 CONFIG_FILE = "shards.toml"
@@ -68,13 +71,15 @@ class ShardConfig:
 
 @dataclass(frozen=True, slots=True)
 class ClusterConfig:
-    """The shards of one cluster, in the order of the file. ``source`` says where this was read, for messages."""
+    """The shards of one cluster, in the order of the file. ``source`` says where this was read, for messages;
+    ``retention``, how long finished workflows are kept (None: for ever)."""
 
     name: str
     shards: tuple[ShardConfig, ...]
     source: str = field(default="ClusterConfig", compare=False)
     outboxes: tuple[ShardConfig, ...] = ()
     """Databases that are no shards, from whose outboxes (``sharded-wf outbox init``) the executors carry."""
+    retention: Retention | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         _check_name(self.name, f"{self.source}: [cluster] name")
@@ -122,7 +127,7 @@ class ClusterConfig:
             raise ConfigError(f"{source} can't be read: {error}") from None
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{source} is no valid TOML: {error}") from None
-        _check_keys(document, ("cluster", "shard", "outbox"), source)
+        _check_keys(document, ("cluster", "shard", "outbox", "retention"), source)
         cluster = document.get("cluster", {})
         if not isinstance(cluster, dict) or "name" not in cluster:
             raise ConfigError(f'{source}: the cluster has no name; write [cluster] and below it name = "shop"')
@@ -137,6 +142,7 @@ class ClusterConfig:
         return cls(
             name, tuple(_database(shard, "shard", source, environ) for shard in shards), source,
             tuple(_database(outbox, "outbox", source, environ) for outbox in outboxes),
+            _retention(document.get("retention"), source),
         )  # fmt: skip
 
     def shard(self, name: str) -> ShardConfig:
@@ -208,6 +214,25 @@ def _database(table: dict[str, object], kind: str, source: str, environ: Mapping
     if not dsn:
         raise ConfigError(f"{where}: dsn_env names {variable}, which is not set; set it to a DSN ({_DSN_EXAMPLE})")
     return ShardConfig(name, dsn)
+
+
+def _retention(table: object, source: str) -> Retention | None:
+    if table is None:
+        return None
+    where = f"{source}: [retention]"
+    if not isinstance(table, dict):
+        raise ConfigError(f'{where} must be a table; write [retention] and below it default = "30 days"')
+    _check_keys(table, ("default", "queues", "workflows", "export"), where)
+    for key in ("queues", "workflows"):
+        if not isinstance(table.get(key, {}), dict):
+            raise ConfigError(
+                f'{where}: {key} must be a table; write [retention.{key}] and below it "name" = "30 days"'
+            )
+    export = None if "export" not in table else _string(table, "export", where)
+    try:
+        return Retention(table.get("default"), table.get("queues", {}), table.get("workflows", {}), export)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def _check_keys(table: dict[str, object], known: tuple[str, ...], where: str) -> None:

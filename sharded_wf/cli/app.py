@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from sharded_wf.cli import demo, dev, outbox, shards, worker, workflow
+from sharded_wf.cli import demo, dev, outbox, retention, shards, worker, workflow
 from sharded_wf.cli.output import print_error
 from sharded_wf.errors import ShardedWfError
 
@@ -23,6 +23,7 @@ EXIT_CANNOT = 2
 
 GROUPS: dict[str, typer.Typer] = {
     "outbox": outbox.app,
+    "retention": retention.app,
     "shards": shards.app,
     "workflow": workflow.app,
 }

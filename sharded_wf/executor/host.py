@@ -13,7 +13,9 @@ from sharded_wf.executor.held import Hold
 from sharded_wf.executor.ops import Op, OpKind
 from sharded_wf.model.history import Entry, FailedAttempt
 from sharded_wf.model.workflow import Message, Outcome, Start
+from sharded_wf.workflow.attempts import Attempts
 from sharded_wf.workflow.host import Run
+from sharded_wf.workflow.stage import Stage
 
 if TYPE_CHECKING:
     from sharded_wf.executor.executor import Executor
@@ -27,6 +29,8 @@ class ShardHost:
     def __init__(self, executor: Executor, shard_executor: ShardExecutor) -> None:
         self.clock = shard_executor.shard.clock
         self.loop = executor.loop
+        self.stage = Stage(executor.loop)
+        self.attempts = Attempts(executor.loop)
         self.threads: Threads = executor.threads
         self._executor = executor
         self._shard_executor = shard_executor

@@ -19,6 +19,8 @@ import msgspec
 from sharded_wf.clock import Clock, Microseconds
 from sharded_wf.model.history import Entry, FailedAttempt
 from sharded_wf.model.workflow import Message, Outcome, Start
+from sharded_wf.workflow.attempts import Attempts
+from sharded_wf.workflow.stage import Stage
 
 if TYPE_CHECKING:
     from sharded_wf.workflow.transactions import TransactionCommand
@@ -30,6 +32,10 @@ class Host(Protocol):
     clock: Clock
     loop: asyncio.AbstractEventLoop
     """The process's own event loop, on which steps run."""
+    stage: Stage
+    """Where the code of async workflows runs; a host that calls many runs in a row opens it around them."""
+    attempts: Attempts
+    """Runs the ``async def`` steps of this process, or of a part of it."""
     threads: Executor
     """Where plain ``def`` functions run."""
     state: object
@@ -101,6 +107,8 @@ class Run(ABC):
     """The workflow definition that made this run."""
     claim: Any
     """The host's own: whatever it wants to remember of this run."""
+    started_at: Microseconds
+    """When it was first claimed: the zero of its clock."""
     outcome: Outcome | None
     """How it ended, or ``None``."""
 

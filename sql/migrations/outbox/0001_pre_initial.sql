@@ -1,4 +1,4 @@
--- The outbox in a user's own database, which is no shard: the tables of control/0002, and whose they are.
+-- The outbox in a user's own database, which is no shard: the tables of control/0003, and whose they are.
 create schema {slot};
 
 create table {slot}.owner (

@@ -18,7 +18,7 @@ from sharded_wf.store import slots
 from tests.support.cluster import TestCluster
 
 ROWS = 100_000
-FAMILIES = ("claims", "starts", "steps", "outcomes", "timers", "messages", "leases", "requests")
+FAMILIES = ("claims", "starts", "steps", "outcomes", "timers", "messages", "leases", "requests", "retention")
 SLOT = "wf_0000"
 FILL = f"""
     insert into {SLOT}.workflow (created_at, status, priority, id, name, capability, queue, claims, input)
@@ -75,6 +75,11 @@ INTENDED: dict[str, tuple[str, ...]] = {
     "wake_parked": ("workflow_pkey",),
     "read_outbox": ("outbox_pkey",),
     "clear_outbox": ("outbox_pkey",),
+    "find_old": ("workflow_created", "outbox_pkey"),
+    "find_unfinished_parents": ("workflow_pkey",),
+    "read_old": ("workflow_", "input_pkey", "step_pkey", "attempt_pkey"),
+    "delete_old_inputs": ("workflow_", "input_pkey"),
+    "delete_old": ("workflow_", "step_pkey", "attempt_pkey", "message_pkey", "wake_pkey", "failed_pkey"),
     "peek": ("ready_pkey", "timer_pkey", "wake_pkey", "outbox_pkey"),
 }
 ON_CONTROL = {"request", "read_requests", "clear_requests", "refuse_requests"}
@@ -83,12 +88,13 @@ ASKED_BY_PEOPLE = ("read_owner", "write_owner", "read_refused", "count_requests"
 SORTS_A_BATCH = {
     # What these sort is one batch, given by its IDs; what is read of the tables comes by an index.
     "read_messages", "read_steps", "wake_parked", "fire_timers", "deliver_messages", "wake_arrived", "read_orphans",
-    "read_attempts",
+    "read_attempts", "find_unfinished_parents", "read_old",
 }  # fmt: skip
 FIRST_ROWS_ONLY = {
     # A limit, or a loose scan, ends these at their first rows.
     ("peek", "ready_pkey"), ("peek", "timer_pkey"), ("peek", "wake_pkey"), ("peek", "outbox_pkey"),
     ("peek", "request_pkey"), ("read_orphans", "claim_pkey"), ("read_outbox", "outbox_pkey"),
+    ("find_old", "outbox_pkey"),
 }  # fmt: skip
 SCANNED = {"give_back_lease": {"claim"}}
 """One row a batch that is under way, and no index on its lease: read whole when an executor says goodbye."""
@@ -102,6 +108,7 @@ def queries() -> dict[str, str]:
     found |= {name: query.on(CONTROL_SCHEMA) for name, query in load("requests").items() if name in ON_CONTROL}
     for name in ASKED_BY_PEOPLE:
         del found[name]
+    found = {name: text for name, text in found.items() if not text.startswith("vacuum")}
     found["peek"] = slots.peek({0: SLOT}).query.on("")
     return found
 

@@ -171,7 +171,9 @@ def test_i3_the_connection_is_cut_at_commit(money: TestCluster, when: Moment, na
 
 def test_i3_killed_at_every_commit(money: TestCluster, full: bool, seed: int) -> None:
     """The executor dies exactly at a commit, of a flush or of a transaction, in the middle of a run."""
-    places = [(own, skip, at) for own in (True, False) for skip in range(4) for at in MOMENTS]
+    places: list[tuple[bool, int, Moment]] = [
+        (own, skip, at) for own in (True, False) for skip in range(4) for at in MOMENTS
+    ]
     chosen = places if full else random.Random(seed).sample(places, 1)
     ids = [f"killed-{own}-{skip}-{at}" for own, skip, at in chosen]
     for id_, (own, skip, at) in zip(ids, chosen, strict=True):

@@ -18,8 +18,10 @@ from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import OUTCOME_TOPIC, Message, Outcome, Start
 from sharded_wf.serialization import decode_error, encode_outcome
 from sharded_wf.workflow.app import App
+from sharded_wf.workflow.attempts import Attempts
 from sharded_wf.workflow.definitions import Bound
 from sharded_wf.workflow.host import Run
+from sharded_wf.workflow.stage import Stage
 from sharded_wf.workflow.transactions import TransactionCommand
 
 T = TypeVar("T")
@@ -88,6 +90,8 @@ class MemoryHost:
         self.app = app
         self.loop = asyncio.get_running_loop()
         self.clock: Any = LoopClock(self.loop)
+        self.stage = Stage(asyncio.get_running_loop())
+        self.attempts = Attempts(asyncio.get_running_loop())
         self.threads: Executor = ThreadPoolExecutor(4)
         self.state = state
         self.crash_after = crash_after
