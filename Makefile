@@ -60,4 +60,4 @@ venv:
 	@.ci/install $(VENV) embedded,fast,test
 
 venv-check: venv
-	@.ci/install $(VENV) embedded,fast,test,check
+	@.ci/install $(VENV) embedded,fast,test,check,bench

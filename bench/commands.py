@@ -16,9 +16,11 @@ from rich.text import Text
 
 from sharded_wf.cli.app import EXIT_CANNOT
 from sharded_wf.cli.output import console, print_error, table
+from sharded_wf.dev.embedded import EmbeddedServer
 from sharded_wf.errors import ConfigError, ShardedWfError
 from sharded_wf.limits import SLOTS_DEFAULT
 
+from . import compare as comparing
 from . import flat as flatness
 from . import latency as idle
 from . import parked as parking
@@ -27,6 +29,7 @@ from . import soak as soaking
 from . import workloads
 from .bare import run_bare_loop
 from .cluster import Shape, open_cluster
+from .comparison import make_table
 from .report import milliseconds, print_certificate, print_result, write_report
 from .run import Plan, Say
 from .run import run as run_plan
@@ -301,6 +304,33 @@ def flat(
     for case in found.cases:
         print_certificate(out, case.result.certificate)
     if not found.holds:
+        raise typer.Exit(EXIT_VIOLATION)
+
+
+@app.command()
+def compare(
+    seconds: SecondsOption = 10.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Windows of each contender, in alternating order.")] = 3,
+    steps: Annotated[list[int] | None, typer.Option(help="Steps of a workflow; repeat it. [default: 0, 1, 3]")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="This contender; repeat it. [default: all]")] = None,
+    dsn: Annotated[str | None, typer.Option(help="A server for scratch databases. [default: an embedded one]")] = None,
+    slots: SlotsOption = SLOTS_DEFAULT,
+    executors: ExecutorsOption = 2,
+    json: JsonOption = None,
+    report: ReportOption = None,
+) -> None:
+    """sharded_wf beside the bare loop, DBOS, PgQueuer and procrastinate, on one server (extra bench-peers)."""
+    out = console()
+    with contextlib.ExitStack() as exits:
+        if dsn is None:
+            dsn = exits.enter_context(EmbeddedServer.create(settings=comparing.SERVER_SETTINGS)).dsn("postgres")
+        found = comparing.compare(
+            dsn, seconds=seconds, rounds=rounds, steps=steps or [0, 1, 3], executors=executors, slots=slots,
+            only=only or [], say=lambda line: out.print(line, highlight=False),
+        )  # fmt: skip
+    out.print(make_table(found))
+    comparing.write(found, json, report, report and report.with_suffix(".png"))
+    if found.failed:
         raise typer.Exit(EXIT_VIOLATION)
 
 

@@ -20,6 +20,7 @@ ShardedWfError
 ├── NonDeterminismError
 ├── NotDurableError
 ├── OutsideWorkflow
+├── TransactionRefused
 ├── WorkflowStuck
 ├── UnstorableValue
 ├── StoredValueMismatch
@@ -129,6 +130,12 @@ class NotDurableError(ShardedWfError):
 class OutsideWorkflow(ShardedWfError, RuntimeError):
     """This was called where it means nothing: ``current()`` where neither workflow nor step runs, ``send`` and
     ``receive`` outside a workflow's own code (a step can't use them either)."""
+
+
+class TransactionRefused(ShardedWfError):
+    """A connection was used in a way that would break "exactly once": a body of ``@app.transaction`` tried to end its
+    transaction by itself, or ``start_in`` and ``send_in`` were given a connection that is in no transaction. The
+    message says what to do instead."""
 
 
 class WorkflowStuck(ShardedWfError):

@@ -15,13 +15,15 @@ from typing import Annotated
 
 import typer
 
-from sharded_wf.cli import bench, demo, dev, shards, worker, workflow
+from sharded_wf.cli import bench, demo, dev, outbox, retention, shards, worker, workflow
 from sharded_wf.cli.output import print_error
 from sharded_wf.errors import ShardedWfError
 
 EXIT_CANNOT = 2
 
 GROUPS: dict[str, typer.Typer] = {
+    "outbox": outbox.app,
+    "retention": retention.app,
     "shards": shards.app,
     "workflow": workflow.app,
 }
