@@ -23,6 +23,7 @@ from sharded_wf.errors import (
     ShardUnavailable,
     StepNotFound,
     StoredValueMismatch,
+    TransactionRefused,
     UnstorableValue,
     WorkflowCancelled,
     WorkflowFailed,
@@ -34,17 +35,20 @@ from sharded_wf.errors import (
 from sharded_wf.executor import Executor
 from sharded_wf.model.attributes import Where, attr
 from sharded_wf.model.status import Status
+from sharded_wf.retention import Retention
 from sharded_wf.workflow.attributes import set_attributes
 from sharded_wf.workflow.by_name import by_name
 from sharded_wf.workflow.context import Context, current
 from sharded_wf.workflow.definitions import AsyncStep, AsyncWorkflow, Bound, SyncStep, SyncWorkflow
 from sharded_wf.workflow.messages import receive, send, sleep_blocking
 from sharded_wf.workflow.retry import Retry
+from sharded_wf.workflow.transactions import AsyncTransaction, SyncTransaction
 
 __all__ = [
     "App",
     "AppNotFound",
     "AsyncStep",
+    "AsyncTransaction",
     "AsyncWorkflow",
     "BlockingClient",
     "BlockingHandle",
@@ -68,6 +72,7 @@ __all__ = [
     "OutsideWorkflow",
     "Repaired",
     "ResultTimeout",
+    "Retention",
     "Retry",
     "SchemaOutOfDate",
     "ShardConfig",
@@ -77,7 +82,9 @@ __all__ = [
     "StepNotFound",
     "StoredValueMismatch",
     "SyncStep",
+    "SyncTransaction",
     "SyncWorkflow",
+    "TransactionRefused",
     "UnstorableValue",
     "Where",
     "WorkflowCancelled",

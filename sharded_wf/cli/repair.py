@@ -108,7 +108,13 @@ def _status(client: BlockingClient, id_: str) -> Status:
 
 def _in_bulk(verb: str, work: _Work, dry_run: bool, json: bool) -> None:
     out = console()
-    bar = Progress(SpinnerColumn(), TextColumn("{task.description}"), console=out, transient=True, disable=json)
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        console=out,
+        transient=True,
+        disable=json or not out.is_terminal,
+    )
     with bar:
         task = bar.add_task("looking …")
         total = work(lambda far: bar.update(task, description=f"{far.matched:,} found, {far.done:,} {verb}"))

@@ -14,11 +14,12 @@ from typing import Any
 
 import psycopg
 
+from sharded_wf.clock import SECOND_US
 from sharded_wf.cluster.repair import revive_children
 from sharded_wf.cluster.shards import ShardSet
 from sharded_wf.errors import IdConflict, ShardedWfError, ShardUnavailable, WorkflowNotFound
 from sharded_wf.executor.held import Hold
-from sharded_wf.limits import SEND_DIRECT_SECONDS
+from sharded_wf.limits import SEND_DIRECT_SECONDS, STALE_CHILD_SECONDS
 from sharded_wf.model.workflow import Message, Start
 from sharded_wf.serialization.outcomes import encode_outcome
 from sharded_wf.store.starts import Existing
@@ -77,8 +78,6 @@ class Courier:
         refused: dict[str, ShardedWfError] = {}
         try:
             existing = await self._shards.start([start for _, start in rows], wait_seconds=None)
-            if any(start.again for _, start in rows):
-                await self._revive([start for _, start in rows])
         except ShardUnavailable:
             return  # the executor is closing
         except ShardedWfError as error:
@@ -87,13 +86,23 @@ class Courier:
                     self._spawn(self._start_all([row]))
                 return
             refused = {start.id: error for _, start in rows}
-        for _, start in rows:
+        for hold, start in rows:
             found = existing.get(start.id)
-            if found is not None and (found.name != start.name or found.parent_id != start.parent_id):
+            if found is not None and found.created_at < hold.run.started_at - STALE_CHILD_SECONDS * SECOND_US:
+                refused[start.id] = IdConflict(
+                    f"workflow {start.id!r} is left of an earlier workflow {start.parent_id!r}; remove it first "
+                    "(sharded-wf retention run), or start this one under another ID"
+                )
+            elif found is not None and (found.name != start.name or found.parent_id != start.parent_id):
                 refused[start.id] = IdConflict(
                     f"workflow {start.id!r} exists as {found.name!r}, started by "
                     f"{found.parent_id or 'a client'!r}; this child needs another ID"
                 )
+        if again := [start for _, start in rows if start.again and start.id in existing and start.id not in refused]:
+            try:
+                await self._revive(again)
+            except ShardUnavailable:
+                return  # the executor is closing
         asyncio.get_running_loop().call_soon(_answer_starts, rows, refused)
 
     async def _revive(self, starts: list[Start]) -> None:

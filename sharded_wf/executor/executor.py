@@ -15,17 +15,22 @@ from sharded_wf.config import ClusterConfig
 from sharded_wf.errors import ConfigError
 from sharded_wf.executor.courier import Courier
 from sharded_wf.executor.isolation import Isolation
+from sharded_wf.executor.room import Room
 from sharded_wf.executor.shard_executor import ShardExecutor
 from sharded_wf.limits import (
     CONCURRENCY_DEFAULT_WORKFLOWS,
     DRAIN_DEADLINE_SECONDS,
     PARK_AFTER_SECONDS,
     PARK_UNDER_PRESSURE_SECONDS,
-    ROOM_RECHECK_SECONDS,
     SYNC_THREADS_DEFAULT,
 )
 from sharded_wf.maintenance.leases import LeaseKeeper
+from sharded_wf.maintenance.requests import Carrier
 from sharded_wf.model.workflow import Message
+from sharded_wf.postgres.link import Link
+from sharded_wf.retention import Retention
+from sharded_wf.routing import CONTROL_SCHEMA
+from sharded_wf.store.requests import OUTBOX_SCHEMA
 from sharded_wf.workflow.app import App
 
 logger = logging.getLogger("sharded_wf.executor")
@@ -40,6 +45,7 @@ class Executor:
     ``drain_seconds``: how long unfinished work may take when it stops. ``isolation_command``: the command line of an
     executor with
     ``isolated=True``, which runs suspects (workflows whose executors died) one at a time; None: they wait.
+    ``retention``: how long finished workflows are kept (None: as ``config`` says).
 
     Use it as an async context manager, or call ``start`` and ``stop``. Any number of executors may serve the same
     shards.
@@ -58,6 +64,7 @@ class Executor:
         drain_seconds: float = DRAIN_DEADLINE_SECONDS,
         isolated: bool = False,
         isolation_command: Sequence[str] | None = None,
+        retention: Retention | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         known = [shard.name for shard in config.shards]
@@ -72,17 +79,15 @@ class Executor:
         self.isolated = isolated
         self.isolation = Isolation(isolation_command, is_isolated=isolated)
         self.drain_seconds = drain_seconds
+        self.retention = None if isolated else retention or config.retention
         self.taken_over = 0
         self.finished = 0
         self._only = shards
-        self._concurrency = 1 if isolated else concurrency
+        self.room = Room(1 if isolated else concurrency)
         self._thread_count = threads
         self._park_after = park_after
         self._clock = clock
-        self._held = 0
-        self._held_by: dict[ShardExecutor, int] = {}  # with places reserved for claims under way
-        self._room = asyncio.Event()
-        self._room.set()
+        self._parts: list[ShardExecutor] = []
         self._exits = contextlib.AsyncExitStack()
         self._serving: list[asyncio.Task[None]] = []
         self._stopping: asyncio.Task[None] | None = None
@@ -104,14 +109,25 @@ class Executor:
         self._exits.push_async_callback(self.isolation.close)
         self.courier = Courier(self.shards)
         self._exits.push_async_callback(self.courier.close)
+        self._carry_from_outside()
         for shard in self.shards.shards.values():
             if shard.slots and (self._only is None or shard.name in self._only):
-                self._held_by[ShardExecutor(self, shard)] = 0
-        self._serving = [asyncio.create_task(part.serve(), name=f"serve {part.shard.name}") for part in self._held_by]
+                self._parts.append(ShardExecutor(self, shard))
+        self._serving = [asyncio.create_task(part.serve(), name=f"serve {part.shard.name}") for part in self._parts]
+
+    def _carry_from_outside(self) -> None:
+        """From outboxes in databases that are no shards, and on shards without slots, which nobody watches."""
+        sources = [(outbox.name, outbox.dsn, OUTBOX_SCHEMA) for outbox in self.config.outboxes]
+        bare = [shard for shard in self.shards.shards.values() if not shard.slots]
+        sources += [(shard.name, shard.dsn, CONTROL_SCHEMA) for shard in bare]
+        for name, dsn, schema in sources:
+            carrier = Carrier(Link(dsn, "outbox", self._clock), self.shards, schema=schema, poll=True)
+            self._exits.callback(carrier.close)
+            self._exits.push_async_callback(_end, asyncio.create_task(carrier.run(), name=f"outbox {name}"))
 
     def drain(self) -> None:
         """Claim nothing more; ``stop`` then waits for what runs. Draining twice is fine."""
-        for part in self._held_by:
+        for part in self._parts:
             part.drain()
 
     async def stop(self) -> None:
@@ -136,36 +152,9 @@ class Executor:
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
-    # --- capacity -----------------------------------------------------------------------------------------------
-
-    def room(self, part: ShardExecutor) -> int:
-        """How many more workflows this shard may claim. What a shard holds that does not answer counts against that
-        shard alone: it must not take the others' room."""
-        own = self._held_by[part]
-        elsewhere = sum(held for other, held in self._held_by.items() if other is not part and other.answers)
-        return self._concurrency - own - elsewhere
-
-    async def wait_for_room(self) -> None:
-        """Wait until a workflow has left (or a shard has, with all that it holds; so look again after a while)."""
-        self._room.clear()
-        try:
-            async with asyncio.timeout(ROOM_RECHECK_SECONDS):
-                await self._room.wait()
-        except TimeoutError:
-            pass
-
-    def took(self, part: ShardExecutor, count: int) -> None:
-        """A claim brought so many workflows."""
-        self._held_by[part] += count
-
-    def released(self, part: ShardExecutor, count: int) -> None:
-        """So many workflows have left."""
-        self._held_by[part] -= count
-        self._room.set()
-
     def park_after_now(self) -> float:
         """How long a workflow may wait in memory at present: short when its place is needed."""
-        if sum(self._held_by.values()) >= self._concurrency * 0.9:
+        if self.room.is_short:
             return min(PARK_UNDER_PRESSURE_SECONDS, self._park_after)
         return self._park_after
 
@@ -177,11 +166,16 @@ class Executor:
 
     def _offer_here(self, messages: list[Message]) -> None:
         for message in messages:
-            for part in self._held_by:
+            for part in self._parts:
                 if part.offer_if_held(message):
                     break
 
     def statistics(self) -> dict[str, int]:
         """How many workflows it holds now, has finished so far, and has taken over from dead executors so far."""
-        held = sum(len(part.held) for part in self._held_by)
+        held = sum(len(part.held) for part in self._parts)
         return {"held": held, "finished": self.finished, "taken_over": self.taken_over}
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

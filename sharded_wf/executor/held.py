@@ -47,9 +47,10 @@ def is_paused(history: History, mail: Iterable[Message]) -> bool:
 class UnknownRun:
     """Stands where the run of a workflow would stand whose function this code does not have, or that is paused."""
 
-    __slots__ = ("id",)
+    __slots__ = ("claim", "id")
 
     def __init__(self, id_: str) -> None:
+        self.claim = None
         self.id = id_
 
     def drop(self) -> None:

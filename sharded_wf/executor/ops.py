@@ -49,6 +49,7 @@ class Op(msgspec.Struct, frozen=True, gc=False):
     due_at: Microseconds | None = None
 
 
+_CANCEL, _ATTRIBUTES = EntryKind.CANCEL, EntryKind.ATTRIBUTES
 _decode_attributes = msgspec.json.Decoder(tuple[Attribute, ...]).decode
 decode_cancelled = msgspec.json.Decoder(Cancellation).decode
 
@@ -114,11 +115,11 @@ def statements_of(
             slot.entries[1].append(op.entry)
             if op.consumed is not None:
                 slot.consumed.append(op.consumed)
-                if op.entry.kind is EntryKind.CANCEL:
+                if op.entry.kind is _CANCEL:
                     _cancel_children(
                         op, decode_cancelled(op.entry.output or b"{}").told, slots, slot, told, is_here, now
                     )
-            elif op.entry.kind is EntryKind.ATTRIBUTES:
+            elif op.entry.kind is _ATTRIBUTES:
                 slot.attributes += [(hold.run.id, one) for one in _decode_attributes(op.entry.output or b"[]")]
             if op.outbox is not None:
                 slot.outgoing.append(op.outbox)

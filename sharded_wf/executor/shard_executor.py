@@ -24,9 +24,12 @@ from sharded_wf.executor.host import ShardHost
 from sharded_wf.executor.intake import Intake
 from sharded_wf.executor.lookups import Lookups, Resumed
 from sharded_wf.executor.ops import LEAVING, Op, OpKind, Told
+from sharded_wf.executor.transactions import Transactions
 from sharded_wf.executor.watch import Watch
 from sharded_wf.limits import PARK_SWEEP_SECONDS
 from sharded_wf.maintenance.relay import Relay
+from sharded_wf.maintenance.requests import Carrier
+from sharded_wf.maintenance.retention import RetentionLoop
 from sharded_wf.maintenance.vacuum import Vacuum
 from sharded_wf.model.history import EMPTY_HISTORY, History
 from sharded_wf.model.workflow import Message
@@ -61,17 +64,20 @@ class ShardExecutor:
         self._relays = shard.link("relay")
         self._intake = Intake(executor.capabilities, executor.queues, isolated=executor.isolated)
         self.flusher = Flusher(self._flushes, self._clock, self._is_here, self._saved)
+        self.transactions = Transactions(shard, self.flusher, self._lost.set)
         self.lookups = Lookups(
             self._reads, self._clock, shard.schemas, self.held, self._resume, self._offer, self._woken
         )
         self._listener = Listener(shard.dsn, [leases.READY_CHANNEL, leases.WAKE_CHANNEL], self._heard)
         self.relay = Relay(self._relays, executor.shards, shard.schemas, self._clock, executor.arrived)
+        self._carrier = Carrier(shard.link("outbox"), executor.shards)
+        self._share = executor.room.share(lambda: self.answers)
         self._claiming = Claiming(
-            self._claims, self._clock, shard.schemas, self._intake, self, self._take, self._exhausted
+            self._claims, self._clock, shard.schemas, self._intake, self._share, self._take, self._exhausted
         )
         self._watch = Watch(
             self._watches, self._listener, self._clock, shard.schemas, self._intake, self._claiming.work,
-            self.lookups.wakes, self.relay.sweep, executor.isolation.wanted,
+            self.lookups.wakes, self.relay.sweep, executor.isolation.wanted, self._carrier.look,
         )  # fmt: skip
         self._vacuum = Vacuum(shard.dsn, shard.schemas)
         self._host = ShardHost(executor, self)
@@ -94,8 +100,9 @@ class ShardExecutor:
                 await self._work_under(lease_id)
         finally:
             await self._listener.stop()
-            for link in (self._claims, self._reads, self._watches, self._flushes, self._relays):
-                link.close()
+            for closed in (self._claims, self._reads, self._watches, self._flushes, self._relays, self._carrier,
+                           self.transactions):  # fmt: skip
+                closed.close()
 
     async def _take_lease(self) -> bytes | None:
         while not self._draining.is_set():
@@ -123,6 +130,7 @@ class ShardExecutor:
         return None
 
     async def _work_under(self, lease_id: bytes) -> None:
+        self.transactions.begin_lease(lease_id)
         tasks = [
             asyncio.create_task(work, name=f"{self.shard.name} {name}")
             for name, work in (
@@ -131,12 +139,14 @@ class ShardExecutor:
                 ("lookups", self.lookups.run()),
                 ("watch", self._watch.run(lease_id)),
                 ("relay", self.relay.run()),
+                ("outbox", self._carrier.run()),
                 ("vacuum", self._vacuum.run()),
                 ("parking", self._park_for_ever()),
                 ("lost", self._wait_lost()),
                 ("drained", self._drain()),
             )
         ]
+        aside = self._begin_retention()
         drained = False
         blameless = True
         try:
@@ -151,14 +161,21 @@ class ShardExecutor:
                     blameless = False  # it may be a workflow's doing: to be counted, so that it does not go on for ever
                     logger.error("shard %s: %s failed; starting anew", self.shard.name, task.get_name(), exc_info=error)
         finally:
-            for task in tasks:
+            for task in (*tasks, *aside):
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, *aside, return_exceptions=True)
             self._executor.keeper.release(lease_id)
             self._drop_everything()
             self._lease_id = None
         # Drained or not, nothing is held under this lease any more.
         await self._leave(lease_id, wait=not drained, blameless=blameless)
+
+    def _begin_retention(self) -> list[asyncio.Task[None]]:
+        """Beside the work: if it ends, or fails, the work goes on."""
+        if self._executor.retention is None:
+            return []
+        loop = RetentionLoop(self.shard, self._executor.shards, self._executor.retention, self._clock)
+        return [asyncio.create_task(loop.run(), name=f"{self.shard.name} retention")]
 
     async def _wait_lost(self) -> None:
         await self._lost.wait()
@@ -184,12 +201,13 @@ class ShardExecutor:
                 await self._flushes.pause()
 
     def _drop_everything(self) -> None:
+        self.transactions.discard()
         self.flusher.discard()
         self.lookups.discard()
         self._intake.forget()
         held = list(self.held.values())
         self.held.clear()
-        self._executor.released(self, len(held))
+        self._share.gave_back(len(held))
         for hold in held:
             hold.leaving = True
             run = getattr(hold, "run", None)
@@ -197,23 +215,6 @@ class ShardExecutor:
                 self._loop.call_soon(run.drop)
 
     # --- running ------------------------------------------------------------------------------------------------
-
-    def room(self) -> int:
-        """How many more workflows may be claimed on this shard."""
-        return self._executor.room(self)
-
-    def took(self, count: int) -> None:
-        """So many places are taken."""
-        self._executor.took(self, count)
-
-    def gave_back(self, count: int) -> None:
-        """So many places are free again."""
-        if count:
-            self._executor.released(self, count)
-
-    async def wait_for_room(self) -> None:
-        """Until that may have changed."""
-        await self._executor.wait_for_room()
 
     def _exhausted(self, missed: bool) -> None:
         self._watch.exhausted(missed=missed)
@@ -224,7 +225,7 @@ class ShardExecutor:
         for claimed in came:
             hold = Hold(claim, claimed.parent_id)
             if claimed.id in self.held:
-                self._executor.released(self, 1)  # it left with a flush of which we have yet to hear, and is back
+                self._share.gave_back(1)  # it left with a flush of which we have yet to hear, and is back
             self.held[claimed.id] = hold
             if claimed.claims > 1:
                 self.lookups.history(claimed, hold)
@@ -235,8 +236,9 @@ class ShardExecutor:
             self._loop.call_soon(self._start, fresh)
 
     def _start(self, fresh: list[tuple[claims.Claimed, Hold]]) -> None:
-        for claimed, hold in fresh:
-            self._run(claimed, hold, EMPTY_HISTORY)
+        with self._host.stage:
+            for claimed, hold in fresh:
+                self._run(claimed, hold, EMPTY_HISTORY)
 
     def _resume(self, resumed: list[Resumed]) -> None:
         for claimed, hold, history, mail in resumed:
@@ -291,27 +293,28 @@ class ShardExecutor:
 
     def _go_on(self, ops: list[Op], told: Told) -> None:
         left = finished = 0
-        for op in ops:
-            kind, hold = op.kind, op.hold
-            if op.entry is not None:
-                if not hold.leaving:
-                    hold.run.deliver(op.entry)
-            elif op.attempt is not None:
-                if not hold.leaving:
-                    hold.run.attempt_recorded(op.attempt)
-            else:
-                finished += kind is OpKind.FINISH
-                # It may have been claimed anew, or everything been dropped, between the commit and this callback.
-                if self.held.get(hold.run.id) is hold:
-                    del self.held[hold.run.id]
-                    left += 1
-                if kind is OpKind.PARK:
-                    hold.run.drop()
-                    if op.due_at is not None:
-                        self._watch.timer_set(hold.claim.slot, op.due_at)
+        with self._host.stage:
+            for op in ops:
+                kind, hold = op.kind, op.hold
+                if op.entry is not None:
+                    if not hold.leaving:
+                        hold.run.deliver(op.entry)
+                elif op.attempt is not None:
+                    if not hold.leaving:
+                        hold.run.attempt_recorded(op.attempt)
+                else:
+                    finished += kind is OpKind.FINISH
+                    # It may have been claimed anew, or everything been dropped, between the commit and this callback.
+                    if self.held.get(hold.run.id) is hold:
+                        del self.held[hold.run.id]
+                        left += 1
+                    if kind is OpKind.PARK:
+                        hold.run.drop()
+                        if op.due_at is not None:
+                            self._watch.timer_set(hold.claim.slot, op.due_at)
+                    hold.run.claim = None  # nobody asks any more; the two hold each other, which is work for the GC
         self._executor.finished += finished
-        if left:
-            self._executor.released(self, left)
+        self._share.gave_back(left)
         if told.outgoing:
             self.relay.add(told.outgoing)
         if told.delivered:
@@ -388,6 +391,7 @@ class ShardExecutor:
         while self.held and self._clock.monotonic() < deadline:
             self.park_waiting(0.0)
             await asyncio.sleep(0.05)
+        await self.transactions.settle()
         for hold in list(self.held.values()):
             if not hold.leaving and hasattr(hold, "run"):
                 hold.leaving = True

@@ -78,10 +78,14 @@ class Replay:
         entries = history.entries
         self.taken = frozenset([e.place for e in entries]) if entries else frozenset()
         again = resumed(entries) if entries else None
-        if again is None:
-            self.loose = self.restarted = _NONE
-        else:
+        self.loose = self.restarted = _NONE
+        self.passed: set[int] | frozenset[int] = _NONE
+        """The places of loose entries that nobody had asked for when it was their turn."""
+        self.late: list[Entry] | None = None
+        """Those of them that have been asked for since: to be handed over next."""
+        if again is not None:
             entries, self.loose, self.restarted = again
+            self.passed = set()
         self.entries = entries
         self.total = len(entries)
         self.position = 0
@@ -91,10 +95,6 @@ class Replay:
         """Requests without a recorded result, on which nothing has been done yet."""
         self.counts: dict[int, int] = {}
         self.next_place = 0
-        self.passed: set[int] = set()
-        """The places of loose entries that nobody had asked for when it was their turn."""
-        self.late: list[Entry] = []
-        """Those of them that have been asked for since: to be handed over next."""
         self.recorded: dict[int, Entry] | None = None
         if entries:
             self.recorded = {e.fingerprint: e for e in reversed(entries) if e.kind not in UNASKED}
@@ -118,8 +118,8 @@ class Replay:
                 command.place = entry.place
                 self.commands[entry.place] = command
                 if entry.place in self.passed:
-                    self.passed.discard(entry.place)
-                    self.late.append(entry)
+                    self.passed -= {entry.place}
+                    self.late = [*(self.late or ()), entry]
                 return
             place = self.next_place
             while place in self.taken:
@@ -152,7 +152,7 @@ class Replay:
         if entry.place not in self.commands and entry.kind not in UNASKED:
             if entry.place in self.loose:
                 self.position += 1
-                self.passed.add(entry.place)
+                self.passed |= {entry.place}
                 return None
             raise NonDeterminismError(self._mismatch(entry, "the code now asks for"))
         self.position += 1

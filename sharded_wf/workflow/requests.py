@@ -68,10 +68,10 @@ class RequestedRun(Run):
     def _unpause(self, waits: Waits) -> None:
         if waits.pausing:
             waits.pausing = False
-            self.go_on()
+            self.unpaused()
 
     @abstractmethod
-    def go_on(self) -> None:
+    def unpaused(self) -> None:
         """It is paused no longer: begin what was held back."""
 
     def note_cancelled(self, entry: Entry) -> None:

@@ -269,8 +269,11 @@ class WorkflowRun(RequestedRun):
         """
         waits = self.some_waits()
         counts = waits.send_counts
-        # Numbers begin anew after a resume, since those of sends that are never asked for again must leave no gap.
-        sender = f"{self.id}{RESUMED_SENDER}{waits.epoch}" if waits.epoch else self.id
+        # With the moment of its first claim: another workflow that has the ID later numbers its messages from 1 again.
+        # So does this one after a resume, since the numbers of sends that are never asked for again must leave no gap.
+        sender = f"{self.id}@{self.started_at}"
+        if waits.epoch:
+            sender = f"{sender}{RESUMED_SENDER}{waits.epoch}"
         for command in sends:
             if not command.future.done():
                 key = (command.receiver, command.name)

@@ -131,16 +131,13 @@ class ThreadRun(WorkflowRun):
         if self.stopped:
             return
         self.idle = taken == self.given
-        assert self.waits is not None
-        if self.waits.pausing:
-            self.held_back += commands
-        else:
-            for command in commands:
-                if command.phase == ISSUED:
-                    command.begin()
+        self.held_back += commands
+        self.unpaused()
         self.note_waiting()
 
-    def go_on(self) -> None:
+    def unpaused(self) -> None:
+        if self.waits is None or self.waits.pausing:
+            return
         commands, self.held_back = self.held_back, []
         for command in commands:
             if command.phase == ISSUED and not self.stopped:
@@ -202,12 +199,18 @@ class ThreadRun(WorkflowRun):
         except RuntimeError:  # the loop has been closed: the process is going down
             raise RunDropped from None
 
-    def issue_step(self, step: StepDefinition[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def issue_step(
+        self,
+        step: StepDefinition[Any, Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        command_class: type[StepCommand] = StepCommand,
+    ) -> Any:
         """Call a step and wait for its result."""
         self._check()
         text = step.arguments.fingerprint_text(args, kwargs)
         answer = ThreadAnswer()
-        command = StepCommand(self, step, args, kwargs, answer)
+        command = command_class(self, step, args, kwargs, answer)
         self.issue(command, mmh3.hash64(text, step.seed)[0])
         if command.phase == ISSUED:
             command.prepare()
@@ -319,8 +322,7 @@ class ThreadRun(WorkflowRun):
         if not (len(fresh) == 1 and isinstance(command, StepCommand) and command.phase == ISSUED):
             return False
         step = command.step
-        assert self.waits is not None
-        if self.waits.pausing:
+        if self.waits is None or self.waits.pausing:
             return False
         if step.is_async or step.timeout_seconds is not None or self.last_attempt(command.place) is not None:
             return False

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 
 import psycopg
 
 from sharded_wf import receive, send, sleep_blocking
-from tests.support.flows import LEDGER_VARIABLE, app, ledger, note
+from tests.support.flows import app, is_mended, ledger, note
 
 __all__ = ["app"]
 
@@ -24,15 +23,10 @@ def mend(dsn: str) -> None:
         conn.execute("create table mended ()")
 
 
-def _is_mended() -> bool:
-    with psycopg.connect(os.environ[LEDGER_VARIABLE], autocommit=True) as conn:
-        return conn.execute("select to_regclass('mended')").fetchone() != (None,)
-
-
 @app.step
 async def fragile_note(number: int) -> str:
     token = await ledger().write(number)
-    if not _is_mended():
+    if not is_mended():
         raise Refused(f"number {number}")
     return token
 
@@ -40,14 +34,14 @@ async def fragile_note(number: int) -> str:
 @app.step
 async def hanging_note(number: int) -> str:
     token = await ledger().write(number)
-    if not _is_mended():
+    if not is_mended():
         await asyncio.sleep(60)
     return token
 
 
 @app.step
 def fragile_say(text: str) -> str:
-    if not _is_mended():
+    if not is_mended():
         raise Refused(text)
     return text
 

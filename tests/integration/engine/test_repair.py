@@ -10,7 +10,21 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from sharded_wf import Client, Failed, IdConflict, Repaired, Status, StepNotFound, WorkflowNotFound
+from sharded_wf import (
+    App,
+    Client,
+    Failed,
+    IdConflict,
+    NonDeterminismError,
+    Repaired,
+    Status,
+    StepNotFound,
+    WorkflowCancelled,
+    WorkflowNotFound,
+    attr,
+    connect_blocking,
+    receive,
+)
 from sharded_wf.cluster.directory import load_map
 from sharded_wf.model.history import EntryKind
 from tests.support.cluster import TestCluster
@@ -309,3 +323,63 @@ def test_i2_two_resumes_at_once_make_one(make_cluster: Callable[..., TestCluster
 
     asyncio.run(go())
     cluster.certify(["w"])
+
+
+def test_what_failed_of_code_that_changed_goes_on_with_the_old_code(cluster: TestCluster) -> None:
+    old, new = App("changing"), App("changing")
+
+    @old.workflow(name="order")
+    async def first_order() -> list[str]:
+        return [await first("a"), await receive("mail", str), await first("b")]
+
+    @old.step(name="first")
+    async def first(text: str) -> str:
+        return text
+
+    @new.workflow(name="order")
+    async def second_order() -> list[str]:
+        return [await second("a"), await receive("mail", str)]
+
+    @new.step(name="second")
+    async def second(text: str) -> str:
+        return text
+
+    async def go() -> None:
+        async with old.connect(cluster.config) as client:
+            async with old.executor(cluster.config, park_after=0.05):
+                handle = await client.start(first_order.bind(), id="w")
+                await asyncio.to_thread(wait_until, lambda: cluster.statuses()["w"] == 2, "the parking")
+            async with new.executor(cluster.config):
+                await client.send("w", "mail", "x")
+                with pytest.raises(NonDeterminismError):
+                    await handle.result(20)
+            assert await client.resume("w")
+            async with old.executor(cluster.config):
+                assert await handle.result(20) == ["a", "x", "b"]
+
+    asyncio.run(go())
+    cluster.certify(["w"])
+
+
+def test_the_blocking_client(cluster: TestCluster) -> None:
+    with cluster.worker(app=REPAIR_APP), connect_blocking(cluster.config) as client:
+        handle = client.start(fragile_chain.bind(1, 0), id="w", attributes={"customer": "c-42"})
+        with pytest.raises(RuntimeError):
+            handle.result(20)
+        wanted = Failed(name="engine/fragile_chain")
+        assert client.resume_many(wanted, dry_run=True) == Repaired(1, 0)
+        mend(cluster.ledger)
+        assert client.fork_many(wanted, from_step=1) == Repaired(1, 1)
+        assert client.get_handle("w-fork", int).result(20) == 2
+        assert client.resume("w")
+        assert handle.result(20) == 2
+        assert client.fork("w", from_step=1, new_id="other").result(20) == 2
+        assert client.attributes("w") == {"customer": "c-42"}
+        assert [one.id for one in client.list(where=attr("customer") == "c-42")] == ["w"]
+        for end in (client.cancel, client.terminate):
+            waiting = client.start(inbox.bind(1))
+            waiting.pause()
+            client.unpause(waiting.id)
+            end(waiting.id)
+            with pytest.raises(WorkflowCancelled):
+                waiting.result(20)

@@ -59,6 +59,7 @@ def test_the_readme_s_first_program(tmp_path: Path) -> None:
         ),
         ("attributes", [r"7 orders of Ada, in pages of 3", r"2 of them cost 25 and more", "all are shipped"]),
         ("fanout", [r"1000 workflows started and finished in [\d.]+ s", "the longest sequence .* begins with 871"]),
+        ("transfer", ["before the commit: None", "4200 cents from ada to bob, 5800 left", "ada has too little; .*"]),
     ],
 )
 def test_an_example(tmp_path: Path, name: str, lines: list[str]) -> None:
@@ -75,4 +76,5 @@ def test_every_example_is_run() -> None:
         "checkout",
         "fanout",
         "repair",
+        "transfer",
     }
