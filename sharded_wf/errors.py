@@ -11,6 +11,9 @@ ShardedWfError
 ├── LeaseLost
 ├── SchemaOutOfDate
 ├── MigrationBlocked
+├── MoveRefused
+├── MoveBlocked
+├── MoveTakenOver
 ├── WorkflowNotFound
 ├── IdConflict
 ├── ResultTimeout
@@ -82,6 +85,19 @@ class SchemaOutOfDate(ShardedWfError):
 class MigrationBlocked(ShardedWfError):
     """A migration could not get a lock that another transaction holds; end that one, then migrate again. What was
     applied before stays applied."""
+
+
+class MoveRefused(ShardedWfError):
+    """A slot can't be moved as asked; the message says why and what to do. Nothing was changed."""
+
+
+class MoveBlocked(ShardedWfError):
+    """A move could not get a lock that other transactions hold, or found the two sides different. The slot works where it
+    was: end what holds it, then ``sharded-wf shards move --resume``, or ``--undo``."""
+
+
+class MoveTakenOver(ShardedWfError):
+    """Another process has become the coordinator of this move; this one has changed nothing since."""
 
 
 class WorkflowNotFound(ShardedWfError):

@@ -123,3 +123,28 @@ GC_THRESHOLDS_OBJECTS = (200_000, 20, 100)
 """For ``gc.set_threshold``, in a process that is all ours."""
 RESTART_FIRST_SECONDS = 0.5
 RESTART_MAX_SECONDS = 10.0
+
+# Moving slots
+MOVE_CHUNK_ROWS = 20_000
+MOVE_LOCK_TIMEOUT_SECONDS = 0.1
+"""How long a move waits in line for a slot's tables; writers wait behind it for as long."""
+MOVE_LOCK_PAUSE_SECONDS = 0.3
+MOVE_LOCK_ATTEMPTS = 60
+MOVE_ROW_LOCK_TIMEOUT_SECONDS = 1.0
+MOVE_IDLE_SECONDS = 3.0
+"""A coordinator that hangs with the slot locked is cut off after this long; the slot works on where it was."""
+MOVE_PASS_IDLE_SECONDS = 120.0
+MOVE_CUTOVER_DEADLINE_SECONDS = 20.0
+MOVE_SHORT_PASS_SECONDS = 0.1
+"""A pass over the changes that took no longer is short enough to make the last one with the slot locked."""
+MOVE_PASSES_MAX = 200
+MOVE_STALE_SECONDS = 10.0
+"""A coordinator that was silent for so long is taken for dead: its move may be resumed, and nobody drains for it."""
+MOVE_DRAIN_SECONDS = 8.0
+SLOT_DRAIN_SECONDS = 4.0
+"""How long the steps that run when a slot is to be moved may take, before their workflows are given back."""
+MOVES_AT_ONCE_MAX = 4
+MOVES_POLL_SECONDS = 1.0
+"""How often an executor looks whether slots move, where it is not notified."""
+MAP_RELOAD_FIRST_SECONDS = 0.01
+MAP_RELOAD_MAX_SECONDS = 0.5

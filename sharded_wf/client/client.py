@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, Literal, TypeVar, overload
 
+import psycopg
+
 from sharded_wf.client.handle import Handle
 from sharded_wf.client.results import ShardResults
 from sharded_wf.client.validation import check_id, check_queue, check_start
@@ -22,7 +24,9 @@ from sharded_wf.limits import READ_DEADLINE_SECONDS, START_MANY_CHUNK_ROWS, WRIT
 from sharded_wf.model.history import EMPTY_HISTORY, History
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import CANCEL_TOPIC, DEFAULT_QUEUE, Message, Outcome, Start
+from sharded_wf.postgres.failures import moved_slot
 from sharded_wf.postgres.session import ConnectionLost, Result, Statement
+from sharded_wf.routing import slot_schema
 from sharded_wf.serialization import codec_for, encode_error, encode_outcome
 from sharded_wf.store import outcomes, steps, workflows
 from sharded_wf.store.starts import Existing
@@ -47,6 +51,7 @@ class Client:
         """Connect to a cluster for as long as the ``async with`` block runs. Raises ``ConfigError`` and its kinds,
         ``ShardUnavailable`` if no shard answers."""
         client = cls(await ShardSet.open(config, clock))
+        client._shards.on_change.append(client._follow_moves)
         try:
             yield client
         finally:
@@ -156,11 +161,21 @@ class Client:
     def wait_for_outcome(self, id_: str, started_at: float | None = None) -> asyncio.Future[Outcome]:
         """The workflow's outcome, undecoded, when it has one. ``Handle.result`` is what users want."""
         slot = self._shards.map.slot_of(id_)
-        shard = self._shards.shard_of_slot(slot)
+        return self._results_of(self._shards.shard_of_slot(slot)).wait(slot, id_, started_at)
+
+    def _results_of(self, shard: Shard) -> ShardResults:
         results = self._results.get(shard.name)
         if results is None:
-            results = self._results[shard.name] = ShardResults(shard, self._clock)
-        return results.wait(slot, id_, started_at)
+            results = self._results[shard.name] = ShardResults(shard, self._clock, self._shards)
+        return results
+
+    def _follow_moves(self) -> None:
+        """Slots have moved: who waits for results of theirs waits where they are now."""
+        for name, results in list(self._results.items()):
+            for slot in results.slots:
+                there = self._shards.map.shard_of_slot(slot)
+                if there != name and there in self._shards.shards:
+                    self._results_of(self._shards.shards[there]).adopt(slot, *results.release(slot))
 
     # --- asking of workflows ------------------------------------------------------------------------------------
 
@@ -176,12 +191,11 @@ class Client:
         """As ``Handle.cancel``."""
         check_id(id)
         slot = self._shards.map.slot_of(id)
-        shard = self._shards.shard_of_slot(slot)
         error = encode_error(asyncio.CancelledError())
         told = encode_outcome(Outcome(Status.CANCELLED, None, error))
         now = self._clock.now_us()
-        statement = outcomes.cancel_unclaimed(shard.schemas[slot], id, error, told, now)
-        if not len((await self._ask(shard, [statement]))[0]):
+        statement = outcomes.cancel_unclaimed(slot_schema(slot), id, error, told, now)
+        if not len((await self._ask_slot(slot, [statement]))[0]):
             await self._deliver(Message(id, CANCEL_TOPIC, uuid.uuid4().hex, 1, b"null", now))
 
     async def _deliver(self, message: Message) -> None:
@@ -200,8 +214,7 @@ class Client:
         """All that is known of a workflow now, or None if there is none with this ID."""
         check_id(id)
         slot = self._shards.map.slot_of(id)
-        shard = self._shards.shard_of_slot(slot)
-        answer = (await self._ask(shard, [workflows.read_workflow(shard.schemas[slot], id)]))[0]
+        answer = (await self._ask_slot(slot, [workflows.read_workflow(slot_schema(slot), id)]))[0]
         found = workflows.descriptions_of(answer)
         return found[0] if found else None
 
@@ -209,9 +222,12 @@ class Client:
         """What is recorded of a workflow: its steps, timers and messages in order, and its failed attempts."""
         check_id(id)
         slot = self._shards.map.slot_of(id)
-        shard = self._shards.shard_of_slot(slot)
-        answers = await self._ask(shard, steps.read_histories(shard.schemas[slot], [id]))
+        answers = await self._ask_slot(slot, steps.read_histories(slot_schema(slot), [id]))
         return steps.histories_of(answers[0], answers[1]).get(id, EMPTY_HISTORY)
+
+    async def _ask_slot(self, slot: int, statements: Sequence[Statement]) -> list[Result]:
+        """Ask the shard that holds the slot, wherever it moves meanwhile."""
+        return await self._shards.ask(slot, lambda shard: self._ask(shard, statements))
 
     async def _ask(self, shard: Shard, statements: Sequence[Statement]) -> list[Result]:
         if not statements:
@@ -233,6 +249,7 @@ class Client:
         """The newest workflows of all shards (of those that failed, were cancelled or quarantined: the last to end), at
         most ``limit``; ``before`` (microseconds since the epoch) pages on. A shard that is away raises
         ``ShardUnavailable``: a list with holes is not a list."""
+        until = self._clock.monotonic() + READ_DEADLINE_SECONDS
         moment = self._clock.now_us() + 60 * SECOND_US if before is None else before
 
         async def of(shard: Shard) -> list[Description]:
@@ -240,7 +257,18 @@ class Client:
             asked = [workflows.list_workflows(schema, moment, name, status, queue, limit) for schema in schemas]
             return [one for answer in await self._ask(shard, asked) for one in workflows.descriptions_of(answer)]
 
-        found = [one for part in await asyncio.gather(*map(of, self._shards.shards.values())) for one in part]
+        parts: list[list[Description]] = []
+        for attempt in itertools.count():
+            try:
+                parts = await asyncio.gather(*map(of, self._shards.shards.values()))
+                break
+            except psycopg.Error as error:
+                # A slot has moved while we looked: it might be in two parts of the list, or in none.
+                slot = moved_slot(error)
+                if slot is None or self._clock.monotonic() > until:
+                    raise
+                await self._shards.find_slot(slot, until, attempt)
+        found = list({one.id: one for part in parts for one in part}.values())
         found.sort(key=lambda one: (one.created_at, one.id), reverse=True)
         return found[:limit]
 

@@ -104,10 +104,28 @@ class Executor:
         self._exits.push_async_callback(self.isolation.close)
         self.courier = Courier(self.shards)
         self._exits.push_async_callback(self.courier.close)
+        self._serve_shards()
+        self.shards.on_change.append(self._follow_map)
+
+    def _serve_shards(self) -> None:
+        """Serve every shard that is ours to serve, also those without slots: one may be on its way there."""
+        served = {part.shard.name for part in self._held_by}
         for shard in self.shards.shards.values():
-            if shard.slots and (self._only is None or shard.name in self._only):
-                self._held_by[ShardExecutor(self, shard)] = 0
-        self._serving = [asyncio.create_task(part.serve(), name=f"serve {part.shard.name}") for part in self._held_by]
+            if shard.name not in served and (self._only is None or shard.name in self._only):
+                part = ShardExecutor(self, shard)
+                self._held_by[part] = 0
+                self._serving.append(asyncio.create_task(part.serve(), name=f"serve {shard.name}"))
+
+    def _follow_map(self) -> None:
+        """The map has changed: slots, or whole shards, have come or gone."""
+        if self._stopping is not None:
+            return
+        for part in self._held_by:
+            if part.shard.name in self.shards.shards:
+                part.moving.follow_map()
+            else:
+                part.drain()  # the shard has left the cluster
+        self._serve_shards()
 
     def drain(self) -> None:
         """Claim nothing more; ``stop`` then waits for what runs. Draining twice is fine."""

@@ -38,11 +38,13 @@ class Flusher:
         clock: Clock,
         is_here: Callable[[str], tuple[int, bool]],
         saved: Callable[[list[Op], Told], None],
+        moved: Callable[[Exception], int | None] = lambda _: None,
     ) -> None:
         self._link = link
         self._clock = clock
         self._is_here = is_here
         self._saved = saved
+        self._moved = moved
         self._waiting: list[Op] = []
         self._wanted = asyncio.Event()
         self._quiet = asyncio.Event()
@@ -59,6 +61,10 @@ class Flusher:
         """Forget what waits: the lease is gone."""
         self._waiting.clear()
         self._quiet.set()
+
+    def forget_slot(self, slot: int) -> None:
+        """Save nothing of what is held in this slot: it is not here any more."""
+        self._waiting = [op for op in self._waiting if op.hold.claim.slot != slot]
 
     async def wait_quiet(self) -> None:
         """Wait until everything that was added is saved."""
@@ -101,6 +107,12 @@ class Flusher:
             except psycopg.Error as error:
                 if error.sqlstate == leases.LEASE_LOST_SQLSTATE:
                     raise LeaseLost(str(error)) from None
+                if (slot := self._moved(error)) is not None:
+                    # Nothing of this was written. What is held in a slot that has moved is given back there already.
+                    self.forget_slot(slot)
+                    if left := [op for op in ops if op.hold.claim.slot != slot]:
+                        await self._save(left)
+                    return
                 if not is_transient(error):
                     await self._bisect(ops, error)
                     return

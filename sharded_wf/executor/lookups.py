@@ -19,6 +19,7 @@ from sharded_wf.model.workflow import Message
 from sharded_wf.postgres.failures import is_transient
 from sharded_wf.postgres.link import Link
 from sharded_wf.postgres.session import ConnectionLost, Result, Statement
+from sharded_wf.routing import slot_schema
 from sharded_wf.store import leases, messages, steps
 from sharded_wf.store.claims import Claimed
 
@@ -39,6 +40,7 @@ class Lookups:
         link: Link,
         clock: Clock,
         schemas: Mapping[int, str],
+        moved: Callable[[Exception], object],
         held: Mapping[str, Hold],
         resume: Callable[[list[Resumed]], None],
         offer: Callable[[dict[str, list[Message]]], set[str]],
@@ -47,6 +49,7 @@ class Lookups:
         self._link = link
         self._clock = clock
         self._schemas = schemas
+        self._moved = moved
         self._held = held
         self._resume = resume
         self._offer = offer
@@ -97,6 +100,12 @@ class Lookups:
                 except ConnectionLost:
                     pass
                 except psycopg.Error as error:
+                    if self._moved(error):
+                        # What is held there has been dropped, or is about to be.
+                        histories = [wish for wish in histories if self._held.get(wish[0].id) is wish[1]]
+                        expecting = {id_: slot for id_, slot in expecting.items() if id_ in self._held}
+                        waking.intersection_update(self._schemas)
+                        continue
                     logger.warning("a look has to be tried again: %s", error)
                     if not is_transient(error):
                         await asyncio.sleep(1.0)
@@ -115,8 +124,8 @@ class Lookups:
         statements: list[Statement] = []
         for slot, (ran, mail) in by_slot.items():
             if ran:
-                statements += steps.read_histories(self._schemas[slot], ran)
-            statements.append(messages.read_messages(self._schemas[slot], sorted(mail)))
+                statements += steps.read_histories(slot_schema(slot), ran)
+            statements.append(messages.read_messages(slot_schema(slot), sorted(mail)))
         answers = iter(await self._link.transact(statements))
         found: dict[str, History] = {}
         mailboxes: dict[str, list[Message]] = {}
@@ -136,10 +145,7 @@ class Lookups:
 
     async def _wake(self, slots: list[int]) -> None:
         answers = await self._link.transact(
-            [
-                messages.read_wakes(self._schemas[slot], self._cursors.get(slot, ""), WAKES_PER_LOOK_MAX)
-                for slot in slots
-            ]
+            [messages.read_wakes(slot_schema(slot), self._cursors.get(slot, ""), WAKES_PER_LOOK_MAX) for slot in slots]
         )
         for slot, answer in zip(slots, answers, strict=True):
             wakes = messages.wakes_of(answer)
@@ -152,7 +158,7 @@ class Lookups:
                 await self._wake_slot(slot, wakes)
 
     async def _wake_slot(self, slot: int, wakes: list[messages.Wake]) -> None:
-        schema = self._schemas[slot]
+        schema = slot_schema(slot)
         ours = [wake for wake in wakes if wake[0] in self._held and not self._held[wake[0]].leaving]
         others = sorted({id_ for id_, _ in wakes if id_ not in self._held})
         statements: list[Statement] = []

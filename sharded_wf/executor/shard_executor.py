@@ -23,6 +23,7 @@ from sharded_wf.executor.held import Claim, Hold, UnknownRun
 from sharded_wf.executor.host import ShardHost
 from sharded_wf.executor.intake import Intake
 from sharded_wf.executor.lookups import Lookups, Resumed
+from sharded_wf.executor.moving import Moving
 from sharded_wf.executor.ops import LEAVING, Op, OpKind, Told
 from sharded_wf.executor.watch import Watch
 from sharded_wf.limits import PARK_SWEEP_SECONDS
@@ -34,6 +35,7 @@ from sharded_wf.postgres import binary
 from sharded_wf.postgres.listen import Listener
 from sharded_wf.postgres.session import ConnectionLost
 from sharded_wf.store import claims, leases
+from sharded_wf.store.moves import MOVES_CHANNEL
 from sharded_wf.workflow.host import Run
 
 if TYPE_CHECKING:
@@ -59,21 +61,23 @@ class ShardExecutor:
         self._watches = shard.link("watch")
         self._flushes = shard.link("flushes")
         self._relays = shard.link("relay")
-        self._intake = Intake(executor.capabilities, executor.queues, isolated=executor.isolated)
-        self.flusher = Flusher(self._flushes, self._clock, self._is_here, self._saved)
+        self.intake = Intake(executor.capabilities, executor.queues, isolated=executor.isolated)
+        self.moving = Moving(self, executor.shards, self._watches, self._clock)
+        schemas, moved = self.moving.schemas, self.moving.moved
+        self.flusher = Flusher(self._flushes, self._clock, self._is_here, self._saved, moved)
         self.lookups = Lookups(
-            self._reads, self._clock, shard.schemas, self.held, self._resume, self._offer, self._woken
+            self._reads, self._clock, schemas, moved, self.held, self._resume, self._offer, self._woken
         )
-        self._listener = Listener(shard.dsn, [leases.READY_CHANNEL, leases.WAKE_CHANNEL], self._heard)
-        self.relay = Relay(self._relays, executor.shards, shard.schemas, self._clock, executor.arrived)
+        self._listener = Listener(shard.dsn, [leases.READY_CHANNEL, leases.WAKE_CHANNEL, MOVES_CHANNEL], self._heard)
+        self.relay = Relay(self._relays, executor.shards, schemas, self._clock, executor.arrived)
         self._claiming = Claiming(
-            self._claims, self._clock, shard.schemas, self._intake, self, self._take, self._exhausted
+            self._claims, self._clock, schemas, moved, self.intake, self, self._take, self._exhausted
         )
-        self._watch = Watch(
-            self._watches, self._listener, self._clock, shard.schemas, self._intake, self._claiming.work,
+        self.watch = Watch(
+            self._watches, self._listener, self._clock, schemas, moved, self.intake, self._claiming.work,
             self.lookups.wakes, self.relay.sweep, executor.isolation.wanted,
         )  # fmt: skip
-        self._vacuum = Vacuum(shard.dsn, shard.schemas)
+        self._vacuum = Vacuum(shard.dsn, schemas)
         self._host = ShardHost(executor, self)
 
     @property
@@ -116,7 +120,7 @@ class ShardExecutor:
             self._lease_id = lease_id
             self._lost.clear()
             self._executor.keeper.keep(
-                lease_id, self.shard.name, self.shard.dsn, self.shard.schemas,
+                lease_id, self.shard.name, self.shard.dsn, self.moving.schemas,
                 self._lost_elsewhere, self._recovered_elsewhere,
             )  # fmt: skip
             return lease_id
@@ -129,11 +133,12 @@ class ShardExecutor:
                 ("flusher", self.flusher.run(lease_id)),
                 ("claims", self._claiming.run(lease_id)),
                 ("lookups", self.lookups.run()),
-                ("watch", self._watch.run(lease_id)),
+                ("watch", self.watch.run(lease_id)),
                 ("relay", self.relay.run()),
                 ("vacuum", self._vacuum.run()),
                 ("parking", self._park_for_ever()),
                 ("lost", self._wait_lost()),
+                ("moving", self.moving.run()),
                 ("drained", self._drain()),
             )
         ]
@@ -167,8 +172,8 @@ class ShardExecutor:
     async def _leave(self, lease_id: bytes, *, wait: bool, blameless: bool) -> None:
         """Give the lease up. An unfinished flush of ours is waited for by this, or fenced. What the claims still name
         is given back, unless a workflow may be to blame for this: then observers recover it as after a death."""
-        schemas = self.shard.schemas
         while True:
+            schemas = dict(self.moving.schemas)
             statements = leases.leave(lease_id)
             if blameless:
                 now = self._clock.now_us()
@@ -179,6 +184,8 @@ class ShardExecutor:
                 return
             except (ConnectionLost, psycopg.Error) as error:
                 logger.info("shard %s: leaving is put off: %s", self.shard.name, error)
+                if self.moving.moved(error) is not None:
+                    continue
                 if not wait or self._draining.is_set():
                     return  # observers will find it dead
                 await self._flushes.pause()
@@ -186,7 +193,7 @@ class ShardExecutor:
     def _drop_everything(self) -> None:
         self.flusher.discard()
         self.lookups.discard()
-        self._intake.forget()
+        self.intake.forget()
         held = list(self.held.values())
         self.held.clear()
         self._executor.released(self, len(held))
@@ -216,7 +223,7 @@ class ShardExecutor:
         await self._executor.wait_for_room()
 
     def _exhausted(self, missed: bool) -> None:
-        self._watch.exhausted(missed=missed)
+        self.watch.exhausted(missed=missed)
 
     def _take(self, claim: Claim, came: list[claims.Claimed]) -> None:
         """Hold what was claimed: new workflows start at once, those that ran before when their history is read."""
@@ -263,7 +270,7 @@ class ShardExecutor:
 
     def _is_here(self, workflow_id: str) -> tuple[int, bool]:
         slot = self._executor.shards.map.slot_of(workflow_id)
-        return slot, slot in self.shard.schemas
+        return slot, slot in self.moving.schemas
 
     def _saved(self, ops: list[Op], told: Told) -> None:
         """A flush was committed. Runs are stepped from a plain callback, never inside the flusher's task; but the
@@ -303,7 +310,7 @@ class ShardExecutor:
                 if kind is OpKind.PARK:
                     hold.run.drop()
                     if op.due_at is not None:
-                        self._watch.timer_set(hold.claim.slot, op.due_at)
+                        self.watch.timer_set(hold.claim.slot, op.due_at)
         self._executor.finished += finished
         if left:
             self._executor.released(self, left)
@@ -315,17 +322,21 @@ class ShardExecutor:
     # --- messages and wakes -------------------------------------------------------------------------------------
 
     def _heard(self, channel: str, payload: str) -> None:
-        self._watch.heard(channel, payload)
+        if channel in ("", MOVES_CHANNEL):
+            self.moving.look()
+            if channel:
+                return
+        self.watch.heard(channel, payload)
 
     def _woken(self, slots: Iterable[int]) -> None:
-        self._watch.ready(slots)
+        self.watch.ready(slots)
 
     def _lost_elsewhere(self) -> None:
         self._loop.call_soon_threadsafe(self._lost.set)
 
     def _recovered_elsewhere(self, count: int) -> None:
         self._executor.taken_over += count
-        self._loop.call_soon_threadsafe(self._watch.heard, "", "")
+        self._loop.call_soon_threadsafe(self.watch.heard, "", "")
 
     def _offer(self, mailboxes: dict[str, list[Message]]) -> set[str]:
         """Hand out mail; returns who took it. Those who are on their way out did not."""
