@@ -127,11 +127,16 @@ def move_all(
 def resume_all(
     config: ClusterConfig, moves: Sequence[Move], report: Callable[[Progress], None] = lambda _: None
 ) -> tuple[list[Moved], dict[int, Exception]]:
-    """As ``move_all``, for unfinished moves."""
-    return _in_pairs([((move.source, move.target), move.slot, Mover(config, move, report).run) for move in moves])
+    """As ``move_all``, for unfinished moves. Those that were being undone are undone to the end."""
+
+    def work(move: Move) -> Moved | None:
+        mover = Mover(config, move, report)
+        return mover.undo() if move.state == "undoing" else mover.run()
+
+    return _in_pairs([((move.source, move.target), move.slot, partial(work, move)) for move in moves])
 
 
-_Task = tuple[tuple[str, str], int, Callable[[], Moved]]
+_Task = tuple[tuple[str, str], int, Callable[[], Moved | None]]
 
 
 def _in_pairs(tasks: Sequence[_Task]) -> tuple[list[Moved], dict[int, Exception]]:
@@ -155,7 +160,8 @@ def _in_pairs(tasks: Sequence[_Task]) -> tuple[list[Moved], dict[int, Exception]
                 except Exception as error:  # noqa: BLE001 - kept, and judged by whoever asked
                     failed[slot] = error
                     break
-                done.append(moved)
+                if moved is not None:
+                    done.append(moved)
 
     threads = [threading.Thread(target=drain_queues, daemon=True) for _ in range(min(MOVES_AT_ONCE_MAX, len(waiting)))]
     for thread in threads:

@@ -31,7 +31,7 @@ from sharded_wf.postgres.connect import Connection, connection
 from sharded_wf.postgres.migrate import make_copy
 from sharded_wf.reshard.copying import Copier, begin_capture, end_capture
 from sharded_wf.reshard.cutover import Cutover, drop, milliseconds, rename, tell
-from sharded_wf.reshard.record import Move, Side, find_move
+from sharded_wf.reshard.record import Move, Side, find_move, purpose_of
 from sharded_wf.reshard.tables import SQL, read_tables
 from sharded_wf.reshard.verify import verify_copy
 
@@ -131,7 +131,7 @@ class Mover:
                     drop(target.conn, names.copy)
                     target.remove()
             except ShardUnavailable as error:
-                self._take(source, move.source)
+                source.take()
                 if error.shard != move.target or names.retired in _schemas(source.conn, names.slot):
                     raise
                 # Nothing can go live there without the source's consent, which it loses now.
@@ -146,14 +146,9 @@ class Mover:
             if not source.plan("planned"):
                 raise MoveRefused(f"slot {self._move.slot} is being moved already: sharded-wf shards move --resume")
             self._say("planned")
-        self._take(source, self._move.source)
+        source.take()
         if not target.plan("copying"):
-            self._take(target, self._move.target)
-
-    def _take(self, side: Side, shard: str) -> None:
-        with self._connection(shard) as helper:
-            side.take(helper)
-        side.beat()  # raises if the row is another move's
+            target.take()
 
     def _arrived(self, target: Side) -> bool:
         known = find_move(target.conn, self._move.slot)
@@ -267,7 +262,7 @@ class Mover:
     def _connection(self, shard: str, deadline: float | None = None) -> Generator[Connection]:
         timeouts = milliseconds(MOVE_ROW_LOCK_TIMEOUT_SECONDS), milliseconds(MOVE_PASS_IDLE_SECONDS)
         conn: Connection | None = None
-        purpose = f"move {self._token.hex[:16]} {uuid.uuid4().hex[:8]}"  # by which blockers are found
+        purpose = purpose_of(self._token)
         try:
             with connection(self._config.shard(shard).dsn, purpose=purpose, deadline_seconds=deadline) as conn:
                 conn.execute(SQL["set_settings"].on(), timeouts)

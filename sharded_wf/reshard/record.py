@@ -65,6 +65,11 @@ class Move:
         return False
 
 
+def purpose_of(token: uuid.UUID) -> str:
+    """What the sessions of this coordinator are named after."""
+    return f"move {token.hex[:16]}"
+
+
 def runner_name() -> str:
     """This process, for people."""
     return f"{socket.gethostname()}:{os.getpid()}"
@@ -103,15 +108,19 @@ class Side:
         values = (move.slot, move.id, move.source, move.target, move.epoch, state, self._token, runner_name())
         return self.conn.execute(SQL["plan_move"].on(), values).rowcount == 1
 
-    def take(self, end_blockers: Connection) -> None:
-        """Become the coordinator of this side. What the old one has under way ends first, by itself or by us."""
+    def take(self) -> None:
+        """Become the coordinator of this side. What the old one has under way here ends first."""
         while True:
+            known = find_move(self.conn, self.move.slot)
+            if known is None or known.id != self.move.id:
+                raise MoveTakenOver(f"the move of slot {self.move.slot} was finished or undone by another process")
+            if known.coordinator != self._token:
+                self.conn.execute(SQL["end_coordinator"].on(), (f"sharded_wf {purpose_of(known.coordinator)}",))
             try:
                 self.conn.execute(SQL["take_move"].on(), (*self._who, runner_name()))
                 return
             except psycopg.errors.LockNotAvailable:
-                name = self.conn.info.get_parameters().get("application_name", "")
-                end_blockers.execute(SQL["end_blockers"].on(), (name,))
+                continue
 
     def hold(self) -> State:
         """To be called first in a transaction: nobody else becomes the coordinator until its end. Raises

@@ -48,12 +48,10 @@ where slot = $1::int and id = $2::uuid and coordinator = $3::uuid
 -- name: remove_move
 delete from {control}.move where slot = $1::int and id = $2::uuid
 
--- name: end_blockers
--- Ends the sessions (of this role) that a session of ours waits for: a coordinator that froze inside a transaction.
-select pg_terminate_backend(holder.pid)
-from pg_stat_activity waiting cross join lateral unnest(pg_blocking_pids(waiting.pid)) holder (pid)
-join pg_stat_activity held on held.pid = holder.pid and held.usename = current_user
-where waiting.application_name = $1
+-- name: end_coordinator
+-- The sessions of a coordinator that is replaced: one that froze inside a transaction would keep its locks.
+select pg_terminate_backend(pid) from pg_stat_activity
+where application_name like $1 || '%' and usename = current_user and pid <> pg_backend_pid()
 
 -- name: name_blockers
 -- Who holds what our session would need, for the message.
