@@ -92,8 +92,8 @@ class MoveRefused(ShardedWfError):
 
 
 class MoveBlocked(ShardedWfError):
-    """A move could not get a lock that other transactions hold, or found the two sides different. The slot works where it
-    was: end what holds it, then ``sharded-wf shards move --resume``, or ``--undo``."""
+    """A move could not get a lock that other transactions hold, or found the two sides different. The slot works where
+    it was: end what holds it, then ``sharded-wf shards move --resume``, or ``--undo``."""
 
 
 class MoveTakenOver(ShardedWfError):

@@ -30,9 +30,9 @@ from sharded_wf.routing import ShardMap
 
 @dataclass(frozen=True, slots=True)
 class Directory:
-    """The cluster as it was found. ``shards`` are those that belong to it, reachable or not; one that the configuration
-    names and that has not joined the cluster yet (``shards init``) is left out. ``unreachable``: why, by shard. ``away``:
-    slots that are not where the map says, though their shard answers: they are just being moved."""
+    """The cluster as it was found. ``shards`` are those that belong to it, reachable or not; one that the
+    configuration names and that has not joined the cluster yet (``shards init``) is left out. ``unreachable``: why, by
+    shard. ``away``: slots that are not where the map says, though their shard answers: they are just being moved."""
 
     cluster_id: uuid.UUID
     name: str

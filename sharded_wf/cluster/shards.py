@@ -1,9 +1,9 @@
 """The set of shards as one process reaches them, and the way from a workflow ID to its shard.
 
-Slots move while processes run. Whoever meets a slot that is not where the map says (``SlotMoved``) reads the map anew and
-asks again; so a move costs a caller a few milliseconds, and a move that hangs makes callers of that slot wait, as if its
-shard were away. A shard that is new in ``shards.toml`` is found in the same way: the file is read again when the map names
-a shard that this process does not know.
+Slots move while processes run. Whoever meets a slot that is not where the map says (``SlotMoved``) reads the map anew
+and asks again; so a move costs a caller a few milliseconds, and a move that hangs makes callers of that slot wait, as
+if its shard were away. A shard that is new in ``shards.toml`` is found in the same way: the file is read again when
+the map names a shard that this process does not know.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class ShardSet:
     # --- when slots move ----------------------------------------------------------------------------------------
 
     async def reload(self) -> None:
-        """Read the map anew. Callers at the same time share one look, which begins after they asked. If no shard answers,
-        everything stays as it is."""
+        """Read the map anew. Callers at the same time share one look, which begins after they asked. If no shard
+        answers, everything stays as it is."""
         asked = self.clock.monotonic()
         async with self._reloading:
             if self._reload_begun >= asked:
@@ -179,9 +179,8 @@ class ShardSet:
     ) -> dict[str, Existing]:
         """Start workflows, no ID twice: one transaction a shard. Returns those that existed before, by ID.
 
-        Raises ``ShardUnavailable`` if a shard does not answer, or a slot is nowhere, within ``wait_seconds`` (None: waits
-        for ever); the other shards' workflows are started then.
-        """
+        Raises ``ShardUnavailable`` if a shard does not answer, or a slot is nowhere, within ``wait_seconds`` (None:
+        waits for ever); the other shards' workflows are started then."""
         existing: dict[str, Existing] = {}
 
         async def write(shard: Shard, rows: Sequence[tuple[int, Start]], seconds: float | None) -> None:
@@ -209,7 +208,8 @@ class ShardSet:
         write: Callable[[Shard, Sequence[tuple[int, T]], float | None], Awaitable[None]],
         wait_seconds: float | None,
     ) -> None:
-        """Write rows to the shards of their slots; those of slots that have moved meanwhile, again where they are now."""
+        """Write rows to the shards of their slots; those of slots that have moved meanwhile, again where they are
+        now."""
         until = None if wait_seconds is None else self.clock.monotonic() + wait_seconds
         attempt = 0
         while True:

@@ -110,7 +110,8 @@ class Intake:
         self._hot.clear()
 
     def leave_slot(self, slot: int) -> None:
-        """The slot is not served any more. If it comes back everything in it is new: also what is older than any mark."""
+        """The slot is not served any more. If it comes back everything in it is new: also what is older than any
+        mark."""
         self._left.add(slot)
         for key in [key for key in self._states if key[0] == slot]:
             if self._states.pop(key).hot:

@@ -1,8 +1,9 @@
 """Slots that come and go while an executor runs.
 
-Which slots it serves follows from the shard map, from what it is asked to give back, and from what it finds: a slot whose
-tables are not there any more has moved. Being asked is a courtesy, so that running steps can come to their end: when the
-slot goes, whatever is still held of it has been given back by whoever moved it, and dropping it here is all that is left.
+Which slots it serves follows from the shard map, from what it is asked to give back, and from what it finds: a slot
+whose tables are not there any more has moved. Being asked is a courtesy, so that running steps can come to their end:
+when the slot goes, whatever is still held of it has been given back by whoever moved it, and dropping it here is all
+that is left.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ class Moving:
             self._part.watch.slots_changed()
 
     def moved(self, error: Exception) -> int | None:
-        """An error that a statement met: if it says that a slot is not here any more, what is held of it is dropped, and
-        the map read anew. Returns the slot."""
+        """An error that a statement met: if it says that a slot is not here any more, what is held of it is dropped,
+        and the map read anew. Returns the slot."""
         if not isinstance(error, psycopg.Error) or not is_moved(error):
             return None
         slot = moved_slot(error)

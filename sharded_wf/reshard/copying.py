@@ -1,12 +1,13 @@
 """Copying a slot while it is in use.
 
-First the source notes the keys of all rows that change from now on (triggers, one a table and event). Then every table is
-copied in the order of its primary key, a chunk a transaction, so that no long transaction keeps the queues from being
-vacuumed. Then, pass by pass, the rows whose keys were noted are copied again, each as it is at that moment: a key may be
-applied twice and in any order, so a pass that is cut off is simply made again. The passes grow short; the last one is made
-with the slot locked.
+First the source notes the keys of all rows that change from now on (triggers, one a table and event). Then every table
+is copied in the order of its primary key, a chunk a transaction, so that no long transaction keeps the queues from
+being vacuumed. Then, pass by pass, the rows whose keys were noted are copied again, each as it is at that moment: a
+key may be applied twice and in any order, so a pass that is cut off is simply made again. The passes grow short; the
+last one is made with the slot locked.
 
-The rows travel in COPY's binary format, as they are: it is the same in all versions of Postgres for the types that we use.
+The rows travel in COPY's binary format, as they are: it is the same in all versions of Postgres for the types that we
+use.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ def blocked_by(conn: Connection, names: Names) -> str:
     rows = conn.execute(SQL["name_blockers"].on(), (names.slot,)).fetchall()
     held = "; ".join(f"pid {pid} ({who}): {query}" for pid, who, query in rows) or "transactions that come and go"
     return (
-        f"the tables of {names.slot} could not be locked, {MOVE_LOCK_ATTEMPTS} times: {held}. The slot works as before. "
-        "End what holds them, then run: sharded-wf shards move --resume"
+        f"the tables of {names.slot} could not be locked, {MOVE_LOCK_ATTEMPTS} times: {held}. The slot works as "
+        "before. End what holds them, then run: sharded-wf shards move --resume"
     )
 
 

@@ -1,11 +1,12 @@
 """The cut-over: the slot stops living on the source, then begins to live on the target. Never the other way round.
 
-1. *Retire* (one transaction on the source, with every table of the slot locked): what executors still hold is given back,
-   the last changes are copied and committed on the target, the fence falls, the schema gets another name. Its commit is the
-   point of no return: from then on whoever comes with an old map meets "relation does not exist".
+1. *Retire* (one transaction on the source, with every table of the slot locked): what executors still hold is given
+   back, the last changes are copied and committed on the target, the fence falls, the schema gets another name. Its
+   commit is the point of no return: from then on whoever comes with an old map meets "relation does not exist".
 2. *Go live* (one transaction on the target): the copy gets the slot's name, the fence rises at the new epoch, and the
    target's copy of the map says so.
-3. *Tell*: the other shards' copies of the map. Whoever has an old one loses nothing but a round trip.
+3. *Tell*: the other shards' copies of the map. Whoever has an old one loses
+   nothing but a round trip.
 
 A crash between 1 and 2 leaves the slot nowhere, until any process finishes the move or undoes it.
 """

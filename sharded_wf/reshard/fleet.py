@@ -115,8 +115,8 @@ def move_all(
     *,
     verify: bool = True,
 ) -> tuple[list[Moved], dict[int, Exception]]:
-    """Carry out moves, one at a time for each pair of shards and some pairs at once. Returns what was moved, and what was
-    not, and why, by slot. After a failure nothing new is begun between the same two shards."""
+    """Carry out moves, one at a time for each pair of shards and some pairs at once. Returns what was moved, and what
+    was not, and why, by slot. After a failure nothing new is begun between the same two shards."""
 
     def work(wish: Wish) -> Moved:
         return Mover(config, new_move(config, wish), report, verify=verify).run()
@@ -131,9 +131,19 @@ def resume_all(
 
     def work(move: Move) -> Moved | None:
         mover = Mover(config, move, report)
-        return mover.undo() if move.state == "undoing" else mover.run()
+        if move.state != "undoing":
+            return mover.run()
+        mover.undo()
+        return None
 
     return _in_pairs([((move.source, move.target), move.slot, partial(work, move)) for move in moves])
+
+
+def undo_all(
+    config: ClusterConfig, moves: Sequence[Move], report: Callable[[Progress], None] = lambda _: None
+) -> tuple[list[Moved], dict[int, Exception]]:
+    """Take moves back, as ``Mover.undo``. What failed, and why, by slot."""
+    return _in_pairs([((move.source, move.target), move.slot, Mover(config, move, report).undo) for move in moves])
 
 
 _Task = tuple[tuple[str, str], int, Callable[[], Moved | None]]

@@ -2,8 +2,8 @@
 
     planned -> copying -> draining -> retired -> live -> (no rows)
 
-The states are the source's, to ``retired``; ``live`` is the target's. Everything that is done in a state can be done again,
-so a coordinator that dies anywhere leaves nothing but a move that is resumed.
+The states are the source's, to ``retired``; ``live`` is the target's. Everything that is done in a state can be done
+again, so a coordinator that dies anywhere leaves nothing but a move that is resumed.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from sharded_wf.reshard.copying import Copier, begin_capture, end_capture
 from sharded_wf.reshard.cutover import Cutover, drop, milliseconds, rename, tell
 from sharded_wf.reshard.record import Move, Side, find_move, purpose_of
 from sharded_wf.reshard.tables import SQL, read_tables
-from sharded_wf.reshard.verify import verify_copy
+from sharded_wf.reshard.verify import TableCheck, verify_copy
 
 _DRAIN_POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a move stands. ``phase``: planned, copying, following, verifying, draining, retired, live, cleaned. ``rows``
-    of about ``total`` are copied."""
+    """Where a move stands. ``phase``: planned, copying, following, verifying, draining, retired, live, cleaned.
+    ``rows`` of about ``total`` are copied."""
 
     slot: int
     source: str
@@ -53,9 +53,9 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """A move that is done. ``pause_seconds``: for how long the slot took no writes; ``None`` if another coordinator began
-    the pause. ``untold``: shards that could not be told; they learn of it from the others. ``cleaned``: nothing is left
-    behind on the source."""
+    """A move that is done. ``pause_seconds``: for how long the slot took no writes; ``None`` if another coordinator
+    began the pause. ``untold``: shards that could not be told; they learn of it from the others. ``cleaned``: nothing
+    is left behind on the source."""
 
     slot: int
     source: str
@@ -115,8 +115,8 @@ class Mover:
         return Moved(self._move.slot, self._move.source, self._move.target, self._rows, pause, tuple(untold), cleaned)
 
     def undo(self) -> None:
-        """Take the move back: the slot lives where it was. Raises ``MoveRefused`` if it is live on the target already, or
-        if that can't be known."""
+        """Take the move back: the slot lives where it was. Raises ``MoveRefused`` if it is live on the target already,
+        or if that can't be known."""
         move, names = self._move, self._move.names
         with self._source() as source:
             try:
@@ -139,6 +139,24 @@ class Mover:
             _restore(source)
         self._say("undone")
 
+    def compare(self) -> list[TableCheck] | None:
+        """Compare both sides of a move that stands still, as they are. None: the copy is not complete yet. Raises as
+        ``run``; whoever drives the move is replaced."""
+        with self._source() as source, self._target() as target:
+            source.take()
+            target.take()
+            tables = read_tables(source.conn, self._slot_name(source))
+            known = find_move(target.conn, self._move.slot)
+            done = (known.progress or {}).get("done", []) if known is not None else []
+            if len(done) < len(tables):
+                return None
+            copier = Copier(source, target, self._move.names, tables, self._copied)
+            return verify_copy(copier, live=self._slot_name(source) == self._move.names.slot)
+
+    def _slot_name(self, source: Side) -> str:
+        names = self._move.names
+        return names.retired if names.retired in _schemas(source.conn, names.slot) else names.slot
+
     # --- its parts ----------------------------------------------------------------------------------------------
 
     def _become_coordinator(self, source: Side, target: Side) -> None:
@@ -160,7 +178,8 @@ class Mover:
         tables = read_tables(source.conn, names.slot)
         if tables != read_tables(target.conn, names.copy):
             raise MoveRefused(
-                f"{names.slot} has other tables than a new slot on {self._move.target!r}; run: sharded-wf shards migrate"
+                f"{names.slot} has other tables than a new slot on {self._move.target!r}; "
+                "run: sharded-wf shards migrate"
             )
         begin_capture(source, names, tables, self._sleep)
         source.advance("copying", since=("planned", "copying", "draining"))
@@ -204,8 +223,8 @@ class Mover:
         )
 
     def _drain(self, source: Side, copier: Copier) -> None:
-        """Ask executors to give back what they hold of the slot, and wait for it, but not for ever: what is left is given
-        back for them."""
+        """Ask executors to give back what they hold of the slot, and wait for it, but not for ever: what is left is
+        given back for them."""
         source.advance("draining", since=("copying",))
         source.conn.execute(SQL["notify_moves"].on())
         self._say("draining")
@@ -241,8 +260,8 @@ class Mover:
         return None if begun is None else time.monotonic() - begun
 
     def _clean(self) -> bool:
-        """Remove what the move leaves behind: on the source first, the target's row last, since it is what says that all
-        is well. False if the source is away: a resume does it then."""
+        """Remove what the move leaves behind: on the source first, the target's row last, since it is what says that
+        all is well. False if the source is away: a resume does it then."""
         names = self._move.names
         try:
             with self._source() as source:

@@ -1,6 +1,7 @@
 """Which slots move where, so that every shard has its share. Pure.
 
-As few moves as possible: only shards that have too many slots give some away, and only those that have too few get some.
+As few moves as possible: only shards that have too many slots give some away, and only those that have too few get
+some.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ def shares(slots: int, weights: Mapping[str, float], held: Mapping[str, int]) ->
 def rebalance(
     placement: Sequence[str], weights: Mapping[str, float], *, fixed: Collection[int] = ()
 ) -> list[tuple[int, str]]:
-    """The moves (slot, target) that give every shard its share. ``placement[slot]`` is where a slot lies; a shard without
-    a weight gives all its slots away. ``fixed``: slots that stay where they are, such as those that are being moved."""
+    """The moves (slot, target) that give every shard its share. ``placement[slot]`` is where a slot lies; a shard
+    without a weight gives all its slots away. ``fixed``: slots that stay where they are, such as those that are being
+    moved."""
     held: dict[str, list[int]] = {shard: [] for shard in weights}
     for slot, shard in enumerate(placement):
         held.setdefault(shard, []).append(slot)

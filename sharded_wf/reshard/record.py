@@ -1,8 +1,8 @@
 """The record of a move: a row on the source, a row on the target, and who may write them.
 
-A process becomes a move's coordinator by writing its token into both rows, which waits for whatever the old coordinator
-has under way. Every transaction of a move begins by holding the row with that token; so a coordinator that was replaced,
-however late it wakes up, changes nothing.
+A process becomes a move's coordinator by writing its token into both rows, which waits for whatever the old
+coordinator has under way. Every transaction of a move begins by holding the row with that token; so a coordinator that
+was replaced, however late it wakes up, changes nothing.
 """
 
 from __future__ import annotations

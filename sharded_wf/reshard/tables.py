@@ -1,7 +1,7 @@
 """The tables of one slot as the catalog shows them, and statements about them.
 
-Nothing here knows the tables by name: what a migration adds is moved with the rest. Whatever has no primary key can't be
-followed while it changes, and is refused.
+Nothing here knows the tables by name: what a migration adds is moved with the rest. Whatever has no primary key can't
+be followed while it changes, and is refused.
 """
 
 from __future__ import annotations

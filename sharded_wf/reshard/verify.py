@@ -1,7 +1,7 @@
 """Whether both sides of a move hold the same rows: counts and checksums, table by table.
 
-While the slot is in use its rows change; those whose keys were noted since the last pass are left out on both sides. What
-is compared is one moment: nothing else writes to the copy, and the source is read in one snapshot.
+While the slot is in use its rows change; those whose keys were noted since the last pass are left out on both sides.
+What is compared is one moment: nothing else writes to the copy, and the source is read in one snapshot.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from sharded_wf.reshard.tables import SQL, Names, Table, text_of
 
 @dataclass(frozen=True, slots=True)
 class TableCheck:
-    """One table on both sides. ``changing``: keys that were left out, because their rows are still to be copied again."""
+    """One table on both sides. ``changing``: keys that were left out, because their rows are still to be copied
+    again."""
 
     table: str
     source_rows: int
@@ -28,8 +29,8 @@ class TableCheck:
 
 
 def verify_copy(copier: Copier, *, live: bool) -> list[TableCheck]:
-    """Compare every table of the slot with its copy. ``live``: the slot is in use on the source, under its own name; else
-    it is retired there."""
+    """Compare every table of the slot with its copy. ``live``: the slot is in use on the source, under its own name;
+    else it is retired there."""
     source, target, names = copier.source.conn, copier.target.conn, copier.names
     source.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
     try:

@@ -209,9 +209,12 @@ delete from {control}.lease where id in (select lease_id from {control}.departur
 -- name: forget_departures
 delete from {control}.departure where slot = $1::int
 
--- name: read_members
--- What still speaks against removing a shard: executors, and moves.
-select (select count(*) from {control}.lease), (select count(*) from {control}.move)
+-- name: count_leases
+select count(*) from {control}.lease
+
+-- name: lock_members
+-- No move can begin here meanwhile.
+lock table {control}.move in access exclusive mode
 
 -- name: drop_control
 drop schema {control} cascade

@@ -113,7 +113,7 @@ def test_i7_a_coordinator_is_killed_and_the_move_is_finished(two_shards: TestClu
         killed_at(two_shards, state)
         lives = homes(two_shards).get(0, [])
         assert lives == ([] if state == "retired" else [2] if state in STATES[6:] else [1])
-        done, failed = resume_all(two_shards.config, [one.move for one in unfinished_moves(two_shards.config)])
+        _, failed = resume_all(two_shards.config, [one.move for one in unfinished_moves(two_shards.config)])
         assert failed == {}
         assert homes(two_shards)[0] == [2]
         assert leftovers(two_shards) == []

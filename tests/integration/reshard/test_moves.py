@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
-from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -15,7 +13,7 @@ from sharded_wf.cluster.directory import load_map
 from sharded_wf.reshard.fleet import check_wishes, move_all
 from sharded_wf.reshard.move import Moved
 from tests.support.cluster import TestCluster
-from tests.support.flows import app, chain, expected_order, inbox, noted_inbox, outbox, parent, sleeper
+from tests.support.flows import app, chain, noted_inbox, outbox, parent, sleeper
 
 
 def move(cluster: TestCluster, *wishes: tuple[int, str], **options: Any) -> list[Moved]:
