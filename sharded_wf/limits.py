@@ -125,7 +125,10 @@ RESTART_FIRST_SECONDS = 0.5
 RESTART_MAX_SECONDS = 10.0
 
 # Moving slots
-MOVE_CHUNK_ROWS = 20_000
+MOVE_CHUNK_ROWS = 5_000
+MOVE_PACE_FACTOR = 4.0
+"""After each chunk a move rests for so many times as long as the chunk took: the other slots need the machine as
+well."""
 MOVE_LOCK_TIMEOUT_SECONDS = 0.1
 """How long a move waits in line for a slot's tables; writers wait behind it for as long."""
 MOVE_LOCK_PAUSE_SECONDS = 0.3

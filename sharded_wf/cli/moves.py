@@ -21,6 +21,7 @@ from sharded_wf.cli.output import console, duration, print_error, print_json, ta
 from sharded_wf.cluster.directory import load_map
 from sharded_wf.config import ClusterConfig, find_config
 from sharded_wf.errors import ConfigError, MoveRefused
+from sharded_wf.limits import MOVE_PACE_FACTOR
 from sharded_wf.reshard import plan
 from sharded_wf.reshard.checkup import verify_slot
 from sharded_wf.reshard.fleet import Unfinished, Wish, check_wishes, move_all, resume_all, undo_all, unfinished_moves
@@ -29,6 +30,7 @@ from sharded_wf.reshard.move import Moved
 from sharded_wf.reshard.move import Progress as Step
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and do nothing.")]
+FullSpeed = Annotated[bool, typer.Option("--full-speed", help="Copy without rests, at the expense of other slots.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")]
 
 _PHASES = {
@@ -114,6 +116,7 @@ def move(
     force: Annotated[
         bool, typer.Option("--force", help="Also if their process seems to live: it is shut out.")
     ] = False,
+    full_speed: FullSpeed = False,
     dry_run: DryRun = False,
     yes: Yes = False,
 ) -> None:
@@ -126,13 +129,14 @@ def move(
         return
     if not slots or to is None:
         raise ConfigError("say which slots, and where to: sharded-wf shards move 3 7 --to pg2")
-    _carry_out(config, [(slot, to) for slot in dict.fromkeys(slots)], dry_run=dry_run, yes=yes)
+    _carry_out(config, [(slot, to) for slot in dict.fromkeys(slots)], full_speed=full_speed, dry_run=dry_run, yes=yes)
 
 
 def drain(
     shard: Annotated[str, typer.Argument(help="The shard to empty.")],
     cluster: ClusterOption = None,
     weights: Annotated[str | None, typer.Option(help="As for rebalance.", metavar="pg1=2,pg2=1")] = None,
+    full_speed: FullSpeed = False,
     dry_run: DryRun = False,
     yes: Yes = False,
 ) -> None:
@@ -145,7 +149,7 @@ def drain(
         wanted = plan.drain(directory.shard_map.placement, shard, given)
     except ValueError as error:
         raise MoveRefused(f"shard {shard!r} can't be drained: {error}") from None
-    _carry_out(config, wanted, dry_run=dry_run, yes=yes)
+    _carry_out(config, wanted, full_speed=full_speed, dry_run=dry_run, yes=yes)
 
 
 def rebalance(
@@ -157,6 +161,7 @@ def rebalance(
             metavar="pg1=2,pg2=1",
         ),
     ] = None,
+    full_speed: FullSpeed = False,
     dry_run: DryRun = False,
     yes: Yes = False,
 ) -> None:
@@ -169,7 +174,7 @@ def rebalance(
         wanted = plan.rebalance(directory.shard_map.placement, given, fixed=moving)
     except ValueError as error:
         raise ConfigError(f"--weights: {error}") from None
-    _carry_out(config, wanted, dry_run=dry_run, yes=yes)
+    _carry_out(config, wanted, full_speed=full_speed, dry_run=dry_run, yes=yes)
 
 
 def verify(
@@ -217,7 +222,9 @@ def _confirm(yes: bool, question: str) -> None:
         typer.confirm(question, abort=True)
 
 
-def _carry_out(config: ClusterConfig, wanted: Sequence[tuple[int, str]], *, dry_run: bool, yes: bool) -> None:
+def _carry_out(
+    config: ClusterConfig, wanted: Sequence[tuple[int, str]], *, full_speed: bool, dry_run: bool, yes: bool
+) -> None:
     out = console()
     wishes = check_wishes(config, wanted)
     if not wishes:
@@ -228,7 +235,7 @@ def _carry_out(config: ClusterConfig, wanted: Sequence[tuple[int, str]], *, dry_
         return
     _confirm(yes, "Move them?")
     with _bars([(wish.slot, wish.source, wish.target) for wish in wishes]) as report:
-        done, failed = move_all(config, wishes, report)
+        done, failed = move_all(config, wishes, report, pace=0.0 if full_speed else MOVE_PACE_FACTOR)
     _print_outcome(done, failed, len(wishes))
 
 

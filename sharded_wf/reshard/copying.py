@@ -12,6 +12,7 @@ use.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
@@ -36,9 +37,7 @@ def begin_capture(source: Side, names: Names, tables: tuple[Table, ...], sleep: 
             try:
                 with conn.transaction():
                     source.hold()
-                    conn.execute(text_of(SQL["create_changes_table"], names, table))
-                    for event in EVENTS:
-                        conn.execute(text_of(SQL[f"create_{event}_trigger"], names, table))
+                    conn.execute(text_of(SQL["capture_changes"], names, table))
                 break
             except psycopg.errors.LockNotAvailable:
                 if attempt == MOVE_LOCK_ATTEMPTS:
@@ -75,6 +74,8 @@ class Copier:
     names: Names
     tables: tuple[Table, ...]
     copied: Callable[[int], None]
+    rest: Callable[[float], None] = lambda _: None
+    """Called with the seconds that a chunk took."""
 
     def copy_all(self, progress: dict[str, object] | None) -> None:
         """Every table, from where ``progress`` (kept on the target) says that an earlier coordinator stopped."""
@@ -93,6 +94,7 @@ class Copier:
 
     def _copy_table(self, table: Table, after: tuple[str, ...] | None, done: list[str]) -> None:
         while True:
+            begun = time.monotonic()
             self.source.beat()
             lower = key_bound(table, ">", after)
             chunk_end = text_of(SQL["chunk_end"], self.names, table, after=lower)
@@ -109,6 +111,7 @@ class Copier:
             self.copied(rows)
             if end is None:
                 return
+            self.rest(time.monotonic() - begun)
             after = end
 
     def pipe(self, out: str, into: str) -> int:

@@ -13,7 +13,7 @@ from sharded_wf.cluster.fanout import ask_each
 from sharded_wf.cluster.shard_map import read_record
 from sharded_wf.config import ClusterConfig, ShardConfig
 from sharded_wf.errors import MoveRefused
-from sharded_wf.limits import MOVES_AT_ONCE_MAX, STATUS_DEADLINE_SECONDS
+from sharded_wf.limits import MOVE_PACE_FACTOR, MOVES_AT_ONCE_MAX, STATUS_DEADLINE_SECONDS
 from sharded_wf.postgres.connect import Connection
 from sharded_wf.postgres.migrate import pending
 from sharded_wf.reshard.move import Moved, Mover, Progress
@@ -113,13 +113,13 @@ def move_all(
     wishes: Sequence[Wish],
     report: Callable[[Progress], None] = lambda _: None,
     *,
-    verify: bool = True,
+    pace: float = MOVE_PACE_FACTOR,
 ) -> tuple[list[Moved], dict[int, Exception]]:
     """Carry out moves, one at a time for each pair of shards and some pairs at once. Returns what was moved, and what
     was not, and why, by slot. After a failure nothing new is begun between the same two shards."""
 
     def work(wish: Wish) -> Moved:
-        return Mover(config, new_move(config, wish), report, verify=verify).run()
+        return Mover(config, new_move(config, wish), report, pace=pace).run()
 
     return _in_pairs([((wish.source, wish.target), wish.slot, partial(work, wish)) for wish in wishes])
 

@@ -22,6 +22,7 @@ from sharded_wf.errors import MoveBlocked, MoveRefused, ShardUnavailable
 from sharded_wf.limits import (
     MOVE_CUTOVER_DEADLINE_SECONDS,
     MOVE_DRAIN_SECONDS,
+    MOVE_PACE_FACTOR,
     MOVE_PASS_IDLE_SECONDS,
     MOVE_PASSES_MAX,
     MOVE_ROW_LOCK_TIMEOUT_SECONDS,
@@ -77,6 +78,7 @@ class Mover:
         sleep: Callable[[float], None] = time.sleep,
         *,
         verify: bool = True,
+        pace: float = MOVE_PACE_FACTOR,
     ) -> None:
         self._config = config
         self._move = move
@@ -84,6 +86,7 @@ class Mover:
         self._report = report
         self._sleep = sleep
         self._verify = verify
+        self._pace = pace
         self._rows = 0
         self._total = 0
 
@@ -189,7 +192,7 @@ class Mover:
         self._total = _estimate(source.conn, names.slot)
         self._rows = _estimate(target.conn, names.copy) if progress else 0
         self._say("copying")
-        copier = Copier(source, target, names, tables, self._copied)
+        copier = Copier(source, target, names, tables, self._copied, self._rest)
         copier.copy_all(progress)
         self._follow(copier)
         copier.analyze()
@@ -204,6 +207,9 @@ class Mover:
                 )
             self._follow(copier)
         return copier
+
+    def _rest(self, worked_seconds: float) -> None:
+        self._sleep(worked_seconds * self._pace)
 
     def _copied(self, rows: int) -> None:
         self._rows += rows

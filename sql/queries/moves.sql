@@ -72,10 +72,9 @@ select set_config('enable_seqscan', 'off', false), set_config('enable_hashjoin',
 -- name: set_local_timeouts
 select set_config('lock_timeout', $1, true), set_config('idle_in_transaction_session_timeout', $2, true)
 
--- name: allow_scans
--- A checksum reads all of a table.
-select set_config('enable_seqscan', 'on', true), set_config('enable_hashjoin', 'on', true),
-    set_config('idle_in_transaction_session_timeout', '0', true)
+-- name: allow_hash_joins
+-- The keys that are left out have no index.
+select set_config('enable_hashjoin', 'on', true)
 
 -- name: read_schemas
 -- Every schema of this slot in this database: the live one, the copy, the changes, what was retired.
@@ -108,21 +107,9 @@ drop schema if exists {schema} cascade
 -- name: create_changes
 create schema if not exists {changes}
 
--- name: create_changes_table
+-- name: capture_changes
 -- The keys of rows that changed, again and again perhaps.
-create table if not exists {changes}.{table} as select {key} from {slot}.{table} with no data
-
--- name: create_insert_trigger
-create or replace trigger move_insert after insert on {slot}.{table} referencing new table as new_rows
-for each statement execute function {control}.note_changes('{changes}.{table}', '{key}')
-
--- name: create_update_trigger
-create or replace trigger move_update after update on {slot}.{table} referencing old table as old_rows new table as new_rows
-for each statement execute function {control}.note_changes('{changes}.{table}', '{key}')
-
--- name: create_delete_trigger
-create or replace trigger move_delete after delete on {slot}.{table} referencing old table as old_rows
-for each statement execute function {control}.note_changes('{changes}.{table}', '{key}')
+select {control}.capture_changes('{slot}', '{changes}', '{table}', '{key}')
 
 -- name: drop_triggers
 drop trigger if exists move_{event} on {slot}.{table}

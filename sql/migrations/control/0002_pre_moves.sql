@@ -24,17 +24,30 @@ create table {control}.departure (
     primary key (slot, lease_id)
 );
 
--- The trigger of a slot that is being copied: notes the keys of changed rows. Arguments: where, and the key's columns. With its
--- owner's rights, since executors may be another role.
-create function {control}.note_changes() returns trigger language plpgsql security definer set search_path = pg_catalog as $$
+-- Note the keys of all rows of one table that change from now on. Statement triggers with plans of their own:
+-- they cost a flush some microseconds. They have their owner's rights, since executors may be another role. The names
+-- come quoted, or need no quotes.
+create function {control}.capture_changes(slot text, changes text, name text, key text) returns void language plpgsql as $$
+declare
+    event text;
+    source text;
 begin
-    if tg_op = 'INSERT' then
-        execute format('insert into %s select %s from new_rows', tg_argv[0], tg_argv[1]);
-    elsif tg_op = 'DELETE' then
-        execute format('insert into %s select %s from old_rows', tg_argv[0], tg_argv[1]);
-    else
-        execute format('insert into %1$s select %2$s from old_rows union select %2$s from new_rows', tg_argv[0], tg_argv[1]);
-    end if;
-    return null;
+    execute format('create table if not exists %2$s.%3$s as select %4$s from %1$s.%3$s with no data', slot, changes, name, key);
+    foreach event in array array['insert', 'update', 'delete'] loop
+        source := case event
+            when 'insert' then format('select %s from new_rows', key)
+            when 'delete' then format('select %s from old_rows', key)
+            else format('select %1$s from old_rows union all select %1$s from new_rows', key) end;
+        execute format(
+            'create or replace function %1$s.note_%2$s_%3$s() returns trigger language plpgsql security definer as '
+            '$body$ begin insert into %1$s.%2$s %4$s; return null; end $body$', changes, name, event, source);
+        execute format(
+            'create or replace trigger move_%3$s after %3$s on %1$s.%2$s referencing %4$s '
+            'for each statement execute function %5$s.note_%2$s_%3$s()', slot, name, event,
+            case event
+                when 'insert' then 'new table as new_rows'
+                when 'delete' then 'old table as old_rows'
+                else 'old table as old_rows new table as new_rows' end, changes);
+    end loop;
 end
 $$;

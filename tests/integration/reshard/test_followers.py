@@ -17,7 +17,8 @@ from sharded_wf.config import ClusterConfig
 from sharded_wf.postgres.failures import moved_slot
 from sharded_wf.reshard.fleet import Wish, new_move, resume_all, unfinished_moves
 from sharded_wf.reshard.move import Mover, Progress
-from tests.integration.reshard.test_interrupted import homes, killed_at, move
+from tests.integration.reshard.test_interrupted import killed_at
+from tests.integration.reshard.test_moves import homes, move
 from tests.support.cluster import TestCluster
 from tests.support.flows import app, blocking_chain, chain, echo, gated_chain, inbox, sleeper
 from tests.support.processes import until
@@ -211,13 +212,16 @@ def test_a_long_transaction_delays_the_move_and_writers_hardly(two_shards: TestC
     (id_,) = in_slot(two_shards, 0, 1)
     released = threading.Event()
 
+    def let_go() -> None:
+        holder.rollback()
+        released.set()
+
     def release(progress: Progress) -> None:
         if progress.phase == "draining":
-            threading.Timer(1.5, lambda: (holder.rollback(), released.set())).start()
+            threading.Timer(1.5, let_go).start()
 
-    mover = threading.Thread(
-        target=Mover(two_shards.config, new_move(two_shards.config, Wish(0, "pg1", "pg2")), release).run
-    )
+    planned = new_move(two_shards.config, Wish(0, "pg1", "pg2"))
+    mover = threading.Thread(target=Mover(two_shards.config, planned, release).run)
     mover.start()
 
     async def go() -> float:
