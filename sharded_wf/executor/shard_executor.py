@@ -63,21 +63,19 @@ class ShardExecutor:
         self._relays = shard.link("relay")
         self.intake = Intake(executor.capabilities, executor.queues, isolated=executor.isolated)
         self.moving = Moving(self, executor.shards, self._watches, self._clock)
-        schemas, moved = self.moving.schemas, self.moving.moved
+        here, moved = self.moving.schemas, self.moving.moved
         self.flusher = Flusher(self._flushes, self._clock, self._is_here, self._saved, moved)
-        self.lookups = Lookups(
-            self._reads, self._clock, schemas, moved, self.held, self._resume, self._offer, self._woken
-        )
+        self.lookups = Lookups(self._reads, self._clock, here, moved, self.held, self._resume, self._offer, self._woken)
         self._listener = Listener(shard.dsn, [leases.READY_CHANNEL, leases.WAKE_CHANNEL, MOVES_CHANNEL], self._heard)
-        self.relay = Relay(self._relays, executor.shards, schemas, self._clock, executor.arrived)
+        self.relay = Relay(self._relays, executor.shards, here, self._clock, executor.arrived)
         self._claiming = Claiming(
-            self._claims, self._clock, schemas, moved, self.intake, self, self._take, self._exhausted
+            self._claims, self._clock, here, moved, self.intake, self, self._take, self._exhausted
         )
         self.watch = Watch(
-            self._watches, self._listener, self._clock, schemas, moved, self.intake, self._claiming.work,
+            self._watches, self._listener, self._clock, here, moved, self.intake, self._claiming.work,
             self.lookups.wakes, self.relay.sweep, executor.isolation.wanted,
         )  # fmt: skip
-        self._vacuum = Vacuum(shard.dsn, schemas)
+        self._vacuum = Vacuum(shard.dsn, here)
         self._host = ShardHost(executor, self)
 
     @property

@@ -142,6 +142,8 @@ def test_i4_an_executor_that_could_not_listen_writes_nothing_to_a_slot_that_left
                 leases = set(two_shards.leases(1))
                 await asyncio.to_thread(move, two_shards, (0, "pg2"))
                 assert two_shards.ask("select count(*) from wf_control.departure", 1) == [(1,)]
+                held = two_shards.ask("select status, claim_id, deaths from wf_0000.workflow where id = %s", 2, id_)
+                assert held == [(0, None, 0)]  # given back for it, and nobody is blamed
                 await asyncio.to_thread(move, two_shards, (0, "pg1"))
                 assert not leases & set(two_shards.leases(1))
                 async with app.executor(two_shards.config, shards=["pg1"]):

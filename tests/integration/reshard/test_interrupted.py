@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import uuid
 from collections.abc import Callable, Iterable
 
+import psycopg
 import pytest
 
 from sharded_wf.dev import EmbeddedServer
@@ -41,6 +43,12 @@ COORDINATOR = """
     getattr(Mover(config, move, report), action)()
     print("at the end", flush=True)
 """
+
+
+def connect(cluster: TestCluster) -> psycopg.Connection[tuple[object, ...]]:
+    return psycopg.connect(cluster.direct[0], autocommit=True, cursor_factory=psycopg.RawCursor[tuple[object, ...]])
+
+
 STATES = ("planned", "copying", "following", "verifying", "draining", "retired", "live", "told", "cleaned")
 BEFORE_LIVE = STATES[:6]
 UNDO_STATES = ("undoing", "unmade", "undone")
@@ -159,6 +167,43 @@ def test_i7_a_replaced_coordinator_changes_nothing(two_shards: TestCluster) -> N
             Mover(two_shards.config, first, overtake).run()
         assert (homes(two_shards)[0], leftovers(two_shards)) == ([2], [])
         move(two_shards, (0, "pg1"))
+
+
+def test_i7_a_token_that_was_replaced_is_worth_nothing(two_shards: TestCluster) -> None:
+    planned = new_move(two_shards.config, Wish(0, "pg1", "pg2"))
+    with connect(two_shards) as one, connect(two_shards) as another:
+        first, second = Side(one, planned, uuid.uuid4()), Side(another, planned, uuid.uuid4())
+        assert first.plan("planned")
+        assert not second.plan("planned")
+        with one.transaction():
+            assert first.hold() == "planned"
+            another.execute("set lock_timeout = '50ms'")
+            with pytest.raises(psycopg.errors.LockNotAvailable):  # what is under way comes first
+                another.execute("update wf_control.move set runner = 'x'")
+        second.take()
+        assert second.hold() == "planned"
+        for forbidden in (first.hold, first.beat, lambda: first.advance("copying", since=("planned",))):
+            with pytest.raises(MoveTakenOver):
+                forbidden()
+        with pytest.raises(MoveTakenOver):
+            second.advance("live", since=("copying",))
+        second.remove()
+
+
+def test_i7_a_frozen_coordinator_is_shut_out(two_shards: TestCluster, seed: int) -> None:
+    ids = fill(two_shards)
+    state = random.Random(seed).choice(BEFORE_LIVE)
+    with WorkerProcess(COORDINATOR.replace("600", "0.5"), str(two_shards.config_file()), state, "run") as coordinator:
+        coordinator.wait_line(f"at {state}")
+        coordinator.freeze()
+        _, failed = resume_all(two_shards.config, [one.move for one in unfinished_moves(two_shards.config)])
+        assert failed == {}
+        assert (homes(two_shards)[0], leftovers(two_shards)) == ([2], [])
+        coordinator.thaw()
+        assert coordinator.wait() != 0
+        assert "at the end" not in coordinator.output()
+    assert (homes(two_shards)[0], leftovers(two_shards)) == ([2], [])
+    finish(two_shards, ids)
 
 
 def test_i7_two_that_begin_at_once(two_shards: TestCluster) -> None:
