@@ -109,9 +109,9 @@ class Executor:
 
     def _serve_shards(self) -> None:
         """Serve every shard that is ours to serve, also those without slots: one may be on its way there."""
-        served = {part.shard.name for part in self._held_by}
+        served = {part.shard for part in self._held_by}
         for shard in self.shards.shards.values():
-            if shard.name not in served and (self._only is None or shard.name in self._only):
+            if shard not in served and (self._only is None or shard.name in self._only):
                 part = ShardExecutor(self, shard)
                 self._held_by[part] = 0
                 self._serving.append(asyncio.create_task(part.serve(), name=f"serve {shard.name}"))
@@ -121,7 +121,7 @@ class Executor:
         if self._stopping is not None:
             return
         for part in self._held_by:
-            if part.shard.name in self.shards.shards:
+            if self.shards.shards.get(part.shard.name) is part.shard:
                 part.moving.follow_map()
             else:
                 part.drain()  # the shard has left the cluster

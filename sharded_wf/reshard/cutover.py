@@ -81,7 +81,10 @@ class Cutover:
             with self.target.conn.transaction():
                 self.target.hold()
                 copier.apply_changes(forget=False)
-            conn.execute(SQL["lower_fence"].on(names.slot), (False,))
+            if conn.execute(SQL["lower_fence"].on(names.slot), (False, self.move.epoch)).rowcount != 1:
+                raise MoveRefused(
+                    f"slot {slot} has moved since this move was planned; run: sharded-wf shards move --undo"
+                )
             rename(conn, names.slot, names.retired)
             self.source.advance("retired", since=("copying", "draining"))
         return begun

@@ -124,7 +124,7 @@ class Mover:
         with self._source() as source:
             try:
                 with self._target() as target:
-                    self._become_coordinator(source, target)
+                    self._become_coordinator(source, target, undo=True)
                     if self._arrived(target):
                         raise MoveRefused(
                             f"slot {move.slot} is live on {move.target!r} already: use --resume, or move it back"
@@ -162,8 +162,14 @@ class Mover:
 
     # --- its parts ----------------------------------------------------------------------------------------------
 
-    def _become_coordinator(self, source: Side, target: Side) -> None:
-        if find_move(source.conn, self._move.slot) is None:
+    def _become_coordinator(self, source: Side, target: Side, *, undo: bool = False) -> None:
+        slot = self._move.slot
+        if find_move(source.conn, slot) is None:
+            if not undo and find_move(target.conn, slot) is not None:
+                raise MoveRefused(
+                    f"a move of slot {slot} to {self._move.target!r} was undone while that shard was away, and has "
+                    f"left rows there; run: sharded-wf shards move --undo {slot}"
+                )
             if not source.plan("planned"):
                 raise MoveRefused(f"slot {self._move.slot} is being moved already: sharded-wf shards move --resume")
             self._say("planned")
@@ -179,6 +185,8 @@ class Mover:
         names, progress = self._move.names, None
         make_copy(target.conn, names.copy)
         tables = read_tables(source.conn, names.slot)
+        if not tables:
+            raise MoveRefused(f"slot {self._move.slot} is not on {self._move.source!r}: see sharded-wf shards status")
         if tables != read_tables(target.conn, names.copy):
             raise MoveRefused(
                 f"{names.slot} has other tables than a new slot on {self._move.target!r}; "
@@ -290,6 +298,12 @@ class Mover:
         purpose = purpose_of(self._token)
         try:
             with connection(self._config.shard(shard).dsn, purpose=purpose, deadline_seconds=deadline) as conn:
+                row = conn.execute(SQL["backend"].on()).fetchone()
+                if row is None or row[0] != conn.info.backend_pid:
+                    raise MoveRefused(
+                        f"the DSN of shard {shard!r} leads through a transaction-pooling proxy; a move needs "
+                        "sessions of its own: name a shards.toml with direct DSNs (--cluster), for this command alone"
+                    )
                 conn.execute(SQL["set_settings"].on(), timeouts)
                 try:
                     yield conn
@@ -325,7 +339,7 @@ def _restore(source: Side) -> None:
         source.hold()
         if names.retired in _schemas(conn, names.slot):
             rename(conn, names.retired, names.slot)
-            conn.execute(SQL["lower_fence"].on(names.slot), (True,))
+            conn.execute(SQL["lower_fence"].on(names.slot), (True, source.move.epoch))
     end_capture(conn, names, read_tables(conn, names.slot), names.slot)
     source.remove()
     conn.execute(SQL["notify_moves"].on())

@@ -60,6 +60,9 @@ from pg_locks l join pg_class c on c.oid = l.relation join pg_namespace n on n.o
 join pg_stat_activity a on a.pid = l.pid
 where l.granted and n.nspname = $1 and l.pid <> pg_backend_pid() limit 5
 
+-- name: backend
+select pg_backend_pid()
+
 -- name: set_settings
 -- How rows are written as text is the same on both sides; copies go by the primary keys; nothing waits for long.
 select set_config('enable_seqscan', 'off', false), set_config('enable_hashjoin', 'off', false),
@@ -181,7 +184,7 @@ insert into {slot}.ready (capability, queue, priority, enqueued_at, id)
 select case when deaths > 1 then '!' else '~' end || capability, queue, priority, clock_timestamp(), id from given
 
 -- name: lower_fence
-update {slot}.fence set live = $1
+update {slot}.fence set live = $1 where epoch < $2::bigint
 
 -- name: rise_fence
 insert into {slot}.fence (slot, shard, epoch, live) values ($1::int, $2, $3::bigint, true)
