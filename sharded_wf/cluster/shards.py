@@ -20,6 +20,7 @@ import psycopg
 from sharded_wf.clock import SYSTEM_CLOCK, Clock
 from sharded_wf.cluster.directory import Directory, load_map
 from sharded_wf.cluster.shard import Shard
+from sharded_wf.cluster.shard_map import Placement, merge
 from sharded_wf.cluster.writer import SlotMoved
 from sharded_wf.config import ClusterConfig, ShardConfig
 from sharded_wf.errors import ShardedWfError, ShardUnavailable
@@ -60,6 +61,7 @@ class ShardSet:
         self._reloading = asyncio.Lock()
         self._reload_begun = 0.0
         self._left: list[Shard] = []
+        self._placements: tuple[Placement, ...] = ()
 
     @classmethod
     async def open(cls, config: ClusterConfig, clock: Clock = SYSTEM_CLOCK) -> ShardSet:
@@ -67,7 +69,8 @@ class ShardSet:
         one answers."""
         directory = await asyncio.to_thread(load_map, config)
         made = cls(config, directory.shard_map, directory.shards, clock)
-        made.away = directory.away
+        made._placements = directory.placements
+        made.away = directory.away(directory.shard_map)
         return made
 
     async def close(self) -> None:
@@ -85,11 +88,9 @@ class ShardSet:
                 return
             self._reload_begun = self.clock.monotonic()
             try:
-                directory = await asyncio.to_thread(self._load)
+                self._adopt(await asyncio.to_thread(self._load))
             except ShardedWfError as error:
                 logger.info("the shard map could not be read anew: %s", error)
-                return
-            self._adopt(directory)
 
     def _load(self) -> Directory:
         directory = load_map(self.config, lenient=True)
@@ -103,17 +104,19 @@ class ShardSet:
         return directory
 
     def _adopt(self, directory: Directory) -> None:
-        newer, here = directory.shard_map, self.map
-        if newer.epoch < here.epoch:
-            return  # the shards that answered this time know less than we do
-        if (newer, directory.away, {shard.name for shard in directory.shards}) == (here, self.away, set(self.shards)):
+        # Slot by slot: the shards that answered this time may know less than we do.
+        self._placements = merge((directory.placements, self._placements))
+        names = tuple(row.shard for row in self._placements)
+        newer, here = ShardMap(max(row.epoch for row in self._placements), names, base=self.map.base), self.map
+        away = directory.away(newer)
+        if (newer, away, {shard.name for shard in directory.shards}) == (here, self.away, set(self.shards)):
             return
         for config in directory.shards:
             if config.name not in self.shards:
                 self.shards[config.name] = Shard(config.name, config.dsn, (), self.clock)
         for name in self.shards.keys() - {shard.name for shard in directory.shards}:
             self._left.append(self.shards.pop(name))
-        self.map, self.away = newer, directory.away
+        self.map, self.away = newer, away
         for shard in (*self.shards.values(), *self._left):
             shard.assign(newer.slots_of(shard.name))
         self._by_slot = [self.shards.get(name) for name in newer.placement]

@@ -75,10 +75,11 @@ class Moving:
         if not isinstance(error, psycopg.Error) or not is_moved(error):
             return None
         slot = moved_slot(error)
-        if slot is not None and slot not in self._gone:
-            self._gone.add(slot)
-            logger.info("shard %s: slot %d is not here any more", self._part.shard.name, slot)
-            self._drop(slot)
+        if slot is not None:
+            if slot not in self._gone:
+                self._gone.add(slot)
+                logger.info("shard %s: slot %d is not here any more", self._part.shard.name, slot)
+            self._drop(slot)  # again, perhaps: the answer to a claim may have come after the first time
         if self._reload is None or self._reload.done():
             self._reload = asyncio.create_task(self._shards.reload(), name="reload map")
         return slot

@@ -256,6 +256,32 @@ def test_i7_a_shard_is_killed(
     finish(cluster, ids)
 
 
+def test_i7_a_move_is_undone_while_its_target_is_away(
+    make_cluster: Callable[..., TestCluster],
+    databases: Callable[[int], list[str]],
+    server_factory: Callable[..., EmbeddedServer],
+) -> None:
+    """The source takes its slot back at once; what is left on the target is seen, refused to be resumed, and
+    removed."""
+    server = server_factory()
+    cluster = make_cluster(dsns=[*databases(1), server.create_database("away")])
+    ids = fill(cluster)
+    killed_at(cluster, "following")
+    server.kill()
+    (hanging,) = unfinished_moves(cluster.config)
+    assert hanging.unseen == ("pg2",)
+    Mover(cluster.config, hanging.move).undo()
+    server.start()
+    assert homes(cluster)[0] == [1]
+    (left,) = unfinished_moves(cluster.config)
+    with pytest.raises(MoveRefused, match="was undone while that shard was away"):
+        Mover(cluster.config, left.move).run()
+    Mover(cluster.config, left.move).undo()
+    assert (homes(cluster)[0], leftovers(cluster)) == ([1], [])
+    move(cluster, (0, "pg2"))
+    finish(cluster, ids)
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_i7_the_network_is_cut_at_the_retirement(
     two_shards: TestCluster, monkeypatch: pytest.MonkeyPatch, when: Moment
