@@ -149,6 +149,8 @@ SLOT_DRAIN_SECONDS = 4.0
 MOVES_AT_ONCE_MAX = 4
 MOVES_POLL_SECONDS = 1.0
 """How often an executor looks whether slots move, where it is not notified."""
+MOVES_POLL_TOLD_SECONDS = 5.0
+"""The same where it is: for what was missed."""
 MAP_RELOAD_PATIENCE_SECONDS = 1.0
 """A shard that hangs must not delay those who look for a slot elsewhere."""
 MAP_RELOAD_FIRST_SECONDS = 0.01

@@ -16,7 +16,7 @@ import psycopg
 
 from sharded_wf.clock import Clock
 from sharded_wf.executor.ops import Op, OpKind
-from sharded_wf.limits import MOVE_STALE_SECONDS, MOVES_POLL_SECONDS, SLOT_DRAIN_SECONDS
+from sharded_wf.limits import MOVE_STALE_SECONDS, MOVES_POLL_SECONDS, MOVES_POLL_TOLD_SECONDS, SLOT_DRAIN_SECONDS
 from sharded_wf.postgres.failures import is_moved, moved_slot
 from sharded_wf.postgres.link import Link
 from sharded_wf.postgres.session import ConnectionLost
@@ -121,7 +121,10 @@ class Moving:
                 self._version = version
             self._request(leaving)
             await self._give_back()
-            seconds = _SWEEP_SECONDS if self._holds_leaving() else MOVES_POLL_SECONDS
+            told = self._part.listener.works
+            seconds = MOVES_POLL_TOLD_SECONDS if told else MOVES_POLL_SECONDS
+            if self._holds_leaving():
+                seconds = _SWEEP_SECONDS
             try:
                 async with asyncio.timeout(seconds):
                     await self._stir.wait()

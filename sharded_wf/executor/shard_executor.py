@@ -66,13 +66,13 @@ class ShardExecutor:
         here, moved = self.moving.schemas, self.moving.moved
         self.flusher = Flusher(self._flushes, self._clock, self._is_here, self._saved, moved)
         self.lookups = Lookups(self._reads, self._clock, here, moved, self.held, self._resume, self._offer, self._woken)
-        self._listener = Listener(shard.dsn, [leases.READY_CHANNEL, leases.WAKE_CHANNEL, MOVES_CHANNEL], self._heard)
+        self.listener = Listener(shard.dsn, [leases.READY_CHANNEL, leases.WAKE_CHANNEL, MOVES_CHANNEL], self._heard)
         self.relay = Relay(self._relays, executor.shards, here, self._clock, executor.arrived)
         self._claiming = Claiming(
             self._claims, self._clock, here, moved, self.intake, self, self._take, self._exhausted
         )
         self.watch = Watch(
-            self._watches, self._listener, self._clock, here, moved, self.intake, self._claiming.work,
+            self._watches, self.listener, self._clock, here, moved, self.intake, self._claiming.work,
             self.lookups.wakes, self.relay.sweep, executor.isolation.wanted,
         )  # fmt: skip
         self._vacuum = Vacuum(shard.dsn, here)
@@ -87,7 +87,7 @@ class ShardExecutor:
 
     async def serve(self) -> None:
         """Take a lease and work under it, again and again, until drained. Never raises for what a shard does."""
-        self._listener.start()
+        self.listener.start()
         try:
             while not self._draining.is_set():
                 lease_id = await self._take_lease()
@@ -95,7 +95,7 @@ class ShardExecutor:
                     break
                 await self._work_under(lease_id)
         finally:
-            await self._listener.stop()
+            await self.listener.stop()
             for link in (self._claims, self._reads, self._watches, self._flushes, self._relays):
                 link.close()
 
