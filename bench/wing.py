@@ -20,7 +20,9 @@ from sharded_wf.clock import SYSTEM_CLOCK
 from sharded_wf.model.history import EMPTY_HISTORY, Entry, History
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import Outcome
+from sharded_wf.workflow.attempts import Attempts
 from sharded_wf.workflow.host import Run
+from sharded_wf.workflow.stage import Stage
 
 app = App("bench")
 REPLAY_STEPS = 10_000
@@ -46,6 +48,8 @@ class NullHost:
     def __init__(self, pending: int) -> None:
         self.loop = asyncio.get_running_loop()
         self.clock = SYSTEM_CLOCK
+        self.stage = Stage(asyncio.get_running_loop())
+        self.attempts = Attempts(asyncio.get_running_loop())
         self.threads = ThreadPoolExecutor(1)
         self.state = None
         self.pending = pending
@@ -62,10 +66,11 @@ class NullHost:
 
     def deliver(self) -> None:
         flush, self.flush = self.flush, []
-        for run, entry in flush:
-            if self.keep:
-                self.entries.append(entry)
-            run.deliver(entry)
+        with self.stage:
+            for run, entry in flush:
+                if self.keep:
+                    self.entries.append(entry)
+                run.deliver(entry)
 
     def finish(self, run: Run, outcome: Outcome) -> None:
         self.pending -= 1
@@ -85,8 +90,9 @@ async def run_many(bound: Bound[str], workflows: int, history: History = EMPTY_H
     now = SYSTEM_CLOCK.now_us()
 
     def start() -> None:
-        for workflow_id in ids:
-            definition.new_run(host, workflow_id, bound.input, history, now, 1).start()
+        with host.stage:
+            for workflow_id in ids:
+                definition.new_run(host, workflow_id, bound.input, history, now, 1).start()
 
     gc.collect()
     begun = time.process_time()

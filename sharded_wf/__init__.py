@@ -22,6 +22,7 @@ from sharded_wf.errors import (
     ShardedWfError,
     ShardUnavailable,
     StoredValueMismatch,
+    TransactionRefused,
     UnstorableValue,
     WorkflowCancelled,
     WorkflowFailed,
@@ -31,16 +32,19 @@ from sharded_wf.errors import (
 )
 from sharded_wf.executor import Executor
 from sharded_wf.model.status import Status
+from sharded_wf.retention import Retention
 from sharded_wf.workflow.by_name import by_name
 from sharded_wf.workflow.context import Context, current
 from sharded_wf.workflow.definitions import AsyncStep, AsyncWorkflow, Bound, SyncStep, SyncWorkflow
 from sharded_wf.workflow.messages import receive, send, sleep_blocking
 from sharded_wf.workflow.retry import Retry
+from sharded_wf.workflow.transactions import AsyncTransaction, SyncTransaction
 
 __all__ = [
     "App",
     "AppNotFound",
     "AsyncStep",
+    "AsyncTransaction",
     "AsyncWorkflow",
     "BlockingClient",
     "BlockingHandle",
@@ -62,6 +66,7 @@ __all__ = [
     "NotDurableError",
     "OutsideWorkflow",
     "ResultTimeout",
+    "Retention",
     "Retry",
     "SchemaOutOfDate",
     "ShardConfig",
@@ -70,7 +75,9 @@ __all__ = [
     "Status",
     "StoredValueMismatch",
     "SyncStep",
+    "SyncTransaction",
     "SyncWorkflow",
+    "TransactionRefused",
     "UnstorableValue",
     "WorkflowCancelled",
     "WorkflowFailed",

@@ -6,7 +6,9 @@ ways out, a client and an executor.
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,15 @@ def connect(cluster: Cluster = None) -> AbstractAsyncContextManager[Client]:
     Raises ``ConfigError`` and its kinds if the cluster can't be found or is not what this process believes,
     ``ShardUnavailable`` if no shard answers.
     """
-    return Client.connect(find_config(cluster, embedded=embedded_cluster))
+    return _connect(cluster)
+
+
+@asynccontextmanager
+async def _connect(cluster: Cluster) -> AsyncGenerator[Client]:
+    # In a thread: embedded servers take seconds to start, and the program's event loop has other things to do.
+    config = await asyncio.to_thread(find_config, cluster, embedded=embedded_cluster)
+    async with Client.connect(config) as client:
+        yield client
 
 
 def connect_blocking(cluster: Cluster = None) -> AbstractContextManager[BlockingClient]:
@@ -49,5 +59,6 @@ class App(WorkflowApp):
 
     def executor(self, cluster: Cluster = None, **options: Any) -> Executor:
         """An executor of this app within this process: ``async with app.executor("shards.toml"):``. Options as
-        ``Executor``. Production runs ``sharded-wf worker`` instead."""
+        ``Executor``. Production runs ``sharded-wf worker`` instead. ``"embedded:"`` starts servers here and now, which
+        blocks for seconds, unless a ``connect("embedded:")`` before it did."""
         return Executor(self, find_config(cluster, embedded=embedded_cluster), **options)

@@ -23,13 +23,15 @@ ShardedWfError
 ├── NonDeterminismError
 ├── NotDurableError
 ├── OutsideWorkflow
+├── TransactionRefused
 ├── WorkflowStuck
 ├── UnstorableValue
 ├── StoredValueMismatch
 ├── LimitExceeded
 ├── EmbeddedServerError
 │   └── EmbeddedPostgresMissing
-└── DemoFailed
+├── DemoFailed
+└── BenchFailed
 """
 
 from __future__ import annotations
@@ -146,6 +148,12 @@ class OutsideWorkflow(ShardedWfError, RuntimeError):
     ``receive`` outside a workflow's own code (a step can't use them either)."""
 
 
+class TransactionRefused(ShardedWfError):
+    """A connection was used in a way that would break "exactly once": a body of ``@app.transaction`` tried to end its
+    transaction by itself, or ``start_in`` and ``send_in`` were given a connection that is in no transaction. The
+    message says what to do instead."""
+
+
 class WorkflowStuck(ShardedWfError):
     """The workflow waits for something that can never come: no step, timer, message or child of its is under way."""
 
@@ -173,3 +181,8 @@ class EmbeddedPostgresMissing(EmbeddedServerError):
 
 class DemoFailed(ShardedWfError):
     """``sharded-wf demo`` could not come to a result; the message ends with what its executors said at last."""
+
+
+class BenchFailed(ShardedWfError):
+    """A measurement came to no result: a process of it ended, or this machine does not allow what it needs. The message
+    says which, and what to do."""

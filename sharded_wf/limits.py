@@ -38,6 +38,8 @@ START_FLUSH_MAX_ROWS = 2_000
 
 # Executor
 CONCURRENCY_DEFAULT_WORKFLOWS = 2_000
+ATTEMPTS_PER_TURN_MAX = 500
+"""Attempts of steps that are made in one turn of the event loop, if none of them waits."""
 CLAIM_BATCH_MAX_WORKFLOWS = 500
 SYNC_THREADS_DEFAULT = 16
 FLUSH_MAX_ROWS = 4_000
@@ -75,12 +77,30 @@ RESULT_LOOK_PAUSE_FACTOR = 3
 
 # Writing to a shard from outside an executor
 WRITE_DEADLINE_SECONDS = 10.0
+WRITE_ATTEMPT_SECONDS = 3.0
+"""How long the first attempt of a write waits for its answer before the connection is given up and the same rows are
+sent on another: short enough for a second attempt within ``WRITE_DEADLINE_SECONDS``. Each attempt without an answer
+doubles it, up to ``STATEMENT_DEADLINE_SECONDS``, so that a shard that is merely slow gets the time it needs."""
 WRITE_SUSPICIOUS_SECONDS = 1.0
 """A write that takes longer makes the IDs that we draw avoid its shard."""
 
 # Flushes
 FLUSH_MARKS_KEPT = 1_000
 """How many flushes' marks a lease leaves behind before it removes them."""
+
+# Transactions with the user's data
+TRANSACTION_TIMEOUT_SECONDS = 30.0
+"""For one try of a body, unless its decorator says otherwise: an open transaction holds back the shard's vacuum."""
+TRANSACTION_CONNECTIONS_MAX = 8
+"""Of one executor to one shard."""
+TRANSACTION_TRIES_MAX = 20
+"""After so many serialization failures, deadlocks or lost connections in a row, the last is the body's error."""
+TRANSACTION_BACKOFF_FIRST_SECONDS = 0.005
+TRANSACTION_BACKOFF_MAX_SECONDS = 2.0
+TRANSACTION_FLUSH_WAIT_SECONDS = 2.0
+"""How long a transaction that is ready to commit waits, at a time, for what its workflow recorded before."""
+TRANSACTION_LOCK_TIMEOUT_SECONDS = 5.0
+"""For what a commit itself may wait for: deferred constraints."""
 
 # Claims
 CLAIM_LANES_MAX = 32
@@ -95,6 +115,12 @@ SEND_DIRECT_SECONDS = 2.0
 RELAY_AFTER_SECONDS = 5.0
 RELAY_BATCH_MAX_ROWS = 1_000
 TIMERS_PER_BATCH_MAX = 1_000
+
+# Outboxes of users' own transactions
+OUTBOX_POLL_SECONDS = 0.5
+"""In a database that is no shard. On shards, executors find out by the way."""
+OUTBOX_BATCH_MAX_ROWS = 1_000
+OUTBOX_SHOWN_MAX_ROWS = 1_000
 
 # Vacuum
 VACUUM_EVERY_SECONDS = 2.0
@@ -133,6 +159,8 @@ MOVE_LOCK_TIMEOUT_SECONDS = 0.1
 """How long a move waits in line for a slot's tables; writers wait behind it for as long."""
 MOVE_LOCK_PAUSE_SECONDS = 0.3
 MOVE_LOCK_ATTEMPTS = 60
+MOVE_DEPARTED_ATTEMPTS = 150
+"""To end the lease of an executor that had the slot before: for longer than a user's transaction may take."""
 MOVE_ROW_LOCK_TIMEOUT_SECONDS = 1.0
 MOVE_IDLE_SECONDS = 3.0
 """A coordinator that hangs with the slot locked is cut off after this long; the slot works on where it was."""
@@ -155,3 +183,30 @@ MAP_RELOAD_PATIENCE_SECONDS = 1.0
 """A shard that hangs must not delay those who look for a slot elsewhere."""
 MAP_RELOAD_FIRST_SECONDS = 0.01
 MAP_RELOAD_MAX_SECONDS = 0.5
+
+# Retention
+RETENTION_AGE_MIN_SECONDS = 60.0
+"""Longer than any transaction of ours takes: a message on its way when its receiver ended has arrived, or is gone."""
+STALE_CHILD_SECONDS = 60
+"""A child that existed so long before its parent began is of an earlier workflow that had the parent's ID."""
+RETENTION_AGES_MAX = 16
+"""Different ages that one configuration may name: each is a walk of its own."""
+RETENTION_BATCH_MAX_ROWS = 1_000
+RETENTION_LAG_PART = 0.1
+RETENTION_LAG_MAX_SECONDS = 600.0
+"""A walk stays this much behind the age (a tenth of it, at most this), so that what ran for a while after its creation
+has grown old when the walk comes by; what ran longer is found by the next full walk."""
+RETENTION_REWALK_SECONDS = 600.0
+RETENTION_REWALK_SHARE = 0.02
+"""A full walk begins so long after the last one, or later if walking would take more than this share of the time."""
+RETENTION_PAUSE_FACTOR = 4.0
+"""Between two batches, so many times as long as the last one took."""
+RETENTION_PAUSE_FACTOR_BEHIND = 1.0
+RETENTION_BEHIND_BATCHES = 48
+"""So many full batches one after another: it falls behind, and pauses less."""
+RETENTION_IDLE_SECONDS = 1.0
+RETENTION_HOLD_SECONDS = 30
+RETENTION_VACUUM_AFTER_ROWS = 20_000
+RETENTION_VACUUM_PART = 0.1
+"""A slot's history is vacuumed after so many deleted workflows, but not before a tenth of those that are left."""
+RETENTION_DRY_RUN_MAX_ROWS = 1_000_000

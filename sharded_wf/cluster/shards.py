@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import uuid
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -50,6 +51,7 @@ class ShardSet:
         self.config = config
         self.map = shard_map
         self.clock = clock
+        self.cluster_id: uuid.UUID | None = None
         self.shards = {
             shard.name: Shard(shard.name, shard.dsn, shard_map.slots_of(shard.name), clock) for shard in members
         }
@@ -68,10 +70,11 @@ class ShardSet:
         """Read the shard map from the databases. Raises as ``load_map``; a shard that is away is tolerated as long as
         one answers."""
         directory = await asyncio.to_thread(load_map, config)
-        made = cls(config, directory.shard_map, directory.shards, clock)
-        made._placements = directory.placements
-        made.away = directory.away(directory.shard_map)
-        return made
+        opened = cls(config, directory.shard_map, directory.shards, clock)
+        opened.cluster_id = directory.cluster_id
+        opened._placements = directory.placements
+        opened.away = directory.away(directory.shard_map)
+        return opened
 
     async def close(self) -> None:
         """Close every connection. Closing twice is fine."""
@@ -190,6 +193,20 @@ class ShardSet:
             existing.update(await shard.writer.start(rows, wait_seconds=seconds))
 
         await self._write([(self.map.slot_of(start.id), start) for start in starts], write, wait_seconds)
+        return existing
+
+    async def start_with_message(
+        self, start: Start, message: Message, *, wait_seconds: float | None = WRITE_DEADLINE_SECONDS
+    ) -> dict[str, Existing]:
+        """Start a workflow and deliver a message to it in one transaction; to one of the same name that exists, just
+        the message. Raises as ``start``."""
+        existing: dict[str, Existing] = {}
+
+        async def write(shard: Shard, rows: Sequence[tuple[int, Start]], seconds: float | None) -> None:
+            for slot, row in rows:
+                existing.update(await shard.writer.start_with_message(slot, row, message, wait_seconds=seconds))
+
+        await self._write([(self.map.slot_of(start.id), start)], write, wait_seconds)
         return existing
 
     async def deliver(

@@ -3,6 +3,7 @@
 Requests gather while the last transaction is under way, and the next one takes all of them: no delay when idle, batches
 of hundreds when busy. Every write here is idempotent (a start by its ID, a message by its sender and number), so a
 transaction whose answer was lost is simply made again, and a request is acknowledged only by a COMMIT that was seen.
+An attempt waits for less than its callers do: a connection that died without a sign costs them seconds, not the write.
 """
 
 from __future__ import annotations
@@ -17,7 +18,13 @@ import psycopg
 
 from sharded_wf.clock import Clock, Microseconds
 from sharded_wf.errors import ShardedWfError, ShardUnavailable
-from sharded_wf.limits import START_FLUSH_MAX_ROWS, WRITE_DEADLINE_SECONDS, WRITE_SUSPICIOUS_SECONDS
+from sharded_wf.limits import (
+    START_FLUSH_MAX_ROWS,
+    STATEMENT_DEADLINE_SECONDS,
+    WRITE_ATTEMPT_SECONDS,
+    WRITE_DEADLINE_SECONDS,
+    WRITE_SUSPICIOUS_SECONDS,
+)
 from sharded_wf.model.workflow import Message, Start
 from sharded_wf.postgres.failures import is_transient, moved_slot
 from sharded_wf.postgres.link import Link
@@ -48,7 +55,7 @@ _NOTHING_SPECIAL = Written({}, set())
 class _Request:
     """Rows that one caller wants written, all by one COMMIT."""
 
-    __slots__ = ("created_at", "done", "messages", "rows", "starts")
+    __slots__ = ("created_at", "done", "first", "messages", "rows", "starts")
 
     def __init__(
         self,
@@ -59,6 +66,8 @@ class _Request:
         self.done = done
         self.starts = start_rows
         self.messages = message_rows
+        self.first: tuple[int, Start, Message] | None = None
+        """A message that comes with one of the starts."""
         self.rows = len(start_rows) + len(message_rows)
         self.created_at: Microseconds | None = None
 
@@ -75,6 +84,7 @@ class Writer:
         self._last_created_at: Microseconds = 0
         self._begun: float | None = None
         self._reason = ""
+        self._lost: str | None = None
 
     async def start(
         self, rows: Sequence[tuple[int, Start]], *, wait_seconds: float | None = WRITE_DEADLINE_SECONDS
@@ -85,6 +95,13 @@ class Writer:
         ``ShardUnavailable``.
         """
         return (await self._submit(rows, (), wait_seconds)).existing
+
+    async def start_with_message(
+        self, slot: int, start: Start, message: Message, *, wait_seconds: float | None = WRITE_DEADLINE_SECONDS
+    ) -> dict[str, starts.Existing]:
+        """Start a workflow and deliver its first message in one transaction; to one that exists under the same name,
+        just the message. As ``start`` for the rest."""
+        return (await self._submit(((slot, start),), (), wait_seconds, (slot, start, message))).existing
 
     async def deliver(
         self, rows: Sequence[tuple[int, Message]], *, wait_seconds: float | None = WRITE_DEADLINE_SECONDS
@@ -98,10 +115,13 @@ class Writer:
         start_rows: Sequence[tuple[int, Start]],
         message_rows: Sequence[tuple[int, Message]],
         wait_seconds: float | None,
+        first: tuple[int, Start, Message] | None = None,
     ) -> Written:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Written] = loop.create_future()
-        self._waiting.append(_Request(done, start_rows, message_rows))
+        request = _Request(done, start_rows, message_rows)
+        request.first = first
+        self._waiting.append(request)
         if self._pump is None or self._pump.done():
             self._pump = asyncio.create_task(self._write_waiting(), name=f"writer {self._shard}")
         if wait_seconds is None:
@@ -150,14 +170,21 @@ class Writer:
     async def _write(self, batch: list[_Request]) -> None:
         """Write a batch until it is written, or its requests give up, or the bad one among them is found."""
         self._date(batch)
+        patience = WRITE_ATTEMPT_SECONDS
         while batch:
             self._begun = self._clock.monotonic()
             try:
-                await self._write_once(batch)
+                if self._lost is not None:
+                    await self._end_lost(self._lost, patience)
+                while not await self._write_once(batch, patience):
+                    pass  # what stood in the way of a start has been removed meanwhile: start it again
                 self._reason = ""
                 return
             except ConnectionLost as error:
                 self._reason = str(error)
+                if error.commit_unknown:
+                    self._lost = self._lost or (None if self.link.pooled else self.link.token)
+                    patience = min(2 * patience, STATEMENT_DEADLINE_SECONDS)
             except psycopg.Error as error:
                 if (slot := moved_slot(error)) is not None and self._refuse_moved(batch, slot):
                     batch = [request for request in batch if not request.done.done()]
@@ -181,6 +208,13 @@ class Writer:
                     request.done.set_exception(SlotMoved(self._shard, slot))
         return refused
 
+    async def _end_lost(self, token: str, deadline: float) -> None:
+        """End the backend of the connection that was lost: while its network is gone it may sit on half a transaction
+        for long, and its locks would stop us. A matter of time only: the writes are idempotent, whatever it did."""
+        with contextlib.suppress(psycopg.Error):
+            await self.link.wait_backend_gone(token, deadline=deadline)
+        self._lost = None
+
     def _date(self, batch: list[_Request]) -> None:
         # One moment for all, so that alike starts share a statement; never the same twice, because it is by this moment
         # that a start recognises its own row after an answer that was lost.
@@ -198,7 +232,8 @@ class Writer:
         for half in (batch[:middle], batch[middle:]):
             await self._write(half)
 
-    async def _write_once(self, batch: list[_Request]) -> None:
+    async def _write_once(self, batch: list[_Request], deadline: float) -> bool:
+        """Write a batch. False: an ID was in use when it was to be started, and is not any more."""
         created_at = batch[0].created_at
         assert created_at is not None
         by_slot: dict[int, tuple[list[Start], list[Message]]] = {}
@@ -221,20 +256,26 @@ class Writer:
                 statements.append(messages.deliver(schema, told))
                 missing_at.append(len(statements))
                 statements.append(outcomes.missing_workflows(schema, {message.receiver for message in told}))
+        first = [request.first for request in batch if request.first is not None]
+        for slot, start, message in first:
+            statements.append(messages.deliver_with_start(slot_schema(slot), message, start.name))
         starting = [slot for slot, (new, _) in by_slot.items() if new]
-        telling = [slot for slot, (_, told) in by_slot.items() if told]
+        telling = sorted({slot for slot, (_, told) in by_slot.items() if told} | {slot for slot, *_ in first})
         if telling:
             statements.append(leases.notify_wakes(telling))
         if starting:
             statements.append(leases.notify_if_idle(starting))
-        results = await self.link.transact(statements, deadline=WRITE_DEADLINE_SECONDS)
-        existing = await self._read_existing(results, counted, by_slot, created_at)
+        results = await self.link.transact(statements, deadline=deadline)
+        existing = await self._read_existing(results, counted, by_slot, created_at, deadline)
+        if existing is None:
+            return False
         unknown = {id_ for at in missing_at for id_ in outcomes.ids_of(results[at])}
         for request in batch:
             if not request.done.done():
                 request.done.set_result(_share_of(request, existing, unknown))
         if starting and not len(results[-1]):
             await self._wake_late_sleepers(starting)
+        return True
 
     async def _read_existing(
         self,
@@ -242,27 +283,28 @@ class Writer:
         counted: list[tuple[list[int], int, int]],
         by_slot: dict[int, tuple[list[Start], list[Message]]],
         created_at: Microseconds,
-    ) -> dict[str, starts.Existing]:
+        deadline: float,
+    ) -> dict[str, starts.Existing] | None:
+        """What stood in the way of these starts, by ID; None if some of it is gone again (retention)."""
         conflicts = [
             slot for positions, slot, expected in counted if sum(results[at].count for at in positions) != expected
         ]
         if not conflicts:
             return {}
         answers = await self.link.transact(
-            [starts.read_starts(slot_schema(slot), {start.id for start in by_slot[slot][0]}) for slot in conflicts]
+            [starts.read_starts(slot_schema(slot), {start.id for start in by_slot[slot][0]}) for slot in conflicts],
+            deadline=deadline,
         )
+        present = {found.id: found for answer in answers for found in starts.existing_of(answer)}
+        if any(start.id not in present for slot in conflicts for start in by_slot[slot][0]):
+            return None
         # A row of this very moment is our own, from this attempt or from one whose answer was lost.
-        return {
-            found.id: found
-            for answer in answers
-            for found in starts.existing_of(answer)
-            if found.created_at != created_at
-        }
+        return {id_: found for id_, found in present.items() if found.created_at != created_at}
 
     async def _wake_late_sleepers(self, slots: list[int]) -> None:
         """An executor may have fallen asleep after our transaction looked and before it committed."""
         with contextlib.suppress(ConnectionLost, psycopg.Error):  # it will poll
-            await self.link.fetch(leases.notify_if_idle(slots))
+            await self.link.fetch(leases.notify_if_idle(slots), deadline=WRITE_ATTEMPT_SECONDS)
 
     async def close(self) -> None:
         """Stop; requests still waiting fail with ``ShardUnavailable``."""

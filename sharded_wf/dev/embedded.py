@@ -30,7 +30,7 @@ from sharded_wf.dev import pgdata
 from sharded_wf.dev.binaries import Binaries, find_binaries
 from sharded_wf.dev.ownership import Ownership
 from sharded_wf.dev.places import bare_environment, can_enter, path_digest, runtime_home, server_account
-from sharded_wf.dev.supervisor import StopMode, is_alive, signal_family
+from sharded_wf.dev.supervisor import StopMode, freeze_family, is_alive, signal_family
 from sharded_wf.errors import EmbeddedServerError
 
 VERSION_DEFAULT = "18"
@@ -293,8 +293,14 @@ class EmbeddedServer:
         self._forget()
 
     def pause(self) -> None:
-        """SIGSTOP all of the server's processes: connections stay open, and nothing answers."""
-        signal_family(self._running_postmaster(), signal.SIGSTOP)
+        """SIGSTOP all of the server's processes and wait until they have stopped: connections stay open, and nothing
+        answers.
+
+        Raises:
+            EmbeddedServerError: the server does not run, or a process of it did not stop within seconds.
+        """
+        if not freeze_family(self._running_postmaster()):
+            raise EmbeddedServerError(f"a process of the server in {self.directory} does not stop: call resume()")
 
     def resume(self) -> None:
         """Let a paused server go on."""

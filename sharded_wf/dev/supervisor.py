@@ -21,12 +21,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 StopMode = Literal["fast", "immediate"]
 
+FREEZE_SECONDS = 5.0
+"""How long a process may take to stop after SIGSTOP: it acts only when the process leaves the kernel."""
+FREEZE_POLL_SECONDS = 0.001
 FAST_STOP_SECONDS = 60.0
 IMMEDIATE_STOP_SECONDS = 15.0
 STOP_SIGNALS = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
@@ -46,12 +49,27 @@ def process_family(pid: int) -> list[int]:
 
 
 def _proc_parent(pid: str) -> int | None:
+    found = _proc_state(pid)
+    return found[1] if found is not None and found[0] not in "ZX" else None
+
+
+def _proc_state(pid: str) -> tuple[str, int] | None:
+    """The state, a letter, and the parent of a process; None if there is none."""
     try:
         text = Path("/proc", pid, "stat").read_text(errors="replace")
     except OSError:
         return None  # it ended while we looked
     state, parent = text.rpartition(")")[2].split()[:2]  # the name before it may hold anything
-    return int(parent) if state not in "ZX" else None
+    return state, int(parent)
+
+
+def _state(pid: int) -> str:
+    """The letter of a process' state; empty if there is no such process."""
+    if Path("/proc/self/stat").exists():
+        found = _proc_state(str(pid))
+        return found[0] if found is not None else ""
+    shown = subprocess.run(["ps", "-o", "state=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return shown.strip()[:1]
 
 
 def is_alive(pid: int) -> bool:
@@ -62,10 +80,24 @@ def is_alive(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    if Path("/proc/self/stat").exists():
-        return _proc_parent(str(pid)) is not None
-    shown = subprocess.run(["ps", "-o", "state=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
-    return bool(shown.strip()) and not shown.strip().startswith("Z")
+    return _state(pid) not in ("", "Z", "X")
+
+
+def wait_frozen(pids: Sequence[int], deadline: float) -> bool:
+    """Wait until each process is stopped, or has ended; False if the monotonic ``deadline`` came first."""
+    for pid in pids:
+        while _state(pid) not in ("T", "t", "", "Z", "X"):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(FREEZE_POLL_SECONDS)
+    return True
+
+
+def freeze_family(pid: int) -> bool:
+    """SIGSTOP all processes of the server whose postmaster is ``pid``, and wait until they have stopped, those included
+    that the postmaster forks meanwhile. False if one did not within ``FREEZE_SECONDS``."""
+    deadline = time.monotonic() + FREEZE_SECONDS
+    return wait_frozen(signal_family(pid, signal.SIGSTOP), deadline)
 
 
 def signal_family(pid: int, number: signal.Signals) -> list[int]:
@@ -74,7 +106,8 @@ def signal_family(pid: int, number: signal.Signals) -> list[int]:
     Returns the processes that it was sent to.
     """
     with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGSTOP)  # a stopped postmaster has no more children
+        os.kill(pid, signal.SIGSTOP)
+    wait_frozen([pid], time.monotonic() + FREEZE_SECONDS)  # a postmaster that has stopped has no more children
     family = process_family(pid)
     for member in reversed(family):  # the postmaster last, so that it sees nobody die
         with contextlib.suppress(ProcessLookupError):

@@ -11,10 +11,11 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
+from sharded_wf.clock import SECOND_US
 from sharded_wf.cluster.shards import ShardSet
 from sharded_wf.errors import IdConflict, ShardedWfError, ShardUnavailable, WorkflowNotFound
 from sharded_wf.executor.held import Hold
-from sharded_wf.limits import SEND_DIRECT_SECONDS
+from sharded_wf.limits import SEND_DIRECT_SECONDS, STALE_CHILD_SECONDS
 from sharded_wf.model.workflow import Message, Start
 from sharded_wf.store.starts import Existing
 
@@ -78,9 +79,14 @@ class Courier:
                     self._spawn(self._start_all([row]))
                 return
             refused = {start.id: error for _, start in rows}
-        for _, start in rows:
+        for hold, start in rows:
             found = existing.get(start.id)
-            if found is not None and (found.name != start.name or found.parent_id != start.parent_id):
+            if found is not None and found.created_at < hold.run.started_at - STALE_CHILD_SECONDS * SECOND_US:
+                refused[start.id] = IdConflict(
+                    f"workflow {start.id!r} is left of an earlier workflow {start.parent_id!r}; remove it first "
+                    "(sharded-wf retention run), or start this one under another ID"
+                )
+            elif found is not None and (found.name != start.name or found.parent_id != start.parent_id):
                 refused[start.id] = IdConflict(
                     f"workflow {start.id!r} exists as {found.name!r}, started by "
                     f"{found.parent_id or 'a client'!r}; this child needs another ID"

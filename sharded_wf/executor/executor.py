@@ -10,22 +10,28 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 
 from sharded_wf.clock import SYSTEM_CLOCK, Clock
+from sharded_wf.cluster.shard import Shard
 from sharded_wf.cluster.shards import ShardSet
 from sharded_wf.config import ClusterConfig
 from sharded_wf.errors import ConfigError
 from sharded_wf.executor.courier import Courier
 from sharded_wf.executor.isolation import Isolation
+from sharded_wf.executor.room import Room
 from sharded_wf.executor.shard_executor import ShardExecutor
 from sharded_wf.limits import (
     CONCURRENCY_DEFAULT_WORKFLOWS,
     DRAIN_DEADLINE_SECONDS,
     PARK_AFTER_SECONDS,
     PARK_UNDER_PRESSURE_SECONDS,
-    ROOM_RECHECK_SECONDS,
     SYNC_THREADS_DEFAULT,
 )
 from sharded_wf.maintenance.leases import LeaseKeeper
+from sharded_wf.maintenance.requests import Carrier
 from sharded_wf.model.workflow import Message
+from sharded_wf.postgres.link import Link
+from sharded_wf.retention import Retention
+from sharded_wf.routing import CONTROL_SCHEMA
+from sharded_wf.store.requests import OUTBOX_SCHEMA
 from sharded_wf.workflow.app import App
 
 logger = logging.getLogger("sharded_wf.executor")
@@ -40,6 +46,7 @@ class Executor:
     ``drain_seconds``: how long unfinished work may take when it stops. ``isolation_command``: the command line of an
     executor with
     ``isolated=True``, which runs suspects (workflows whose executors died) one at a time; None: they wait.
+    ``retention``: how long finished workflows are kept (None: as ``config`` says).
 
     Use it as an async context manager, or call ``start`` and ``stop``. Any number of executors may serve the same
     shards.
@@ -58,6 +65,7 @@ class Executor:
         drain_seconds: float = DRAIN_DEADLINE_SECONDS,
         isolated: bool = False,
         isolation_command: Sequence[str] | None = None,
+        retention: Retention | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         known = [shard.name for shard in config.shards]
@@ -72,17 +80,16 @@ class Executor:
         self.isolated = isolated
         self.isolation = Isolation(isolation_command, is_isolated=isolated)
         self.drain_seconds = drain_seconds
+        self.retention = None if isolated else retention or config.retention
         self.taken_over = 0
         self.finished = 0
         self._only = shards
-        self._concurrency = 1 if isolated else concurrency
+        self.room = Room(1 if isolated else concurrency)
         self._thread_count = threads
         self._park_after = park_after
         self._clock = clock
-        self._held = 0
-        self._held_by: dict[ShardExecutor, int] = {}  # with places reserved for claims under way
-        self._room = asyncio.Event()
-        self._room.set()
+        self._parts: list[ShardExecutor] = []
+        self._bare: dict[Shard, asyncio.Task[None]] = {}
         self._exits = contextlib.AsyncExitStack()
         self._serving: list[asyncio.Task[None]] = []
         self._stopping: asyncio.Task[None] | None = None
@@ -104,32 +111,59 @@ class Executor:
         self._exits.push_async_callback(self.isolation.close)
         self.courier = Courier(self.shards)
         self._exits.push_async_callback(self.courier.close)
+        self._carry_from_outboxes()
+        self._exits.push_async_callback(self._end_bare)
         self._serve_shards()
         self.shards.on_change.append(self._follow_map)
 
     def _serve_shards(self) -> None:
         """Serve every shard that is ours to serve, also those without slots: one may be on its way there."""
-        served = {part.shard for part in self._held_by}
+        served = {part.shard for part in self._parts}
         for shard in self.shards.shards.values():
             if shard not in served and (self._only is None or shard.name in self._only):
                 part = ShardExecutor(self, shard)
-                self._held_by[part] = 0
+                self._parts.append(part)
                 self._serving.append(asyncio.create_task(part.serve(), name=f"serve {shard.name}"))
+                served.add(shard)
+        self._carry_from_bare({shard for shard in self.shards.shards.values() if not shard.slots} - served)
 
     def _follow_map(self) -> None:
         """The map has changed: slots, or whole shards, have come or gone."""
         if self._stopping is not None:
             return
-        for part in self._held_by:
+        for part in self._parts:
             if self.shards.shards.get(part.shard.name) is part.shard:
                 part.moving.follow_map()
             else:
                 part.drain()  # the shard has left the cluster
         self._serve_shards()
 
+    def _carry_from_outboxes(self) -> None:
+        """From outboxes in databases that are no shards."""
+        for outbox in self.config.outboxes:
+            self._exits.push_async_callback(_end, self._carry_from(outbox.name, outbox.dsn, OUTBOX_SCHEMA))
+
+    def _carry_from_bare(self, bare: Collection[Shard]) -> None:
+        """From shards without slots that are not ours to serve: perhaps nobody watches them."""
+        for shard in [shard for shard in self._bare if shard not in bare]:
+            self._bare.pop(shard).cancel()
+        for shard in bare:
+            if shard not in self._bare:
+                self._bare[shard] = self._carry_from(shard.name, shard.dsn, CONTROL_SCHEMA)
+
+    def _carry_from(self, name: str, dsn: str, schema: str) -> asyncio.Task[None]:
+        carrier = Carrier(Link(dsn, "outbox", self._clock), self.shards, schema=schema, poll=True)
+        task = asyncio.create_task(carrier.run(), name=f"outbox {name}")
+        task.add_done_callback(lambda _: carrier.close())
+        return task
+
+    async def _end_bare(self) -> None:
+        for task in self._bare.values():
+            await _end(task)
+
     def drain(self) -> None:
         """Claim nothing more; ``stop`` then waits for what runs. Draining twice is fine."""
-        for part in self._held_by:
+        for part in self._parts:
             part.drain()
 
     async def stop(self) -> None:
@@ -154,36 +188,9 @@ class Executor:
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
-    # --- capacity -----------------------------------------------------------------------------------------------
-
-    def room(self, part: ShardExecutor) -> int:
-        """How many more workflows this shard may claim. What a shard holds that does not answer counts against that
-        shard alone: it must not take the others' room."""
-        own = self._held_by[part]
-        elsewhere = sum(held for other, held in self._held_by.items() if other is not part and other.answers)
-        return self._concurrency - own - elsewhere
-
-    async def wait_for_room(self) -> None:
-        """Wait until a workflow has left (or a shard has, with all that it holds; so look again after a while)."""
-        self._room.clear()
-        try:
-            async with asyncio.timeout(ROOM_RECHECK_SECONDS):
-                await self._room.wait()
-        except TimeoutError:
-            pass
-
-    def took(self, part: ShardExecutor, count: int) -> None:
-        """A claim brought so many workflows."""
-        self._held_by[part] += count
-
-    def released(self, part: ShardExecutor, count: int) -> None:
-        """So many workflows have left."""
-        self._held_by[part] -= count
-        self._room.set()
-
     def park_after_now(self) -> float:
         """How long a workflow may wait in memory at present: short when its place is needed."""
-        if sum(self._held_by.values()) >= self._concurrency * 0.9:
+        if self.room.is_short:
             return min(PARK_UNDER_PRESSURE_SECONDS, self._park_after)
         return self._park_after
 
@@ -195,11 +202,16 @@ class Executor:
 
     def _offer_here(self, messages: list[Message]) -> None:
         for message in messages:
-            for part in self._held_by:
-                if part.offer_if_held(message):
+            for part in self._parts:
+                if part.runs.offer_if_held(message):
                     break
 
     def statistics(self) -> dict[str, int]:
         """How many workflows it holds now, has finished so far, and has taken over from dead executors so far."""
-        held = sum(len(part.held) for part in self._held_by)
+        held = sum(len(part.held) for part in self._parts)
         return {"held": held, "finished": self.finished, "taken_over": self.taken_over}
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

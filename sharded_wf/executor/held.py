@@ -35,9 +35,10 @@ class Hold:
 class UnknownRun:
     """Stands where the run of a workflow would stand whose function this code does not have."""
 
-    __slots__ = ("id",)
+    __slots__ = ("claim", "id")
 
     def __init__(self, id_: str) -> None:
+        self.claim = None
         self.id = id_
 
     def drop(self) -> None:

@@ -86,19 +86,10 @@ class Moving:
 
     def _drop(self, slot: int) -> None:
         """Forget what is held of a slot that is elsewhere. It was given back by whoever moved it."""
-        part = self._part
         self._leaving.pop(slot, None)
         if slot in self.schemas:
             self._leave(slot)
-        part.flusher.forget_slot(slot)
-        dropped = [(id_, hold) for id_, hold in part.held.items() if hold.claim.slot == slot]
-        for id_, hold in dropped:
-            del part.held[id_]
-            hold.leaving = True
-            run = getattr(hold, "run", None)
-            if run is not None:
-                asyncio.get_running_loop().call_soon(run.drop)
-        part.gave_back(len(dropped))
+        self._part.runs.drop_slot(slot)
 
     def _leave(self, slot: int) -> None:
         """Claim there no more."""
@@ -155,6 +146,8 @@ class Moving:
             due = self._leaving.get(hold.claim.slot)
             if due is None or hold.leaving or not hasattr(hold, "run"):
                 continue
+            if self._part.transactions.is_committing(hold):
+                continue  # it ends soon, and its row must be of a workflow that is still held
             waiting = hold.run.waiting()
             if waiting is not None:
                 hold.leaving = True

@@ -47,6 +47,7 @@ class Watch:
         wakes: Callable[[Iterable[int]], None],
         outgoing: Callable[[Iterable[int]], None],
         suspects: Callable[[], None],
+        requests: Callable[[], None],
     ) -> None:
         self._link = link
         self._listener = listener
@@ -58,7 +59,8 @@ class Watch:
         self._wakes = wakes
         self._outgoing = outgoing
         self._suspects = suspects
-        self._peek = slots.peek(schemas) if schemas else None
+        self._requests = requests
+        self._peek = slots.peek(schemas)
         self._due: dict[int, Microseconds] = {}
         self._stir = asyncio.Event()
         self._look = True
@@ -72,7 +74,7 @@ class Watch:
 
     def slots_changed(self) -> None:
         """Other slots are served now."""
-        self._peek = slots.peek(self._schemas) if self._schemas else None
+        self._peek = slots.peek(self._schemas)
         self._due = {slot: due for slot, due in self._due.items() if slot in self._schemas}
         self._look = True
         self._stir.set()
@@ -161,7 +163,7 @@ class Watch:
     async def _glance(self) -> None:
         self._look = False
         begun = self._clock.monotonic()
-        glance = slots.glance_of(await self._link.fetch(self._peek)) if self._peek else slots.Glance()
+        glance = slots.glance_of(await self._link.fetch(self._peek))
         self._looked_at = self._clock.monotonic()
         self._look_took = self._looked_at - begun
         found = False
@@ -173,6 +175,8 @@ class Watch:
         self._due = {slot: due for slot, due in glance.due.items() if slot in self._schemas}
         self._wakes(glance.wakes)
         self._outgoing(glance.outgoing)
+        if glance.requests:
+            self._requests()
         if found:
             self._work()
 

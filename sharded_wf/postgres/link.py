@@ -116,11 +116,11 @@ class Link:
                 self._note_failure(str(error))
                 raise
 
-    async def wait_backend_gone(self, token: str | None) -> None:
+    async def wait_backend_gone(self, token: str | None, *, deadline: float = STATEMENT_DEADLINE_SECONDS) -> None:
         """End the backend of a session that was lost, by its token, and wait until it is gone: it may still be working
-        on what it was sent."""
+        on what it was sent. ``deadline``: of each look, in seconds."""
         while token is not None and len(  # noqa: ASYNC110 - what is waited for is on the server
-            await self.fetch(Statement(_END_BACKEND, "", (token.encode(),)))
+            await self.fetch(Statement(_END_BACKEND, "", (token.encode(),)), deadline=deadline)
         ):
             await asyncio.sleep(BACKOFF_FIRST_SECONDS)
 

@@ -59,14 +59,30 @@ def check_removable(config: ClusterConfig, name: str) -> int:
                 f"the move of slot {unfinished.move.slot} concerns shard {name!r} and is unfinished; "
                 "run: sharded-wf shards move --resume"
             )
-    return ask_one(shard, _leases, purpose="remove", deadline_seconds=STATUS_DEADLINE_SECONDS)
+    leases, left = ask_one(shard, _leases, purpose="remove", deadline_seconds=STATUS_DEADLINE_SECONDS)
+    if left:
+        raise MoveRefused(_requests_wait(name))
+    return leases
 
 
-def _leases(_shard: ShardConfig, conn: Connection) -> int:
+def _leases(_shard: ShardConfig, conn: Connection) -> tuple[int, bool]:
     if read_record(conn).identity is None:
-        return 0
+        return 0, False
     row = conn.execute(SQL["count_leases"].on()).fetchone()
-    return int(str(row[0])) if row else 0
+    return int(str(row[0])) if row else 0, requests_left(conn)
+
+
+def requests_left(conn: Connection) -> bool:
+    """Whether the shard's outbox holds what was not carried over yet."""
+    row = conn.execute(SQL["has_requests"].on()).fetchone()
+    return row is not None and bool(row[0])
+
+
+def _requests_wait(name: str) -> str:
+    return (
+        f"the outbox of shard {name!r} holds starts or messages that were not carried over yet; "
+        "executors do that: try again when one has run for a moment"
+    )
 
 
 def remove_shard(config: ClusterConfig, name: str) -> None:
@@ -82,6 +98,8 @@ def remove_shard(config: ClusterConfig, name: str) -> None:
         with conn.transaction():
             conn.execute(SQL["lock_members"].on())
             # Looked at again under the lock, which a move's first row waits for.
+            if requests_left(conn):
+                raise MoveRefused(_requests_wait(name))
             if slots_present(conn) or read_moves(conn):
                 raise MoveRefused(
                     f"a slot is on its way to shard {name!r}; try again when it has arrived, and drain it"

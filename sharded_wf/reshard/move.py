@@ -21,7 +21,11 @@ from sharded_wf.config import ClusterConfig
 from sharded_wf.errors import MoveBlocked, MoveRefused, ShardUnavailable
 from sharded_wf.limits import (
     MOVE_CUTOVER_DEADLINE_SECONDS,
+    MOVE_DEPARTED_ATTEMPTS,
     MOVE_DRAIN_SECONDS,
+    MOVE_IDLE_SECONDS,
+    MOVE_LOCK_PAUSE_SECONDS,
+    MOVE_LOCK_TIMEOUT_SECONDS,
     MOVE_PACE_FACTOR,
     MOVE_PASS_IDLE_SECONDS,
     MOVE_PASSES_MAX,
@@ -108,6 +112,7 @@ class Mover:
                         if source.hold() == "undoing":
                             raise MoveRefused(f"the move of slot {self._move.slot} is being undone: use --undo")
                         copier = self._copy(source, target)
+                        self._end_departed(source, target)
                         self._drain(source, copier)
         if not arrived:
             pause = self._cut_over()
@@ -234,6 +239,25 @@ class Mover:
         raise MoveBlocked(
             f"slot {self._move.slot} changes faster than it can be copied; try again when there is less load: "
             "sharded-wf shards move --resume"
+        )
+
+    def _end_departed(self, source: Side, target: Side) -> None:
+        """What ``Cutover.go_live`` does once more, for nothing: to end a lease may take as long as a user's transaction
+        under it does, and that must not be waited for while the slot lives nowhere."""
+        timeouts = (milliseconds(MOVE_LOCK_TIMEOUT_SECONDS), milliseconds(MOVE_IDLE_SECONDS))
+        for _ in range(MOVE_DEPARTED_ATTEMPTS):
+            try:
+                with target.conn.transaction():
+                    target.hold()
+                    target.conn.execute(SQL["set_local_timeouts"].on(), timeouts)
+                    target.conn.execute(SQL["end_departed"].on(), (self._move.slot,))
+                return
+            except psycopg.errors.LockNotAvailable:
+                source.beat()
+                self._sleep(MOVE_LOCK_PAUSE_SECONDS)
+        raise MoveBlocked(
+            f"an executor that held workflows of slot {self._move.slot} on {self._move.target!r} before has a "
+            "transaction open there. The slot works as before. When it has ended, run: sharded-wf shards move --resume"
         )
 
     def _drain(self, source: Side, copier: Copier) -> None:

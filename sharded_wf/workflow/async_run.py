@@ -7,7 +7,6 @@ delivers.
 
 from __future__ import annotations
 
-import sys
 import traceback
 import warnings
 from asyncio import Future, Task, _get_running_loop, _set_running_loop
@@ -16,7 +15,7 @@ from collections.abc import Callable
 from contextvars import Context as VariableContext
 from typing import TYPE_CHECKING, Any
 
-import mmh3
+from mmh3 import hash64
 
 from sharded_wf.clock import Microseconds
 from sharded_wf.errors import NonDeterminismError, WorkflowStuck
@@ -24,9 +23,11 @@ from sharded_wf.model.history import Entry, EntryKind, History
 from sharded_wf.model.workflow import Start
 from sharded_wf.serialization.values import ValueCodec
 from sharded_wf.workflow.commands import ChildCommand, ReceiveCommand, SendCommand, TimerCommand
+from sharded_wf.workflow.context import scope
 from sharded_wf.workflow.loop import WorkflowLoop, current_task, swap_current_task
-from sharded_wf.workflow.replay import ENDED, ISSUED
+from sharded_wf.workflow.replay import ENDED, ISSUED, Replay
 from sharded_wf.workflow.run import WorkflowRun
+from sharded_wf.workflow.stage import Stage
 from sharded_wf.workflow.steps import StepCommand
 from sharded_wf.workflow.stop import RunDropped
 
@@ -60,16 +61,26 @@ class AsyncRun(WorkflowRun):
         self.task: Task[Any] | None = None
         self.driving = False
         self.backlog: deque[Entry] | None = None
-        self.sends: list[SendCommand] = []
+        self.sends: list[SendCommand] | None = None
+        """Messages that the code has asked to send and that have no number yet."""
 
     # The code asks
 
-    def issue_step(self, step: StepDefinition[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepCommand:
+    def issue_step(
+        self,
+        step: StepDefinition[Any, Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        command_class: type[StepCommand] = StepCommand,
+    ) -> StepCommand:
         if self.stopped:
             raise RunDropped
         text = step.arguments.fingerprint_text(args, kwargs)
-        command = StepCommand(self, step, args, kwargs, Future(loop=self.loop))
-        self.issue(command, mmh3.hash64(text, step.seed)[0])
+        command = command_class(self, step, args, kwargs, Future(loop=self.loop))
+        replay = self.replay
+        if replay is None:
+            replay = self.replay = Replay(self.history)
+        replay.issue(command, hash64(text, step.seed)[0])
         if command.phase == ISSUED:
             command.prepare()
         return command
@@ -98,7 +109,10 @@ class AsyncRun(WorkflowRun):
             raise RunDropped
         command = SendCommand(self, receiver, topic, payload, Future(loop=self.loop))
         self.issue(command, base)
-        self.sends.append(command)
+        if self.sends is None:
+            self.sends = [command]
+        else:
+            self.sends.append(command)
         return command
 
     def issue_child(self, start: Start, base: int, codec: ValueCodec[Any]) -> ChildCommand:
@@ -126,8 +140,9 @@ class AsyncRun(WorkflowRun):
     # The host answers
 
     def start(self) -> None:
-        if current_task(self.host.loop) is not None:
-            self.host.loop.call_soon(self.start)
+        host = self.host
+        if not host.stage.is_open and current_task(host.loop) is not None:
+            host.loop.call_soon(self.start)
             return
         if self.stopped:
             return
@@ -138,29 +153,29 @@ class AsyncRun(WorkflowRun):
         except Exception as error:  # noqa: BLE001 - input that doesn't fit: it fails, and is not tried for ever
             self.conclude(self.failed(error))
             return
-        self.task = Task(coroutine, loop=self.loop, name=self.id, context=VariableContext())
-        self._drive()
+        variables = VariableContext()
+        variables.run(scope.set, self)
+        self.task = Task(coroutine, loop=self.loop, name=self.id, context=variables)
+        self._drive(None)
 
     def deliver(self, entry: Entry) -> None:
         if self.stopped:
             return
-        if self.driving or self.backlog is not None or current_task(self.host.loop) is not None:
+        host = self.host
+        if self.driving or self.backlog is not None or (not host.stage.is_open and current_task(host.loop) is not None):
             if self.backlog is None:
                 self.backlog = deque()
-                self.host.loop.call_soon(self._deliver_backlog)
+                host.loop.call_soon(self._deliver_backlog)
             self.backlog.append(entry)
             return
-        self._deliver(entry)
+        self.busy -= 1
+        self._drive(entry)
 
     def _deliver_backlog(self) -> None:
         backlog, self.backlog = self.backlog, None
         while backlog and not self.stopped:
-            self._deliver(backlog.popleft())
-
-    def _deliver(self, entry: Entry) -> None:
-        self.busy -= 1
-        self._hand_over(entry)
-        self._drive()
+            self.busy -= 1
+            self._drive(backlog.popleft())
 
     def _hand_over(self, entry: Entry) -> None:
         """One result enters the workflow; its time goes on."""
@@ -176,56 +191,74 @@ class AsyncRun(WorkflowRun):
 
     # Turns
 
-    def _drive(self) -> None:
-        """Run the code as far as it can go; then begin what it waits for."""
+    def _drive(self, entry: Entry | None) -> None:
+        """One turn; on the open stage, if it is, else with the stage for itself."""
+        stage = self.host.stage
+        if stage.is_open:
+            self._turn(entry, stage)
+        else:
+            with stage:
+                self._turn(entry, stage)
+
+    def _turn(self, entry: Entry | None, stage: Stage) -> None:
+        """Hand over an entry and run the code as far as it can go."""
         loop = self.loop
         task = self.task
         assert task is not None
-        ready = loop.ready
-        next_ready = ready.popleft
-        replay = self.replay
-        mismatch: NonDeterminismError | None = None
         self.driving = True
-        outer = _get_running_loop()
-        _set_running_loop(loop)
-        hooks = sys.get_asyncgen_hooks()
-        sys.set_asyncgen_hooks(None, loop.finalize_generator)
+        stage.enter(loop)
         try:
+            if entry is not None:
+                self._hand_over(entry)
             while True:
-                while ready:
-                    callback, args, context = next_ready()
-                    if callback is not None:
-                        try:
-                            context.run(callback, *args)
-                        except (SystemExit, KeyboardInterrupt) as error:
-                            self._interrupted(error)
-                        except Exception as error:  # noqa: BLE001 - as asyncio does with callbacks that fail
-                            loop.call_exception_handler({"message": f"{callback!r} failed", "exception": error})
+                self._run_ready(loop)
                 if task.done():
-                    break
-                if self.sends:
+                    self._end(task)
+                    return
+                if self.sends is not None:
                     self.number_sends(self.sends)
+                    self.sends = None
                 replay = self.replay
                 if replay is None or replay.position == replay.total:
                     break
                 self._hand_over(replay.next_entry())
         except NonDeterminismError as error:
-            mismatch = error
+            self.conclude(self.failed(error))
+            return
         finally:
-            sys.set_asyncgen_hooks(*hooks)
-            _set_running_loop(outer)
             self.driving = False
-        if mismatch is not None:
-            self.conclude(self.failed(mismatch))
-        elif task.done():
-            self._end(task)
-        elif replay is None or not replay.commands:
+        if replay is None or not replay.commands:
             self.conclude(self.failed(WorkflowStuck(_stuck_text(task))))
         else:
+            stage.waiting.append(self)
+
+    def go_on(self) -> None:
+        """Begin what the code has asked for and still wants."""
+        replay = self.replay
+        if replay is not None:
             if replay.fresh:
                 self._begin_fresh(replay.fresh)
             if self.busy == 0:
                 self.waiting_since = self.host.clock.monotonic()
+
+    def _run_ready(self, loop: WorkflowLoop) -> None:
+        ready, first = loop.ready, loop.next
+        if first:
+            ready[:0] = reversed(first)
+            first.clear()
+        for callback, args, context in ready:  # which grows meanwhile
+            while True:
+                if callback is not None:
+                    try:
+                        context.run(callback, *args)
+                    except (SystemExit, KeyboardInterrupt) as error:
+                        self._interrupted(error)
+                    except Exception as error:  # noqa: BLE001 - as asyncio does with callbacks that fail
+                        loop.call_exception_handler({"message": f"{callback!r} failed", "exception": error})
+                if not first:
+                    break
+                callback, args, context = first.pop()
+        ready.clear()
 
     def _begin_fresh(self, fresh: list[Any]) -> None:
         assert self.replay is not None
@@ -276,6 +309,7 @@ class AsyncRun(WorkflowRun):
         if any(not kept.done() for kept in tasks):
             _close(loop, [kept for kept in tasks if not kept.done()])
         loop.ready.clear()
+        loop.next.clear()
         # Breaks the cycle, so that thousands of ended runs are no work for the garbage collector. Nobody asks for it
         # again: whatever would checks `stopped` first.
         del self.loop
@@ -301,6 +335,7 @@ def _close(loop: WorkflowLoop, tasks: list[Any]) -> None:
     finally:
         _warnings._warn_unawaited_coroutine = unawaited
         loop.ready.clear()
+        loop.next.clear()
         _set_running_loop(outer)
 
 

@@ -250,7 +250,9 @@ class SendCommand:
     def begin(self) -> None:
         self.phase = LIVE
         now_us = self.run.host.clock.now_us()
-        self.run.send(self, Message(self.receiver, self.name, self.run.id, self.seq, self.payload, now_us))
+        # With the moment of its first claim: another workflow that has the ID later numbers its messages from 1 again.
+        sender = f"{self.run.id}@{self.run.started_at}"
+        self.run.send(self, Message(self.receiver, self.name, sender, self.seq, self.payload, now_us))
 
     def acknowledge(self, outbox: Message | None, error: BaseException | None) -> None:
         self.phase = RECORDING

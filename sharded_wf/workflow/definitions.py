@@ -126,6 +126,8 @@ class StepDefinition(Definition[P, R]):
     ) -> None:
         super().__init__(app, function, name, namespace)
         self.retry = ONCE if retry is None else retry
+        self.once = self.retry.attempts == 1
+        """Whether a call makes one attempt and no other, so that nothing need be kept for the next."""
         self.timeout_seconds = None if timeout is None else seconds_of(timeout)
         if self.timeout_seconds is not None and not self.timeout_seconds > 0:
             raise DefinitionError(f"step {name!r}: timeout={timeout!r}: more than 0 seconds, or None")
@@ -151,10 +153,12 @@ class AsyncStep(StepDefinition[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         """The step as a coroutine; nothing happens before it is awaited."""
-        loop = _get_running_loop()
-        if type(loop) is WorkflowLoop:
-            return self._recorded(loop.run, args, kwargs)
         running = scope.get(None)
+        if type(running) is AsyncRun:
+            return self._recorded(running, args, kwargs)
+        loop = _get_running_loop()
+        if type(loop) is WorkflowLoop:  # code that runs in a fresh context of its own making
+            return self._recorded(loop.run, args, kwargs)
         if running is None:
             return self._alone(args, kwargs)
         if type(running) is ThreadRun:

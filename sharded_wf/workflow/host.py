@@ -11,13 +11,19 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from typing import Any, Protocol
+from contextvars import Context as VariableContext
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from sharded_wf.clock import Clock, Microseconds
 from sharded_wf.model.history import Entry, FailedAttempt
 from sharded_wf.model.workflow import Message, Outcome, Start
+from sharded_wf.workflow.attempts import Attempts
+from sharded_wf.workflow.stage import Stage
+
+if TYPE_CHECKING:
+    from sharded_wf.workflow.transactions import TransactionCommand
 
 
 class Host(Protocol):
@@ -26,6 +32,10 @@ class Host(Protocol):
     clock: Clock
     loop: asyncio.AbstractEventLoop
     """The process's own event loop, on which steps run."""
+    stage: Stage
+    """Where the code of async workflows runs; a host that calls many runs in a row opens it around them."""
+    attempts: Attempts
+    """Runs the ``async def`` steps of this process, or of a part of it."""
     threads: Executor
     """Where plain ``def`` functions run."""
     state: object
@@ -38,6 +48,12 @@ class Host(Protocol):
 
     def record_attempt(self, run: Run, attempt: FailedAttempt) -> None:
         """Make a failed attempt durable; then call ``run.attempt_recorded(attempt)``."""
+        ...
+
+    def transact(self, run: Run, transaction: TransactionCommand, variables: VariableContext) -> Cancellable:
+        """Run the body of a transaction with a connection, and commit what it did together with its entry; then call
+        ``run.deliver``. What the run records meanwhile becomes durable after it. A body that fails is handed to
+        ``transaction.fail``. What is returned can be cancelled until ``transaction.begin_commit`` was called."""
         ...
 
     def start_child(self, run: Run, start: Start) -> None:
@@ -56,6 +72,14 @@ class Host(Protocol):
 
     def finish(self, run: Run, outcome: Outcome) -> None:
         """The run has its outcome; it asks for nothing more."""
+        ...
+
+
+class Cancellable(Protocol):
+    """What is under way, and can be stopped."""
+
+    def cancel(self) -> bool:
+        """Stop it."""
         ...
 
 
@@ -83,6 +107,8 @@ class Run(ABC):
     """The workflow definition that made this run."""
     claim: Any
     """The host's own: whatever it wants to remember of this run."""
+    started_at: Microseconds
+    """When it was first claimed: the zero of its clock."""
     outcome: Outcome | None
     """How it ended, or ``None``."""
 

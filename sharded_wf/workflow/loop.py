@@ -5,7 +5,7 @@ scheduled. So the same history gives the same run, and whatever asyncio builds f
 (``gather``, ``TaskGroup``, queues, locks, timeouts) is durable without knowing it. Its time is the workflow's: when it
 started, and then when the last delivered result was completed.
 
-It is never *run*. Its owner takes callbacks from ``ready`` while the loop is set as the running one, from a plain
+It is never *run*. Its owner calls what is in ``ready`` while the loop is set as the running one, from a plain
 callback of the real loop, because Python (3.14) does not let a task be entered inside a task.
 """
 
@@ -15,7 +15,6 @@ import asyncio
 import logging
 import sys
 from asyncio import Future, Task
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -68,12 +67,15 @@ else:
 class WorkflowLoop(_Loop):  # type: ignore[misc]  # pyright: ignore[reportUntypedBaseClass]
     """The deterministic loop of ``run``."""
 
-    __slots__ = ("now_us", "ready", "run", "stopped", "tasks", "tasks_sweep_at")
+    __slots__ = ("next", "now_us", "ready", "run", "stopped", "tasks", "tasks_sweep_at")
 
     def __init__(self, run: AsyncRun, now_us: Microseconds) -> None:
         self.run = run
         self.now_us = now_us
-        self.ready: deque[Any] = deque()
+        self.ready: list[Any] = []
+        """Callbacks, in the order in which they are to run; emptied when all have run."""
+        self.next: list[Any] = []
+        """Callbacks that run before those, the last one first."""
         self.stopped = False
         self.tasks: list[Task[Any]] = []
         self.tasks_sweep_at = _TASKS_BEFORE_SWEEP
@@ -138,8 +140,8 @@ class WorkflowLoop(_Loop):  # type: ignore[misc]  # pyright: ignore[reportUntype
 
     # What other parts of asyncio ask of a loop
 
-    def get_debug(self) -> bool:
-        return False
+    # Asked for every future and task that is made: a method of ours would cost more than the rest of making one.
+    get_debug = bool  # called without arguments, it says False
 
     def is_running(self) -> bool:
         return not self.stopped

@@ -12,7 +12,6 @@ import asyncio
 import copy
 import hashlib
 import threading
-from asyncio import Task
 from contextvars import Context as VariableContext
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
 UNCHANGEABLE = frozenset({str, int, float, bool, bytes, type(None)})
 """Exact types of arguments that need no copy."""
 _NO_VALUE: Any = object()
-STRAY_CANCEL_SECONDS = 1.0
-"""How long a step that was cancelled from elsewhere is given before that counts as its failure."""
 
 
 class StepCommand:
@@ -47,12 +44,11 @@ class StepCommand:
         "name",
         "phase",
         "place",
-        "retry_timer",
         "run",
         "running",
         "started_at",
         "step",
-        "timeout_timer",
+        "timer",
         "value",
         "variables",
     )
@@ -80,12 +76,12 @@ class StepCommand:
         self.attempt = 1
         self.running: Any = None
         self.value: Any = _NO_VALUE
+        self.timer: asyncio.TimerHandle | None = None
+        """Goes off when the next attempt is due, or, in a thread, when the time for this one is over."""
 
     def prepare(self) -> None:
         """It will run: keep its arguments and context variables as they are now, when the code asked for it."""
         self.variables: VariableContext = copy_context()
-        self.retry_timer: asyncio.TimerHandle | None = None
-        self.timeout_timer: asyncio.TimerHandle | None = None
         if self.kwargs or not UNCHANGEABLE.issuperset(map(type, self.args)):
             self.args, self.kwargs = self._copied()
 
@@ -128,10 +124,10 @@ class StepCommand:
             self.launch()
         else:
             self.run.await_retry(self, when)
-            self.retry_timer = self.run.host.loop.call_later(delay_us / 1_000_000, self._retry_due)
+            self.timer = self.run.host.loop.call_later(delay_us / 1_000_000, self._retry_due)
 
     def _retry_due(self) -> None:
-        self.retry_timer = None
+        self.timer = None
         self.run.retry_begins(self)
         self.launch()
 
@@ -142,18 +138,18 @@ class StepCommand:
         run.busy += 1
         self.started_at = host.clock.now_us()
         # Attempts that may overlap (a thread can't be stopped) need a copy each: a context is entered by one at a time.
-        variables = self.variables if self.step.retry.attempts == 1 else self.variables.copy()
+        variables = self.variables if self.step.once else self.variables.copy()
         variables.run(scope.set, self)
         if self.step.is_async:
-            self.running = Task(_attempt(self), loop=host.loop, name=self.name, context=variables)
+            host.attempts.make(self, variables)
             return
         if self.step.timeout_seconds is not None:
-            self.timeout_timer = host.loop.call_later(self.step.timeout_seconds, self._timed_out, self.attempt)
+            self.timer = host.loop.call_later(self.step.timeout_seconds, self._timed_out, self.attempt)
         self.running = run.run_in_thread(self, variables)
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments for one attempt; if there may be more, each gets its own copy."""
-        if self.step.retry.attempts == 1:
+        if self.step.once:
             return self.args, self.kwargs
         return self._copied()
 
@@ -178,9 +174,9 @@ class StepCommand:
         """A thread has done attempt number ``attempt``; too late, if that timed out or nobody wants it any more."""
         if self.phase != LIVE or attempt != self.attempt or self.run.stopped:
             return
-        if self.timeout_timer is not None:
-            self.timeout_timer.cancel()
-            self.timeout_timer = None
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
         if succeeded:
             self.succeed(result)
         else:
@@ -258,56 +254,16 @@ class StepCommand:
     def stop(self) -> None:
         """Stop what runs. A ``def`` step can't be stopped; its result is ignored."""
         running, self.running = self.running, None
-        if self.retry_timer is not None:
-            self.retry_timer.cancel()
-            self.retry_timer = None
-            self.run.retry_begins(self)
-        if self.timeout_timer is not None:
-            self.timeout_timer.cancel()
-            self.timeout_timer = None
+        timer, self.timer = self.timer, None
+        if timer is not None:
+            timer.cancel()
+            if running is None:
+                self.run.retry_begins(self)
         if running is not None:
             self.phase = ENDED
             self.run.busy -= 1
             running.cancel()
         del self.variables
-
-
-async def _attempt(command: StepCommand) -> None:
-    """One attempt of an ``async def`` step, as a task of the host's loop."""
-    args, kwargs = command.arguments()
-    step = command.step
-    try:
-        if step.timeout_seconds is None:
-            result = await step.function(*args, **kwargs)
-        else:
-            result = await _with_timeout(command, step.function(*args, **kwargs), step.timeout_seconds)
-    except (KeyboardInterrupt, GeneratorExit):
-        raise
-    except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is None or task.cancelling() == 0:
-            command.report(command.attempt, False, error)
-            return
-        # Cancelled by neither the workflow nor the step: probably the whole process is going down, which is no result.
-        command.run.host.loop.call_later(STRAY_CANCEL_SECONDS, command.report, command.attempt, False, error)
-        raise
-    except BaseException as error:  # noqa: BLE001 - whatever it raised is its result
-        if command.phase == LIVE and not command.run.stopped:
-            command.fail(error)
-    else:
-        if command.phase == LIVE and not command.run.stopped:
-            command.succeed(result)
-
-
-async def _with_timeout(command: StepCommand, body: Any, seconds: float) -> Any:
-    limit = asyncio.timeout(seconds)
-    try:
-        async with limit:
-            return await body
-    except TimeoutError:
-        if limit.expired():
-            raise TimeoutError(command.timeout_text()) from None
-        raise
 
 
 class OwnThread:

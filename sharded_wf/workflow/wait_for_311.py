@@ -43,7 +43,7 @@ def install(loop_class: type[WorkflowLoop], call_class: type[Call]) -> None:
     def call_soon(self: WorkflowLoop, callback: Callable[..., Any], *args: Any, context: Context | None = None) -> Any:
         call = call_class((callback, args, copy_context() if context is None else context))
         if args and type(args[0]) in _PROMPT:
-            self.ready.appendleft(call)
+            self.next.append(call)
         else:
             self.ready.append(call)
         return call
@@ -74,7 +74,7 @@ def install(loop_class: type[WorkflowLoop], call_class: type[Call]) -> None:
         kind = _PromptTask if prompt else Task
         task = kind(coro, loop=self, name=None if name is None else str(name), context=context)
         if prompt:
-            self.ready.appendleft(self.ready.pop())
+            self.next.append(self.ready.pop())
         return self.keep(task)
 
     loop_class.call_soon = call_soon  # type: ignore[method-assign]

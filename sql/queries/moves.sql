@@ -203,8 +203,11 @@ delete from {control}.departure where slot = $1::int
 select count(*) from {control}.lease
 
 -- name: lock_members
--- No move can begin here meanwhile.
-lock table {control}.move in access exclusive mode
+-- No move can begin here meanwhile, and users' open transactions have left what they ask for.
+lock table {control}.move, {control}.request in access exclusive mode
+
+-- name: has_requests
+select exists (select from {control}.request)
 
 -- name: drop_control
 drop schema {control} cascade

@@ -2,10 +2,12 @@
 -- for each other and never deadlock. An ID that exists is left alone; `read_starts` tells what it is.
 
 -- name: save_inputs
--- Large inputs, in the same transaction as the start and before it.
-insert into {slot}.input (workflow_id, value)
+-- Large inputs, in the same transaction as the start and before it. An input that is there is locked, so that it can't be
+-- deleted with an old workflow between this and the start; one that was left without its workflow is replaced.
+insert into {slot}.input as i (workflow_id, value)
 select * from unnest($1::text[], $2::json[])
-on conflict do nothing
+on conflict (workflow_id) do update set value = excluded.value
+    where not exists (select from {slot}.workflow w where w.id = i.workflow_id)
 
 -- name: start_inline
 -- Workflows alike in everything but ID and input: the common case, and the cheapest.

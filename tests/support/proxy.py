@@ -300,7 +300,11 @@ class _Connection:
         first = await self._start()
         self.server_reader, self.server_writer = await self.proxy.connect()
         self.server_writer.write(first)
-        pumps = [asyncio.create_task(self._upstream()), asyncio.create_task(self._downstream())]
+        ways = (
+            self._pump(self.client_reader, self.server_writer, self._rule_before),
+            self._pump(self.server_reader, self.client_writer, self.answers.tag_answered_by),
+        )
+        pumps = [asyncio.create_task(way) for way in ways]
         try:
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -335,23 +339,34 @@ class _Connection:
         rule.note()
         await self.going.wait()
 
-    async def _upstream(self) -> None:
-        assert self.server_writer is not None
+    async def _pump(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        rule_at: Callable[[bytes], Rule | None],
+    ) -> None:
+        """Pass messages on, one way; where a rule wants it, what came before the message passes, then the rule acts."""
         framer = Framer()
-        while data := await self.client_reader.read(CHUNK_BYTES):
+        while data := await reader.read(CHUNK_BYTES):
             await self._pause()
             passing = bytearray()
             for message in framer.feed(data):
-                rule = self._rule_for(message)
-                if rule is not None and rule.when == "before" and rule.take():
-                    self.server_writer.write(passing)
-                    await self.server_writer.drain()
+                rule = rule_at(message)
+                if rule is not None and rule.take():
+                    writer.write(passing)
+                    with contextlib.suppress(OSError):
+                        await writer.drain()
                     passing.clear()
                     await self._act(rule)
-                self.answers.expect(message, rule if rule is not None and rule.when == "after" else None)
                 passing += message
-            self.server_writer.write(passing)
-            await self.server_writer.drain()
+            writer.write(passing)
+            await writer.drain()
+
+    def _rule_before(self, message: bytes) -> Rule | None:
+        """The rule that acts before the server gets this message; one that acts after is kept for the answer."""
+        rule = self._rule_for(message)
+        self.answers.expect(message, rule if rule is not None and rule.when == "after" else None)
+        return rule if rule is not None and rule.when == "before" else None
 
     def _rule_for(self, message: bytes) -> Rule | None:
         text = self.statements.text_run_by(message)
@@ -371,20 +386,3 @@ class _Connection:
             if wish == "at sync":
                 self.armed = rule
         return None
-
-    async def _downstream(self) -> None:
-        framer = Framer()
-        while data := await self.server_reader.read(CHUNK_BYTES):
-            await self._pause()
-            passing = bytearray()
-            for message in framer.feed(data):
-                rule = self.answers.tag_answered_by(message)
-                if rule is not None and rule.take():
-                    self.client_writer.write(passing)
-                    with contextlib.suppress(OSError):
-                        await self.client_writer.drain()
-                    passing.clear()
-                    await self._act(rule)
-                passing += message
-            self.client_writer.write(passing)
-            await self.client_writer.drain()

@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from sharded_wf.cli import main
-
 Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """``run("shards", "status")`` gives the exit code and what was printed on stdout and stderr."""
+def run(command_line: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The command line, where no variable names a cluster."""
     monkeypatch.delenv("SHARDED_WF_CONFIG", raising=False)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sharded-wf", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return call
+    return command_line
 
 
 @pytest.fixture

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sharded_wf import App, Retry
-from sharded_wf.cli import main
 from sharded_wf.client import Client
 from sharded_wf.cluster.initialize import init_cluster
 from sharded_wf.config import ClusterConfig
@@ -78,21 +77,10 @@ async def run_some(config: ClusterConfig) -> None:
 
 
 @pytest.fixture
-def run(toml: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(toml: str, command_line: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
     """``run("list")`` is ``sharded-wf workflow list`` on that cluster: the exit code, stdout, stderr."""
     monkeypatch.setenv("SHARDED_WF_CONFIG", toml)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sharded-wf", "workflow", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return call
+    return partial(command_line, "workflow")
 
 
 def test_list(run: Run) -> None:

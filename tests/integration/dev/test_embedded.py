@@ -8,7 +8,9 @@ import shutil
 import signal
 import stat
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
@@ -90,6 +92,10 @@ def test_durability_can_not_be_switched_off(name: str) -> None:
     assert not server.directory.exists() or server.directory in before
 
 
+def state_of(pid: int) -> str:
+    return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0]
+
+
 def test_pause_answers_nothing_and_resume_answers_all(server_factory: ServerFactory) -> None:
     server = server_factory()
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
@@ -99,8 +105,7 @@ def test_pause_answers_nothing_and_resume_answers_all(server_factory: ServerFact
             assert server.is_running()
             family = process_family(postmaster_of(server.directory))
             assert backend in family
-            states = {Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] for pid in family}
-            assert states == {"T"}
+            assert {state_of(pid) for pid in family} == {"T"}
             connection.pgconn.send_query(b"select 7")
             connection.pgconn.flush()
         finally:
@@ -109,6 +114,31 @@ def test_pause_answers_nothing_and_resume_answers_all(server_factory: ServerFact
         assert result is not None
         assert result.get_value(0, 0) == b"7"
         assert connection.pgconn.get_result() is None
+
+
+def test_pause_holds_what_is_forked_meanwhile(server_factory: ServerFactory) -> None:
+    server = server_factory()
+    ended = threading.Event()
+
+    def knock() -> None:
+        while not ended.is_set():
+            with psycopg.connect(server.dsn()):
+                pass
+
+    with ThreadPoolExecutor(2) as threads:
+        knocking = [threads.submit(knock) for _ in range(2)]
+        try:
+            for _ in range(20):
+                server.pause()
+                try:
+                    family = process_family(postmaster_of(server.directory))
+                    assert {state_of(pid) for pid in family} == {"T"}
+                finally:
+                    server.resume()
+        finally:
+            ended.set()
+        for one in knocking:
+            one.result()
 
 
 def test_a_paused_server_stops(server_factory: ServerFactory) -> None:

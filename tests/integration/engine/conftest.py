@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sharded_wf.dev import EmbeddedServer
 from tests.support.cluster import TestCluster
 from tests.support.flows import LEDGER_VARIABLE
 
@@ -36,3 +37,14 @@ def cluster(make_cluster: Callable[..., TestCluster]) -> TestCluster:
 def two_shards(make_cluster: Callable[..., TestCluster]) -> TestCluster:
     """Two shards with three slots each."""
     return make_cluster(2)
+
+
+@pytest.fixture
+def cluster_and_far(
+    make_cluster: Callable[..., TestCluster],
+    databases: Callable[[int], list[str]],
+    server_factory: Callable[..., EmbeddedServer],
+) -> tuple[TestCluster, EmbeddedServer]:
+    """Two shards with three slots each, and the server of the second, which is its alone: to stop, kill or pause."""
+    server = server_factory()
+    return make_cluster(dsns=[*databases(1), server.create_database("away")]), server

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
 
 import pytest
 
 from sharded_wf import WorkflowNotFound
+from sharded_wf.clock import SYSTEM_CLOCK
 from sharded_wf.dev import EmbeddedServer
 from sharded_wf.model.workflow import Message
 from tests.support.certificate import SUCCEEDED, read_rows
@@ -78,14 +78,9 @@ def test_i6_delivered_twice_by_a_cut_connection(two_shards: TestCluster, when: M
     asyncio.run(go())
 
 
-def test_i6_the_receivers_shard_is_down_for_a_while(
-    make_cluster: Callable[..., TestCluster],
-    databases: Callable[[int], list[str]],
-    server_factory: Callable[..., EmbeddedServer],
-) -> None:
+def test_i6_the_receivers_shard_is_down_for_a_while(cluster_and_far: tuple[TestCluster, EmbeddedServer]) -> None:
     """Senders go on (their messages wait in the outbox), also when their executor is killed; then all arrives."""
-    server = server_factory()
-    cluster = make_cluster(dsns=[*databases(1), server.create_database("away")])
+    cluster, server = cluster_and_far
     senders = cluster.ids_on(1, 3, "sender")
     receivers = cluster.ids_on(2, 3, "receiver")
 
@@ -148,7 +143,8 @@ def test_i6_out_of_order_arrivals_wait(cluster: TestCluster) -> None:
             await client.start(inbox.bind(3), id="r")
             shards = client._shards
             for seq in (3, 2, 2, 1, 3, 1):
-                await shards.deliver([Message("r", "mail", "s", seq, b'"s#%d"' % (seq - 1), seq)])
+                sent_at = SYSTEM_CLOCK.now_us()
+                await shards.deliver([Message("r", "mail", "s", seq, b'"s#%d"' % (seq - 1), sent_at)])
             got = await client.get_handle("r", list[str]).result(20)
             assert expected_order(got, {"s": 3}) == []
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import Callable
 
 import pytest
 
@@ -39,13 +38,10 @@ async def latency(client: Client, ids: list[str]) -> float:
 
 @pytest.mark.parametrize("trouble", ["down", "hung"])
 def test_i8_a_shard_that_is_away_delays_only_its_slots(
-    make_cluster: Callable[..., TestCluster],
-    databases: Callable[[int], list[str]],
-    server_factory: Callable[..., EmbeddedServer],
+    cluster_and_far: tuple[TestCluster, EmbeddedServer],
     trouble: str,
 ) -> None:
-    server = server_factory()
-    cluster = make_cluster(dsns=[*databases(1), server.create_database("away")])
+    cluster, server = cluster_and_far
     here, there = cluster.ids_on(1, 40), cluster.ids_on(2, 40)
 
     async def go() -> None:
@@ -79,13 +75,10 @@ def test_i8_a_shard_that_is_away_delays_only_its_slots(
 
 
 def test_i8_made_ids_return_to_a_shard_that_came_back(
-    make_cluster: Callable[..., TestCluster],
-    databases: Callable[[int], list[str]],
-    server_factory: Callable[..., EmbeddedServer],
+    cluster_and_far: tuple[TestCluster, EmbeddedServer],
 ) -> None:
     """Nobody asks for a workflow of that shard by name, and it still gets its share of new ones again."""
-    server = server_factory()
-    cluster = make_cluster(dsns=[*databases(1), server.create_database("away")])
+    cluster, server = cluster_and_far
     there = cluster.ids_on(2, 1)[0]
 
     async def go() -> None:
@@ -101,12 +94,9 @@ def test_i8_made_ids_return_to_a_shard_that_came_back(
 
 
 def test_i8_an_executor_starts_while_a_shard_is_down(
-    make_cluster: Callable[..., TestCluster],
-    databases: Callable[[int], list[str]],
-    server_factory: Callable[..., EmbeddedServer],
+    cluster_and_far: tuple[TestCluster, EmbeddedServer],
 ) -> None:
-    server = server_factory()
-    cluster = make_cluster(dsns=[*databases(1), server.create_database("away")])
+    cluster, server = cluster_and_far
     here, there = cluster.ids_on(1, 1)[0], cluster.ids_on(2, 1)[0]
 
     async def go() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 
 import pytest
 
+from sharded_wf.limits import WRITE_DEADLINE_SECONDS
 from tests.support.cluster import TestCluster
 from tests.support.flows import app, chain, echo
 from tests.support.proxy import COMMIT, Moment, Proxy
@@ -14,6 +16,7 @@ from tests.support.proxy import COMMIT, Moment, Proxy
 START = r"insert into wf_\d+\.workflow"
 CLAIM = r"insert into wf_\d+\.claim"
 FLUSH = r"insert into wf_control\.flush"
+MESSAGE = r"insert into wf_\d+\.message"
 OUTCOME = r"set status = 3"
 
 WORKFLOWS = 40
@@ -79,3 +82,36 @@ def test_i2_created_is_right_after_a_lost_answer(cluster: TestCluster, when: Mom
 
     asyncio.run(go())
     assert [row["id"] for row in cluster.rows().workflow].count("only") == 1
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_i1_a_connection_that_dies_silently_costs_seconds_and_no_start(cluster: TestCluster, when: Moment) -> None:
+    """No packet says that it is dead. The same rows go out again on another connection, though the backend of the
+    first may still hold their locks."""
+
+    async def go() -> None:
+        with Proxy(cluster.direct[0]) as proxy:
+            async with app.connect(cluster.through(proxy.dsn).config) as client:
+                await client.start(echo.bind("warm"))
+                dead = proxy.hold(COMMIT, when=when, within=START)
+                begun = time.monotonic()
+                first = await client.start(echo.bind("x"), id="only")  # with the default wait
+                assert dead.count == 1
+                assert first.created
+                assert time.monotonic() - begun < WRITE_DEADLINE_SECONDS
+
+    asyncio.run(go())
+    assert [row["id"] for row in cluster.rows().workflow].count("only") == 1
+
+
+def test_i6_a_connection_that_dies_silently_costs_no_message(cluster: TestCluster) -> None:
+    async def go() -> None:
+        with Proxy(cluster.direct[0]) as proxy:
+            async with app.connect(cluster.through(proxy.dsn).config) as client:
+                handle = await client.start(echo.bind("x"), id="receiver")
+                dead = proxy.hold(COMMIT, when="after", within=MESSAGE)
+                await client.send(handle.id, "mail", "once")
+                assert dead.count == 1
+
+    asyncio.run(go())
+    assert len(cluster.rows().message) == 1

@@ -10,6 +10,7 @@ import asyncio
 import selectors
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextvars import Context as VariableContext
 from typing import Any, TypeVar
 
 from sharded_wf.model.history import EMPTY_HISTORY, Entry, FailedAttempt, History
@@ -17,8 +18,11 @@ from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import OUTCOME_TOPIC, Message, Outcome, Start
 from sharded_wf.serialization import decode_error, encode_outcome
 from sharded_wf.workflow.app import App
+from sharded_wf.workflow.attempts import Attempts
 from sharded_wf.workflow.definitions import Bound
 from sharded_wf.workflow.host import Run
+from sharded_wf.workflow.stage import Stage
+from sharded_wf.workflow.transactions import TransactionCommand
 
 T = TypeVar("T")
 START_US = 1_700_000_000_000_000
@@ -86,6 +90,8 @@ class MemoryHost:
         self.app = app
         self.loop = asyncio.get_running_loop()
         self.clock: Any = LoopClock(self.loop)
+        self.stage = Stage(asyncio.get_running_loop())
+        self.attempts = Attempts(asyncio.get_running_loop())
         self.threads: Executor = ThreadPoolExecutor(4)
         self.state = state
         self.crash_after = crash_after
@@ -205,6 +211,9 @@ class MemoryHost:
             run.attempt_recorded(attempt)
 
         self._later(record)
+
+    def transact(self, run: Run, transaction: TransactionCommand, variables: VariableContext) -> Any:
+        raise NotImplementedError("there is no database here")
 
     def start_child(self, run: Run, start: Start) -> None:
         def begin() -> None:

@@ -44,6 +44,4 @@ def test_histories_replay_on_every_python(tmp_path: Path) -> None:
     assert finish({v: launch(python, "replay", *files) for v, python in pythons.items()}) == {}
     missing = [version for version in VERSIONS if version not in pythons]
     if missing:
-        pytest.skip(
-            f"NOT TRIED on Python {', '.join(missing)}: make .venv-{missing[0]} with the package's dependencies"
-        )
+        pytest.skip(f"NOT TRIED on Python {', '.join(missing)}; to try it: .ci/other-pythons .venv")

@@ -1,0 +1,125 @@
+"""Finding and removing old workflows, in one slot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from sharded_wf.clock import Microseconds
+from sharded_wf.postgres import binary
+from sharded_wf.postgres.queries import load
+from sharded_wf.postgres.session import Result, Statement
+
+_SQL = load("retention")
+_FIND_OLD = _SQL["find_old"]
+_DELETE_OLD_INPUTS = _SQL["delete_old_inputs"]
+_DELETE_OLD = _SQL["delete_old"]
+_VACUUM = _SQL["vacuum_history"]
+
+HISTORY_TABLES = ("workflow", "input", "step", "attempt", "failed")
+Place = tuple[Microseconds, str]
+"""Where a walk stands: the moment of creation and the ID of the row that it saw last."""
+START: Place = (binary.POSTGRES_EPOCH_US, "")
+
+
+class Cutoffs(msgspec.Struct, frozen=True):
+    """What ended before these moments is old: by the workflow's name, else by its queue, else ``default``."""
+
+    names: dict[str, Microseconds]
+    queues: dict[str, Microseconds]
+    default: Microseconds
+
+
+class Seen(msgspec.Struct, frozen=True, gc=False):
+    """One row that a walk came by. ``old``: it has ended and its time is over."""
+
+    created_at: Microseconds
+    id: str
+    parent_id: str | None
+    queue: str
+    name: str
+    old: bool
+
+
+def hold(holder: bytes, seconds: int) -> Statement:
+    """Become, or stay, the one who sweeps this shard for so long; the count is 1 if it is so."""
+    return Statement(_SQL["hold_retention"], "", (holder, binary.int4(seconds)))
+
+
+def release(holder: bytes) -> Statement:
+    """Leave the sweeping to others."""
+    return Statement(_SQL["release_retention"], "", (holder,))
+
+
+def find_old(schema: str, after: Place, before: Microseconds, limit: int, cutoffs: Cutoffs) -> Statement:
+    """Look at up to ``limit`` workflows after a place that were created before a moment."""
+    return Statement(
+        _FIND_OLD,
+        schema,
+        (
+            binary.timestamp(after[0]), after[1].encode(), binary.timestamp(before), binary.int4(limit),
+            binary.text_array(list(cutoffs.names)), binary.timestamp_array(list(cutoffs.names.values())),
+            binary.text_array(list(cutoffs.queues)), binary.timestamp_array(list(cutoffs.queues.values())),
+            binary.timestamp(cutoffs.default),
+        ),
+    )  # fmt: skip
+
+
+def seen_of(result: Result) -> list[Seen]:
+    """The answer to ``find_old``."""
+    return [
+        Seen(
+            binary.read_timestamp(created_at), id_.decode(), None if parent is None else parent.decode(),
+            queue.decode(), name.decode(), old == b"\x01",
+        )
+        for created_at, id_, parent, queue, name, old in result.rows()
+    ]  # fmt: skip
+
+
+def find_unfinished_parents(schema: str, children: Sequence[Seen]) -> Statement:
+    """Ask which parents of these workflows, all in one slot, have not ended."""
+    return Statement(
+        _SQL["find_unfinished_parents"],
+        schema,
+        (
+            binary.text_array([child.parent_id or "" for child in children]),
+            binary.timestamp_array([child.created_at for child in children]),
+        ),
+    )
+
+
+def _keys(rows: Sequence[Seen]) -> tuple[bytes, bytes]:
+    rows = sorted(rows, key=_by_id)  # the order in which starts lock the same rows
+    return binary.text_array([row.id for row in rows]), binary.timestamp_array([row.created_at for row in rows])
+
+
+def _by_id(row: Seen) -> str:
+    return row.id
+
+
+def read_old(schema: str, rows: Sequence[Seen]) -> Statement:
+    """Ask for everything about these workflows, a JSON object each."""
+    return Statement(_SQL["read_old"], schema, _keys(rows))
+
+
+def delete_old(schema: str, rows: Sequence[Seen]) -> list[Statement]:
+    """Remove these workflows with all that hangs on them, in one transaction; ``deleted_of`` the last answer tells how
+    many there still were."""
+    keys = _keys(rows)
+    return [Statement(_DELETE_OLD_INPUTS, schema, keys), Statement(_DELETE_OLD, schema, keys)]
+
+
+def deleted_of(results: Sequence[Result]) -> int:
+    """How many workflows ``delete_old`` removed."""
+    return binary.read_int(results[-1].value() or b"")
+
+
+def estimate_rows(schema: str) -> Statement:
+    """Ask how many workflows the slot holds, by the planner's statistics; negative: not known."""
+    return Statement(_SQL["estimate_rows"], schema)
+
+
+def vacuums(schema: str) -> list[str]:
+    """The vacuum commands for a slot's history; each runs outside any transaction."""
+    return [_VACUUM.text.replace("{slot}", schema).replace("{table}", table) for table in HISTORY_TABLES]

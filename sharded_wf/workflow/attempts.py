@@ -1,0 +1,169 @@
+"""Running the attempts of ``async def`` steps on the process's event loop.
+
+A task of its own for every attempt would cost more than most steps do. So attempts wait in a queue, and one task makes
+them one after the other for as long as they end without waiting. The first one that waits keeps the task as its own to
+its end (``asyncio.current_task()`` is always the same in one attempt), and another task goes on with the queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import Task
+from collections import deque
+from collections.abc import Awaitable, Generator
+from contextvars import Context as VariableContext
+from types import CoroutineType, coroutine
+from typing import TYPE_CHECKING, Any
+
+from sharded_wf.limits import ATTEMPTS_PER_TURN_MAX
+from sharded_wf.workflow.replay import LIVE
+
+if TYPE_CHECKING:
+    from sharded_wf.workflow.steps import StepCommand
+
+STRAY_CANCEL_SECONDS = 1.0
+"""How long a step that was cancelled from elsewhere is given before that counts as its failure."""
+
+
+class _Queued:
+    """Stands for the task of an attempt that has none yet."""
+
+    __slots__ = ()
+
+    def cancel(self) -> bool:
+        """It does not begin: whoever cancels it also says that it is not live any more."""
+        return True
+
+
+_QUEUED = _Queued()
+
+
+class Attempts:
+    """The attempts of one process, on ``loop``."""
+
+    __slots__ = ("_loop", "_queue", "_server")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._queue: deque[tuple[StepCommand, VariableContext]] = deque()
+        self._server: Task[None] | None = None
+        """The task that makes the attempts in the queue."""
+
+    def make(self, command: StepCommand, variables: VariableContext) -> None:
+        """Make an attempt of ``command`` soon, with these context variables. ``command.running`` is what to cancel."""
+        command.running = _QUEUED
+        self._queue.append((command, variables))
+        if self._server is None:
+            self._serve()
+
+    def _serve(self) -> None:
+        self._server = Task(self._main(), loop=self._loop, name="steps", context=VariableContext())
+
+    async def _main(self) -> None:
+        await self._work()
+
+    @coroutine
+    def _work(self) -> Generator[Any, Any, None]:
+        queue = self._queue
+        task = asyncio.current_task(self._loop)
+        assert task is not None
+        try:
+            for _ in range(min(len(queue), ATTEMPTS_PER_TURN_MAX)):
+                command, variables = queue.popleft()
+                if command.phase != LIVE or command.running is not _QUEUED:
+                    continue
+                run = variables.run
+                body: Any = None
+                try:
+                    body = run(_begin, command)
+                    waited = run(body.send, None)
+                except StopIteration as done:
+                    _returned(command, done.value)
+                except BaseException as error:  # noqa: BLE001 - whatever it raised is its result
+                    _raised(task, command, error)
+                else:
+                    self._hand_on()
+                    command.running = task
+                    task.set_name(command.name)
+                    yield from _follow(task, command, variables, body, waited)
+                    return
+                if task.cancelling():
+                    return  # somebody has cancelled this task; the next attempt shall not meet that
+        finally:
+            if self._server is task:
+                self._hand_on()
+
+    def _hand_on(self) -> None:
+        """Another task goes on with the queue."""
+        self._server = None
+        if self._queue:
+            self._serve()
+
+
+def _begin(command: StepCommand) -> Any:
+    """The coroutine of one attempt."""
+    args, kwargs = command.arguments()
+    step = command.step
+    body = step.function(*args, **kwargs)
+    if step.timeout_seconds is not None:
+        return _with_timeout(command, body, step.timeout_seconds)
+    return body if type(body) is CoroutineType else _await(body)
+
+
+async def _await(body: Awaitable[Any]) -> Any:
+    return await body
+
+
+async def _with_timeout(command: StepCommand, body: Awaitable[Any], seconds: float) -> Any:
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            return await body
+    except TimeoutError:
+        if limit.expired():
+            raise TimeoutError(command.timeout_text()) from None
+        raise
+
+
+def _follow(
+    task: Task[None], command: StepCommand, variables: VariableContext, body: Any, waited: Any
+) -> Generator[Any, Any, None]:
+    """The rest of an attempt that waits for ``waited``: what ``yield from body`` would do, in the attempt's own
+    context."""
+    run = variables.run
+    try:
+        while True:
+            try:
+                sent = yield waited
+            except GeneratorExit:
+                run(body.close)
+                raise
+            except BaseException as error:  # noqa: BLE001 - thrown into the attempt, as into a task of its own
+                waited = run(body.throw, error)
+            else:
+                waited = run(body.send, sent)
+    except StopIteration as done:
+        _returned(command, done.value)
+    except GeneratorExit:
+        raise
+    except BaseException as error:  # noqa: BLE001 - whatever it raised is its result
+        _raised(task, command, error)
+
+
+def _returned(command: StepCommand, result: Any) -> None:
+    if command.phase == LIVE and not command.run.stopped:
+        command.succeed(result)
+
+
+def _raised(task: Task[None], command: StepCommand, error: BaseException) -> None:
+    if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
+        raise error
+    if isinstance(error, asyncio.CancelledError):
+        if task.cancelling() == 0:
+            command.report(command.attempt, False, error)
+            return
+        # Cancelled by neither the workflow nor the step: probably the whole process is going down, which is no result.
+        command.run.host.loop.call_later(STRAY_CANCEL_SECONDS, command.report, command.attempt, False, error)
+        raise error
+    if command.phase == LIVE and not command.run.stopped:
+        command.fail(error)
