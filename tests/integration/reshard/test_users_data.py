@@ -13,7 +13,7 @@ from sharded_wf import Retention, TransactionRefused
 from sharded_wf.errors import MoveBlocked, MoveRefused
 from sharded_wf.executor import moving
 from sharded_wf.executor.watch import Watch
-from sharded_wf.reshard import cutover
+from sharded_wf.reshard import copying
 from sharded_wf.reshard.fleet import resume_all, unfinished_moves
 from sharded_wf.reshard.members import check_removable, remove_shard
 from sharded_wf.store import starts
@@ -124,7 +124,7 @@ def test_i7_starts_in_users_transactions(money: TestCluster, monkeypatch: pytest
         ):
             await client.start_in(conn, bank.inbox.bind(1), id=first)
             with monkeypatch.context() as patched:
-                patched.setattr(cutover, "MOVE_LOCK_ATTEMPTS", 2)
+                patched.setattr(copying, "MOVE_LOCK_ATTEMPTS", 2)
                 with pytest.raises(MoveBlocked):
                     await asyncio.to_thread(move, money, (0, "pg2"))
             assert homes(money)[0] == [1]
