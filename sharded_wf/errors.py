@@ -24,6 +24,7 @@ ShardedWfError
 ├── UnstorableValue
 ├── StoredValueMismatch
 ├── LimitExceeded
+│   └── HistoryTooLong
 ├── EmbeddedServerError
 │   └── EmbeddedPostgresMissing
 └── DemoFailed
@@ -145,6 +146,11 @@ class StoredValueMismatch(ShardedWfError, ValueError):
 
 class LimitExceeded(ShardedWfError, ValueError):
     """A value is beyond a named limit (see ``sharded_wf.limits``); nothing was written."""
+
+
+class HistoryTooLong(LimitExceeded):
+    """A workflow has more recorded than ``HISTORY_MAX_ENTRIES``: let it begin anew with ``continue_as_new`` from time to
+    time, or do parts of its work in child workflows."""
 
 
 class EmbeddedServerError(ShardedWfError):

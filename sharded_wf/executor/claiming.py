@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Protocol
 
 import psycopg
@@ -41,7 +41,8 @@ class Capacity(Protocol):
 
 
 class Claiming:
-    """The claims of one executor on one shard. ``took(claim, workflows)`` is called for each batch that came."""
+    """The claims of one executor on one shard. ``took(claim, workflows)`` is called for each batch that came. What comes
+    from a lane whose capability is in ``adopted`` is of ``capability`` from then on."""
 
     def __init__(
         self,
@@ -52,6 +53,8 @@ class Claiming:
         capacity: Capacity,
         took: Callable[[Claim, list[claims.Claimed]], None],
         exhausted: Callable[[bool], None],
+        capability: str,
+        adopted: Collection[str],
     ) -> None:
         self._link = link
         self._clock = clock
@@ -60,6 +63,8 @@ class Claiming:
         self._capacity = capacity
         self._took = took
         self._exhausted = exhausted
+        self._capability = capability
+        self._adopted = adopted
         self._stopping = False
         self._work = asyncio.Event()
         self._stopped = asyncio.Event()
@@ -105,8 +110,15 @@ class Claiming:
         for pick, claim_id in zip(picks, claim_ids, strict=True):
             schema = self._schemas[pick.slot]
             statements.append(claims.claim(schema, pick.lane, pick.mark, pick.limit, claim_id, lease_id, now))
+        if self._adopted:
+            statements += [
+                claims.adopt(self._schemas[pick.slot], claim_id, self._capability)
+                for pick, claim_id in zip(picks, claim_ids, strict=True)
+                if pick.lane.capability in self._adopted
+            ]
         try:
-            answers = (await self._link.transact(statements, deadline=CLAIM_DEADLINE_SECONDS))[1:]
+            answers = await self._link.transact(statements, deadline=CLAIM_DEADLINE_SECONDS)
+            answers = answers[1 : len(picks) + 1]
         except ConnectionLost as error:
             if not error.commit_unknown:
                 self._intake.failed(picks)

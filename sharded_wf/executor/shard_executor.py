@@ -69,7 +69,15 @@ class ShardExecutor:
         self.relay = Relay(self._relays, executor.shards, shard.schemas, self._clock, executor.arrived)
         self._share = executor.room.share(lambda: self.answers)
         self._claiming = Claiming(
-            self._claims, self._clock, shard.schemas, self._intake, self._share, self._take, self._exhausted
+            self._claims,
+            self._clock,
+            shard.schemas,
+            self._intake,
+            self._share,
+            self._take,
+            self._exhausted,
+            executor.app.capability,
+            self._intake.lanes_of(executor.app.upgraded),
         )
         self._watch = Watch(
             self._watches, self._listener, self._clock, shard.schemas, self._intake, self._claiming.work,

@@ -64,6 +64,12 @@ class Host(Protocol):
         """The run has its outcome; it asks for nothing more."""
         ...
 
+    def continue_as_new(self, run: Run, entry: Entry, capability: str, queue: str) -> None:
+        """The run asks for nothing more, and a new run of the workflow is to begin: in one transaction, delete its
+        history, record ``entry`` as the first of the new one, whose clock begins with ``entry.completed_at``, and put
+        the workflow back into the queue."""
+        ...
+
 
 class Waiting(msgspec.Struct, frozen=True, gc=False):
     """A run that only waits: for a deadline, a message or a child. It may be parked."""

@@ -17,7 +17,8 @@ import msgspec
 
 from sharded_wf.clock import Microseconds
 from sharded_wf.errors import ShardedWfError, WorkflowCancelled
-from sharded_wf.model.history import Entry, EntryKind, FailedAttempt, History
+from sharded_wf.limits import HISTORY_WARN_ENTRIES
+from sharded_wf.model.history import Entry, EntryKind, FailedAttempt, History, continuation_of
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import CANCEL_TOPIC, OUTCOME_TOPIC, Message, Outcome
 from sharded_wf.serialization.exceptions import encode_error
@@ -29,7 +30,9 @@ from sharded_wf.workflow.commands import (
     TimerCommand,
 )
 from sharded_wf.workflow.context import Context
+from sharded_wf.workflow.continuation import continuation_asked_by, entry_of
 from sharded_wf.workflow.durability import explained
+from sharded_wf.workflow.history_limit import history_is_full
 from sharded_wf.workflow.host import Host, Run, Waiting
 from sharded_wf.workflow.mailbox import Mailbox
 from sharded_wf.workflow.replay import LIVE, Replay
@@ -80,9 +83,16 @@ class WorkflowRun(Run):
         self.attempt = attempt
         self.busy = 0
         """How many things are under way that forbid parking: running steps, and what is being recorded."""
-        self.last_ordinal = history.entries[-1].ordinal if history.entries else 0
-        self.replay = Replay(history) if history.entries or history.attempts else None
         self.waits: Waits | None = None
+        if history.entries:
+            self.last_ordinal = history.entries[-1].ordinal
+            before = continuation_of(history)
+            if before is not None:
+                self.input = bytes(before.input)
+                self.waits = Waits(host, history)
+        else:
+            self.last_ordinal = 0
+        self.replay = Replay(history) if history.entries or history.attempts else None
         self.stopped = False
         self.cancel_requested = False
         self.waiting_since = 0.0
@@ -111,7 +121,18 @@ class WorkflowRun(Run):
 
     def context(self) -> Context:
         """What ``current()`` gives in the workflow's own code."""
-        return Context(self.id, self.definition.name, self.attempt, self.host.state, replaying=self.replaying)
+        return Context(self.id, self.definition.name, self.attempt, self.host.state, replaying=self.replaying, run=self)
+
+    @property
+    def number(self) -> int:
+        """Which run of the workflow this is: 1, and one more after each ``continue_as_new``."""
+        before = continuation_of(self.history)
+        return 1 if before is None else before.run
+
+    @property
+    def request_count(self) -> int:
+        """How much the code of this run has asked for so far; the same on replay."""
+        return 0 if self.replay is None else sum(self.replay.counts.values())
 
     def issue(self, command: Any, base: int) -> None:
         """The code asks for ``command``."""
@@ -135,6 +156,8 @@ class WorkflowRun(Run):
             return
         self.busy += 1
         self.last_ordinal = ordinal = self.last_ordinal + 1
+        if ordinal >= HISTORY_WARN_ENTRIES and history_is_full(self, ordinal):
+            return
         entry = Entry(
             command.place,
             ordinal,
@@ -258,8 +281,31 @@ class WorkflowRun(Run):
             self.last_ordinal += 1
             now_us = self.host.clock.now_us()
             place = self.take_place()
+            self.some_waits().cancels.add(place)
             entry = Entry(place, self.last_ordinal, EntryKind.CANCEL, "cancel", 0, NULL, None, message.sent_at, now_us)
             self.host.record(self, entry, message)
+
+    def is_cancel(self, entry: Entry) -> bool:
+        """Whether an entry that no command waits for asks the workflow to cancel."""
+        if entry.kind is EntryKind.CANCEL:
+            self.some_waits().cancels.discard(entry.place)
+            return True
+        if entry.kind is EntryKind.CONTINUED:
+            before = continuation_of(self.history)
+            return before is not None and before.cancelled
+        return False
+
+    @abstractmethod
+    def mark(self, kind: EntryKind, name: str) -> None:
+        """Record that the code came by here, and go on at once."""
+
+    def record_mark(self, place: int, kind: EntryKind, name: str) -> None:
+        if self.stopped:
+            return
+        self.busy += 1
+        self.last_ordinal += 1
+        now_us = self.host.clock.now_us()
+        self.host.record(self, Entry(place, self.last_ordinal, kind, name, 0, NULL, None, now_us, now_us))
 
     def take_place(self) -> int:
         """A place for an entry that no code asked for."""
@@ -340,6 +386,20 @@ class WorkflowRun(Run):
         self.outcome = outcome
         self.release()
         self.host.finish(self, outcome)
+
+    def ended_with(self, error: BaseException) -> None:
+        """``error`` left the code: go on as new, if that is what it says, else this is the outcome."""
+        bound = continuation_asked_by(error)
+        if bound is None:
+            self.conclude(self.failed(error))
+            return
+        try:
+            entry = entry_of(self, bound)
+        except ShardedWfError as failure:
+            self.conclude(self.failed(failure))
+            return
+        self.release()
+        self.host.continue_as_new(self, entry, bound.capability, bound.queue)
 
     def failed(self, error: BaseException) -> Outcome:
         """The outcome of code that ``error`` left."""

@@ -99,12 +99,15 @@ class StepCommand:
 
     def context(self) -> Context:
         run = self.run
-        return Context(run.id, run.definition.name, self.attempt, run.host.state, self.name, self.idempotency_key())
+        key = self.idempotency_key()
+        return Context(run.id, run.definition.name, self.attempt, run.host.state, self.name, key, run=run)
 
     def idempotency_key(self) -> str:
-        """The same in every attempt of this call and in no other: from the workflow, the step, the arguments and their
-        occurrence (which the fingerprint holds)."""
+        """The same in every attempt of this call and in no other: from the workflow, its run, the step, the arguments
+        and their occurrence (which the fingerprint holds)."""
         text = f"{self.run.id}\0{self.name}\0{self.fingerprint}"
+        if (number := self.run.number) > 1:
+            text += f"\0{number}"
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
     # Attempts
