@@ -30,12 +30,16 @@ def continue_as_new(bound: Bound[Any]) -> NoReturn:
     workflow.
     """
     run = run_here("continue_as_new")
-    if bound.name != run.definition.name:
+    _check_same(run.definition.name, bound)
+    raise ContinueAsNew(bound)
+
+
+def _check_same(name: str, bound: Bound[Any]) -> None:
+    if bound.name != name:
         raise DefinitionError(
-            f"{run.definition.name!r} can't continue as {bound.name!r}: start that one, and return; "
+            f"{name!r} can't continue as {bound.name!r}: start that one, and return; "
             "continue_as_new() takes the workflow's own function"
         )
-    raise ContinueAsNew(bound)
 
 
 def run_here(what: str) -> WorkflowRun:
