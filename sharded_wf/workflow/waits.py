@@ -103,10 +103,11 @@ class Waits:
         timers = self._live_timers()
         if timers:
             delay_us = max(0, timers[0][0] - self.host.clock.now_us())
-            self.alarm = self.host.loop.call_later(delay_us / SECOND_US, self._ring)
+            self.alarm = self.host.loop.call_later(delay_us / SECOND_US, self.ring)
 
-    def _ring(self) -> None:
-        self.alarm = None
+    def ring(self) -> None:
+        """Fire what is due, and set the alarm for the rest."""
+        self.stop()
         now_us = self.host.clock.now_us()
         while (timers := self._live_timers()) and timers[0][0] <= now_us:
             heapq.heappop(timers)[2].fire()

@@ -1,0 +1,85 @@
+"""What the testing kit asks of an executor in its own process: is it at rest, until when, and to crash on the spot.
+
+Nothing of this runs in production.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from sharded_wf.clock import Microseconds
+from sharded_wf.executor.ops import Op, OpKind, Told
+from sharded_wf.store import slots
+
+if TYPE_CHECKING:
+    from sharded_wf.executor.executor import Executor
+    from sharded_wf.executor.shard_executor import ShardExecutor
+
+
+class Probe:
+    """A look into one executor."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._parts: list[ShardExecutor] = executor.parts
+
+    async def at_rest(self) -> bool:
+        """Whether nothing goes on, here or in the rows that this executor serves, until time passes or somebody asks
+        for something. ``next_due`` is then when time will make a difference."""
+        if not self._memory_rests():
+            return False
+        due: list[Microseconds] = []
+        for part in self._parts:
+            glance = slots.glance_of(await part.shard.reader.fetch(slots.peek(part.shard.schemas)))
+            if glance.wakes or glance.outgoing:
+                return False
+            if any(part.serves(lane) for lanes in glance.lanes.values() for lane in lanes):
+                return False
+            due += glance.due.values()
+        if not self._memory_rests():
+            return False  # something began while we looked
+        for part in self._parts:
+            for hold in part.held.values():
+                waiting = hold.run.waiting()
+                if waiting is not None and waiting.deadline_us is not None:
+                    due.append(waiting.deadline_us)
+        self.next_due = min(due, default=None)
+        return True
+
+    next_due: Microseconds | None = None
+    """The earliest moment at which a workflow that waits goes on; None: only somebody else can make it go on."""
+
+    def _memory_rests(self) -> bool:
+        return self._executor.courier.is_quiet and all(part.is_quiet for part in self._parts)
+
+    def time_jumped(self) -> None:
+        """The clock has been set forward: see what is due."""
+        for part in self._parts:
+            part.time_jumped()
+
+    def crash(self) -> None:
+        """Lose everything that is not committed, as a killed process would. The executor then begins anew, and goes on
+        from the rows."""
+        for part in self._parts:
+            part.crash()
+
+    def crash_when_recorded(self, step: str, crashed: Callable[[], None]) -> None:
+        """Crash once, when a result of this step is durable and before its workflow gets it."""
+        for part in self._parts:
+            saved = part.flusher.saved
+
+            def watch(
+                ops: list[Op],
+                told: Told,
+                part: ShardExecutor = part,
+                saved: Callable[[list[Op], Told], None] = saved,
+            ) -> None:
+                if any(op.kind is OpKind.RECORD and op.entry and op.entry.name == step for op in ops):
+                    part.flusher.saved = saved
+                    self.crash()
+                    crashed()
+                else:
+                    saved(ops, told)
+
+            part.flusher.saved = watch
