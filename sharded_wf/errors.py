@@ -150,8 +150,8 @@ class LimitExceeded(ShardedWfError, ValueError):
 
 
 class HistoryTooLong(LimitExceeded):
-    """A workflow has more recorded than ``HISTORY_MAX_ENTRIES``: let it begin anew with ``continue_as_new`` from time to
-    time, or do parts of its work in child workflows."""
+    """A workflow has more recorded than ``HISTORY_MAX_ENTRIES``: let it begin anew with ``continue_as_new`` from time
+    to time, or do parts of its work in child workflows."""
 
 
 class EmbeddedServerError(ShardedWfError):

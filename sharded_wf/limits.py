@@ -169,3 +169,8 @@ RETENTION_VACUUM_AFTER_ROWS = 20_000
 RETENTION_VACUUM_PART = 0.1
 """A slot's history is vacuumed after so many deleted workflows, but not before a tenth of those that are left."""
 RETENTION_DRY_RUN_MAX_ROWS = 1_000_000
+
+# Testing kit
+TESTING_LOOK_SECONDS = 0.001
+REPLAY_DEADLINE_SECONDS = 10.0
+REPLAY_FAILURES_SHOWN = 20

@@ -53,7 +53,7 @@ def _print(found: tuple[OpenVersion, ...]) -> None:
             out.print(
                 Text.assemble(
                     ("! ", "bold yellow"),
-                    f"{one.stranded:,} open of {one.app!r} {version} that no live executor can run: start a worker with "
-                    "that code, or one that upgrades it",
+                    f"{one.stranded:,} open of {one.app!r} {version} that no live executor can run: start a worker "
+                    "with that code, or one that upgrades it",
                 )
             )

@@ -1,4 +1,4 @@
-"""What is still open on which version of an app, and who could run it: what to know before old executors are stopped."""
+"""What is still open on which version of an app, and who could run it: to know before old executors are stopped."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ _MAP = load("shard_map")
 class OpenVersion:
     """The open workflows of one version of an app; of one function of it, if that is pinned.
 
-    ``version`` is None for an app without one. ``oldest_seconds``: how long ago the oldest was created (None: nothing is
-    open). ``executors``: who could run it now. ``stranded``: how many lie on a shard, or in a queue, where nobody could.
+    ``version`` is None for an app without one. ``oldest_seconds``: how long ago the oldest was created (None: nothing
+    is open). ``executors``: who could run it now. ``stranded``: how many lie on a shard, or in a queue, where nobody
+    could.
     """
 
     app: str

@@ -41,8 +41,8 @@ class Capacity(Protocol):
 
 
 class Claiming:
-    """The claims of one executor on one shard. ``took(claim, workflows)`` is called for each batch that came. What comes
-    from a lane whose capability is in ``adopted`` is of ``capability`` from then on."""
+    """The claims of one executor on one shard. ``took(claim, workflows)`` is called for each batch that came. What
+    comes from a lane whose capability is in ``adopted`` is of ``capability`` from then on."""
 
     def __init__(
         self,

@@ -34,7 +34,7 @@ class Probe:
             glance = slots.glance_of(await part.shard.reader.fetch(slots.peek(part.shard.schemas)))
             if glance.wakes or glance.outgoing:
                 return False
-            if any(part.serves(lane) for lanes in glance.lanes.values() for lane in lanes):
+            if any(part._intake.serves(lane) for lanes in glance.lanes.values() for lane in lanes):
                 return False
             due += glance.due.values()
         if not self._memory_rests():
@@ -51,18 +51,22 @@ class Probe:
     """The earliest moment at which a workflow that waits goes on; None: only somebody else can make it go on."""
 
     def _memory_rests(self) -> bool:
-        return self._executor.courier.is_quiet and all(part.is_quiet for part in self._parts)
+        return self._executor.courier.is_quiet and all(map(_is_quiet, self._parts))
 
     def time_jumped(self) -> None:
         """The clock has been set forward: see what is due."""
         for part in self._parts:
-            part.time_jumped()
+            for hold in list(part.held.values()):
+                if not hold.leaving and hasattr(hold, "run"):
+                    hold.run.time_jumped()
+            part._watch.look()
 
     def crash(self) -> None:
         """Lose everything that is not committed, as a killed process would. The executor then begins anew, and goes on
         from the rows."""
         for part in self._parts:
-            part.crash()
+            part._drop_everything()
+            part._lost.set()
 
     def crash_when_recorded(self, step: str, crashed: Callable[[], None]) -> None:
         """Crash once, when a result of this step is durable and before its workflow gets it."""
@@ -83,3 +87,14 @@ class Probe:
                     saved(ops, told)
 
             part.flusher.saved = watch
+
+
+def _is_quiet(part: ShardExecutor) -> bool:
+    """Whether every workflow that is held only waits, and nothing is under way to or from the shard."""
+    if part._lease_id is None or part._lost.is_set() or part._intake.is_busy:
+        return False
+    if not (part.flusher.is_quiet and part.lookups.is_quiet):
+        return False
+    return all(
+        not hold.leaving and hasattr(hold, "run") and hold.run.waiting() is not None for hold in part.held.values()
+    )

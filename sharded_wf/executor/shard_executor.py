@@ -352,33 +352,6 @@ class ShardExecutor:
         hold.run.offer([message])
         return True
 
-    # --- for the testing kit (see ``probing``) ---------------------------------------------------------------------
-
-    @property
-    def is_quiet(self) -> bool:
-        """Whether every workflow that is held only waits, and nothing is under way to or from the shard."""
-        if self._lease_id is None or self._intake.is_busy or not (self.flusher.is_quiet and self.lookups.is_quiet):
-            return False
-        return all(
-            not hold.leaving and hasattr(hold, "run") and hold.run.waiting() is not None for hold in self.held.values()
-        )
-
-    def serves(self, lane: claims.Lane) -> bool:
-        """Whether what is in this lane will be claimed here."""
-        return self._intake.serves(lane)
-
-    def time_jumped(self) -> None:
-        """The clock has been set forward."""
-        for hold in list(self.held.values()):
-            if not hold.leaving and hasattr(hold, "run"):
-                hold.run.time_jumped()
-        self._watch.look()
-
-    def crash(self) -> None:
-        """Lose what is in memory and give the lease up."""
-        self._drop_everything()
-        self._lost.set()
-
     # --- parking and draining -----------------------------------------------------------------------------------
 
     async def _park_for_ever(self) -> None:

@@ -1,4 +1,4 @@
-"""Whole workflows as JSON Lines: what ``client.export`` gives, and what replay in tests reads. Payloads stay as stored."""
+"""Whole workflows as JSON Lines: what ``client.export`` gives and replay in tests reads. Payloads stay as stored."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ class _Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     fingerprint: int
     started_at: Microseconds
     completed_at: Microseconds
-    output: msgspec.Raw | None = None
-    error: msgspec.Raw | None = None
+    result: msgspec.Raw
+    """The output, or the error if it ``failed``."""
+    failed: bool = False
 
 
 class _Attempt(msgspec.Struct, frozen=True):
@@ -69,7 +70,7 @@ def encode_history(stored: StoredHistory) -> bytes:
     entries = [
         _Entry(
             one.place, one.ordinal, one.kind, one.name, one.fingerprint, one.started_at, one.completed_at,
-            _raw(one.output), _raw(one.error),
+            msgspec.Raw((one.output if one.error is None else one.error) or b"null"), one.error is not None,
         )
         for one in stored.history.entries
     ]  # fmt: skip
@@ -92,8 +93,9 @@ def decode_history(line: bytes) -> StoredHistory:
             raise StoredValueMismatch(f"this history was exported by a later version (format {read.format})")
         entries = tuple(
             Entry(
-                one.place, one.ordinal, EntryKind(one.kind), one.name, one.fingerprint, _bytes(one.output),
-                _bytes(one.error), one.started_at, one.completed_at,
+                one.place, one.ordinal, EntryKind(one.kind), one.name, one.fingerprint,
+                None if one.failed else bytes(one.result), bytes(one.result) if one.failed else None,
+                one.started_at, one.completed_at,
             )
             for one in read.entries
         )  # fmt: skip
@@ -127,11 +129,3 @@ def write_histories(path: Path | str, histories: Iterable[StoredHistory]) -> int
             lines.write(encode_history(stored) + b"\n")
             count += 1
     return count
-
-
-def _raw(data: bytes | None) -> msgspec.Raw | None:
-    return None if data is None else msgspec.Raw(data)
-
-
-def _bytes(data: msgspec.Raw | None) -> bytes | None:
-    return None if data is None else bytes(data)

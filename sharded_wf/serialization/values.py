@@ -74,7 +74,8 @@ def check_size(data: bytes, what: str) -> None:
     """Log a warning for a value that is large, and refuse one that is too large. Raises :class:`LimitExceeded`."""
     if len(data) > PAYLOAD_MAX_BYTES:
         raise LimitExceeded(
-            f"{what}{len(data)} bytes as JSON; the limit is {PAYLOAD_MAX_BYTES}: store it elsewhere, and pass a reference"
+            f"{what}{len(data)} bytes as JSON; the limit is {PAYLOAD_MAX_BYTES}: "
+            "store it elsewhere, and pass a reference"
         )
     if len(data) > PAYLOAD_WARN_BYTES:
         _log.warning(

@@ -1,9 +1,9 @@
 """What a run leaves to the next when its workflow continues as new: the same ID, and an empty history.
 
 The run that ends leaves one entry, the first of the new history, and everything else of its history is deleted with the
-same flush. What is in that entry is what must not be forgotten (see ``model.history.Continuation``). The workflow's row
-stays: its ID, its moment of creation, the input that it was started with (so that the same start is still the same), its
-parent, and the messages in its mailbox.
+same flush. What is in that entry is what must not be forgotten (see ``model.history.Continuation``). The workflow's
+row stays: its ID, its moment of creation, the input that it was started with (so that the same start is still the
+same), its parent, and the messages in its mailbox.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sharded_wf.workflow.replay import RECORDING
 
 if TYPE_CHECKING:
     from sharded_wf.workflow.definitions import Bound
-    from sharded_wf.workflow.run import WorkflowRun
+    from sharded_wf.workflow.lifetime import LongLivedRun
 
 _NAME = "continue_as_new"
 _encode = msgspec.json.Encoder().encode
@@ -44,7 +44,7 @@ def continuation_asked_by(error: BaseException) -> Bound[Any] | None:
     return error.bound if isinstance(error, ContinueAsNew) else None
 
 
-def entry_of(run: WorkflowRun, bound: Bound[Any]) -> Entry:
+def entry_of(run: LongLivedRun, bound: Bound[Any]) -> Entry:
     """The first entry of the next run, when the code of ``run`` has ended. Raises :class:`LimitExceeded`."""
     before = continuation_of(run.history)
     number = 1 if before is None else before.run
@@ -62,7 +62,7 @@ def entry_of(run: WorkflowRun, bound: Bound[Any]) -> Entry:
 
 
 def _left(
-    run: WorkflowRun,
+    run: LongLivedRun,
 ) -> tuple[list[tuple[str, str, int]], dict[str, list[msgspec.Raw]], dict[str, int], bool]:
     """What the run received, what of it no code got, which children it started, whether it was asked to cancel."""
     waits = run.some_waits()

@@ -16,7 +16,7 @@ _ADVICE = "let it continue_as_new() from time to time, or do parts of its work i
 
 
 def history_is_full(run: WorkflowRun, ordinal: int) -> bool:
-    """Whether entry number ``ordinal`` is one too many: then the workflow fails, soon. Warns of those that come near."""
+    """Whether entry number ``ordinal`` is one too many: then the workflow fails, soon. Warns those that come near."""
     if ordinal <= HISTORY_MAX_ENTRIES:
         times, rest = divmod(ordinal, HISTORY_WARN_ENTRIES)
         if rest == 0 and times & (times - 1) == 0:

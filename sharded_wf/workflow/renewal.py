@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 def continue_as_new(bound: Bound[Any]) -> NoReturn:
     """End this run of the workflow and begin the next: the same ID, new arguments, an empty history.
 
-    ``bound``: the same workflow with the arguments of the next run, made by ``function.bind(...)``; its queue and its
-    version are where the next run waits to be taken up. It never returns; ``finally`` blocks run. Works in ``async def``
-    and ``def`` workflows.
+    ``bound``: the same workflow with the arguments of the next run, made by ``function.bind(...)``; its queue and
+    its version are where the next run waits to be taken up. It never returns; ``finally`` blocks run. Works in
+    ``async def`` and ``def`` workflows.
 
     Messages that were not received yet wait for the next run, children that run go on (the next run does not wait for
     them), timers and steps under way are given up. Whoever waits for the result waits on: it is what the last run

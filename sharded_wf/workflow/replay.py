@@ -123,8 +123,8 @@ class Replay:
 
     @property
     def is_new(self) -> bool:
-        """Whether what the code asks for now was never asked for before: all recorded results have been handed back, and
-        every step that failed and is tried again has been asked for."""
+        """Whether what the code asks for now was never asked for before: all recorded results have been handed back,
+        and every step that failed and is tried again has been asked for."""
         if self.position < self.total:
             return False
         return not self.attempts or all(place < self.next_place or place in self.taken for place in self.attempts)

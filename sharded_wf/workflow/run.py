@@ -30,10 +30,10 @@ from sharded_wf.workflow.commands import (
     TimerCommand,
 )
 from sharded_wf.workflow.context import Context
-from sharded_wf.workflow.continuation import continuation_asked_by, entry_of
 from sharded_wf.workflow.durability import explained
 from sharded_wf.workflow.history_limit import history_is_full
-from sharded_wf.workflow.host import Host, Run, Waiting
+from sharded_wf.workflow.host import Host, Waiting
+from sharded_wf.workflow.lifetime import LongLivedRun
 from sharded_wf.workflow.mailbox import Mailbox
 from sharded_wf.workflow.replay import LIVE, Replay
 from sharded_wf.workflow.steps import StepCommand
@@ -43,17 +43,15 @@ if TYPE_CHECKING:
     from sharded_wf.workflow.definitions import WorkflowDefinition
 
 
-class WorkflowRun(Run):
+class WorkflowRun(LongLivedRun):
     """What async and ``def`` runs share."""
 
     __slots__ = (
         "attempt",
-        "busy",
         "cancel_requested",
         "history",
         "host",
         "input",
-        "last_ordinal",
         "replay",
         "started_at",
         "stopped",
@@ -122,17 +120,6 @@ class WorkflowRun(Run):
     def context(self) -> Context:
         """What ``current()`` gives in the workflow's own code."""
         return Context(self.id, self.definition.name, self.attempt, self.host.state, replaying=self.replaying, run=self)
-
-    @property
-    def number(self) -> int:
-        """Which run of the workflow this is: 1, and one more after each ``continue_as_new``."""
-        before = continuation_of(self.history)
-        return 1 if before is None else before.run
-
-    @property
-    def request_count(self) -> int:
-        """How much the code of this run has asked for so far; the same on replay."""
-        return 0 if self.replay is None else sum(self.replay.counts.values())
 
     def issue(self, command: Any, base: int) -> None:
         """The code asks for ``command``."""
@@ -203,16 +190,6 @@ class WorkflowRun(Run):
     def arm(self, timer: TimerCommand) -> None:
         """Wait for a timer's deadline."""
         self.some_waits().arm(timer)
-
-    def time_jumped(self) -> None:
-        waits = self.waits
-        if waits is None or self.stopped:
-            return
-        for place, when in list(waits.retries.items()):
-            command = self._command(place)
-            if isinstance(command, StepCommand):
-                command.wait_anew(when)
-        waits.ring()
 
     # Messages
 
@@ -295,28 +272,6 @@ class WorkflowRun(Run):
             entry = Entry(place, self.last_ordinal, EntryKind.CANCEL, "cancel", 0, NULL, None, message.sent_at, now_us)
             self.host.record(self, entry, message)
 
-    def is_cancel(self, entry: Entry) -> bool:
-        """Whether an entry that no command waits for asks the workflow to cancel."""
-        if entry.kind is EntryKind.CANCEL:
-            self.some_waits().cancels.discard(entry.place)
-            return True
-        if entry.kind is EntryKind.CONTINUED:
-            before = continuation_of(self.history)
-            return before is not None and before.cancelled
-        return False
-
-    @abstractmethod
-    def mark(self, kind: EntryKind, name: str) -> None:
-        """Record that the code came by here, and go on at once."""
-
-    def record_mark(self, place: int, kind: EntryKind, name: str) -> None:
-        if self.stopped:
-            return
-        self.busy += 1
-        self.last_ordinal += 1
-        now_us = self.host.clock.now_us()
-        self.host.record(self, Entry(place, self.last_ordinal, kind, name, 0, NULL, None, now_us, now_us))
-
     def take_place(self) -> int:
         """A place for an entry that no code asked for."""
         assert self.replay is not None
@@ -396,20 +351,6 @@ class WorkflowRun(Run):
         self.outcome = outcome
         self.release()
         self.host.finish(self, outcome)
-
-    def ended_with(self, error: BaseException) -> None:
-        """``error`` left the code: go on as new, if that is what it says, else this is the outcome."""
-        bound = continuation_asked_by(error)
-        if bound is None:
-            self.conclude(self.failed(error))
-            return
-        try:
-            entry = entry_of(self, bound)
-        except ShardedWfError as failure:
-            self.conclude(self.failed(failure))
-            return
-        self.release()
-        self.host.continue_as_new(self, entry, bound.capability, bound.queue)
 
     def failed(self, error: BaseException) -> Outcome:
         """The outcome of code that ``error`` left."""

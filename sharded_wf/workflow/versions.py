@@ -1,8 +1,8 @@
 """``patched``: two ways through a workflow's code, the old one for those that went it already.
 
-A workflow that comes to ``patched("name")`` for the first time with nothing recorded ahead takes the new way, and says so
-in its history with a mark, which replay finds. One that comes by on replay, with recorded results ahead and no mark, went
-the old way and goes it again.
+A workflow that comes to ``patched("name")`` for the first time with nothing recorded ahead takes the new way, and says
+so in its history with a mark, which replay finds. One that comes by on replay, with recorded results ahead and no mark,
+went the old way and goes it again.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from sharded_wf.workflow.replay import Replay
 def patched(name: str) -> bool:
     """Whether this workflow takes the new way at the change called ``name``.
 
-    True for workflows that come here for the first time, and on every replay of those; False for those that came by here
-    before the change was made. Within one workflow the answer to one name never changes. Write ``if patched("name"):``
-    around the new code and ``else:`` around the old, and follow docs/versions.md to remove the old code.
+    True for workflows that come here for the first time, and on every replay of those; False for those that came by
+    here before the change was made. Within one workflow the answer to one name never changes. Write
+    ``if patched("name"):`` around the new code and ``else:`` around the old, and follow docs/versions.md to remove the old code.
 
     Works in ``async def`` and ``def`` workflows, costs one recorded row, and waits for nothing. Raises
     :class:`OutsideWorkflow` in a step or outside a workflow, :class:`LimitExceeded` for a name that can't be stored.

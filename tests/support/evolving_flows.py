@@ -15,7 +15,8 @@ def make(version: str, upgrades: Iterable[str] = ()) -> App:
 
     @app.step
     async def note(number: int) -> str:
-        return await current().state.write(number)
+        token: str = await current().state.write(number)
+        return token
 
     @app.workflow
     async def order() -> list[str]:

@@ -1,4 +1,4 @@
-"""Code that changes while workflows are open, and workflows that continue as new, with executors that are really killed."""
+"""Code that changes while workflows are open, and workflows that continue as new; executors are really killed."""
 
 from __future__ import annotations
 
@@ -126,4 +126,3 @@ def test_the_same_start_is_still_the_same(cluster: TestCluster) -> None:
             assert again.created is False and await again.result(5) == [3, 3]
 
     asyncio.run(main())
-

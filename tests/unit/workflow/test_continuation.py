@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -20,14 +20,20 @@ from sharded_wf import (
 )
 from sharded_wf.model.history import EntryKind
 from sharded_wf.model.workflow import CANCEL_TOPIC, Message
-from sharded_wf.serialization import codec_for
-from sharded_wf.workflow import continuation, history_limit, run
+from sharded_wf.serialization import codec_for, values
+from sharded_wf.workflow import continuation, history_limit, renewal, run
+from sharded_wf.workflow.run import WorkflowRun
 from tests.unit.workflow import evolving_programs as programs
 from tests.unit.workflow.memory_host import MemoryHost, Stored
 
 
 def message(seq: int, topic: str = "go", sender: str = "friend@1") -> Message:
     return Message("w", topic, sender, seq, str(seq).encode(), 0)
+
+
+def receivers(host: MemoryHost) -> int:
+    waits = cast(WorkflowRun, host.runs["w"]).waits
+    return 0 if waits is None else len(waits.receivers)
 
 
 async def finish(bound: Bound[Any], crash_after: int | None = None, messages: int = 3) -> tuple[Any, MemoryHost]:
@@ -96,9 +102,8 @@ def test_a_message_recorded_for_nobody_is_the_next_run_s() -> None:
     async def main() -> None:
         host = MemoryHost(programs.counter)
         host.begin(programs.undelivered.bind())
-        await host.until(lambda: (waits := host.runs["w"].waits) and len(waits.receivers) == 2)
+        await host.until(lambda: receivers(host) == 2)
         run_of_1 = host.runs["w"]
-        run_of_1.offer([])
         stored = host.stored["w"]
         stored.mailbox += [message(1, "end"), message(1, "go"), message(2, "go")]
         run_of_1.offer(list(stored.mailbox))
@@ -113,7 +118,7 @@ def test_a_cancellation_that_comes_too_late_meets_the_next_run() -> None:
     async def main() -> None:
         host = MemoryHost(programs.counter)
         host.begin(programs.undelivered.bind())
-        await host.until(lambda: (waits := host.runs["w"].waits) and len(waits.receivers) == 2)
+        await host.until(lambda: receivers(host) == 2)
         stored = host.stored["w"]
         stored.mailbox += [message(1, "end"), Message("w", CANCEL_TOPIC, "me", 1, b"null", 0)]
         host.runs["w"].offer(list(stored.mailbox))
@@ -136,9 +141,7 @@ def test_it_takes_the_same_function_and_belongs_into_a_workflow_s_code() -> None
     with pytest.raises(OutsideWorkflow):
         continue_as_new(programs.double.bind(1))
     with pytest.raises(DefinitionError, match="can't continue as"):
-        from sharded_wf.workflow.renewal import _check_same  # noqa: PLC0415
-
-        _check_same("a/b", programs.double.bind(1))
+        renewal._check_same("a/b", programs.double.bind(1))
 
 
 def test_clients_messages_are_forgotten_but_workflows_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,8 +165,6 @@ def test_a_history_has_a_bound(monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
 
 
 def test_a_value_has_a_bound(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    from sharded_wf.serialization import values  # noqa: PLC0415
-
     monkeypatch.setattr(values, "PAYLOAD_WARN_BYTES", 100)
     monkeypatch.setattr(values, "PAYLOAD_MAX_BYTES", 200)
     codec = codec_for(str)
