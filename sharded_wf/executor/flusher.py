@@ -47,7 +47,7 @@ class Flusher:
         self._wanted = asyncio.Event()
         self._quiet = asyncio.Event()
         self._quiet.set()
-        self._number = 0
+        self.number = 0
         self._lease_id = b""
 
     def add(self, op: Op) -> None:
@@ -74,7 +74,7 @@ class Flusher:
     async def run(self, lease_id: bytes) -> None:
         """Flush under this lease until cancelled. Raises ``LeaseLost``."""
         self._lease_id = lease_id
-        self._number = 0
+        self.number = 0
         while True:
             await self._wanted.wait()
             self._wanted.clear()
@@ -91,9 +91,9 @@ class Flusher:
         except (UnicodeEncodeError, OverflowError, ValueError) as error:
             await self._bisect(ops, error)
             return
-        self._number += 1
+        self.number += 1
         statements = [
-            leases.fence(self._lease_id), leases.mark_flush(self._lease_id, self._number), *body, *self._asides(told)
+            leases.fence(self._lease_id), leases.mark_flush(self._lease_id, self.number), *body, *self._asides(told)
         ]  # fmt: skip
         while True:
             try:
@@ -119,8 +119,8 @@ class Flusher:
             asides.append(leases.notify_waiters(sorted(told.ended), self._clock.now_us()))
         if told.ready:
             asides.append(leases.notify_if_idle(sorted(told.ready)))
-        if self._number % FLUSH_MARKS_KEPT == 0:
-            asides.append(leases.forget_flushes(self._lease_id, self._number))
+        if self.number % FLUSH_MARKS_KEPT == 0:
+            asides.append(leases.forget_flushes(self._lease_id, self.number))
         return asides
 
     async def _was_committed(self, token: str | None) -> bool:
@@ -132,7 +132,7 @@ class Flusher:
                     # still runs under it and fences whatever comes late; then everything is read anew.
                     raise LeaseLost("given up after a lost answer")
                 await self._link.wait_backend_gone(token)
-                return len(await self._link.fetch(leases.read_flush(self._lease_id, self._number))) > 0
+                return len(await self._link.fetch(leases.read_flush(self._lease_id, self.number))) > 0
             except (ConnectionLost, psycopg.Error):
                 await self._link.pause()
 

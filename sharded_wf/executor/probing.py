@@ -5,7 +5,8 @@ Nothing of this runs in production.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sharded_wf.clock import Microseconds
@@ -29,6 +30,7 @@ class Probe:
         for something. ``next_due`` is then when time will make a difference."""
         if not self._memory_rests():
             return False
+        before = self._what_was_done()
         due: list[Microseconds] = []
         for part in self._parts:
             glance = slots.glance_of(await part.shard.reader.fetch(slots.peek(part.shard.schemas)))
@@ -37,8 +39,8 @@ class Probe:
             if any(part._intake.serves(lane) for lanes in glance.lanes.values() for lane in lanes):
                 return False
             due += glance.due.values()
-        if not self._memory_rests():
-            return False  # something began while we looked
+        if not self._memory_rests() or self._what_was_done() != before:
+            return False  # something happened while we looked: what one shard said may be of before, another's of after
         for part in self._parts:
             for hold in part.held.values():
                 waiting = hold.run.waiting()
@@ -52,6 +54,10 @@ class Probe:
 
     def _memory_rests(self) -> bool:
         return self._executor.courier.is_quiet and all(map(_is_quiet, self._parts))
+
+    def _what_was_done(self) -> list[tuple[bytes | None, int, frozenset[int]]]:
+        """Changes with every lease, flush and claim."""
+        return [(part._lease_id, part.flusher.number, frozenset(map(id, part.held.values()))) for part in self._parts]
 
     def time_jumped(self) -> None:
         """The clock has been set forward: see what is due."""
@@ -68,25 +74,33 @@ class Probe:
             part._drop_everything()
             part._lost.set()
 
-    def crash_when_recorded(self, step: str, crashed: Callable[[], None]) -> None:
-        """Crash once, when a result of this step is durable and before its workflow gets it."""
-        for part in self._parts:
-            saved = part.flusher.saved
+    @contextmanager
+    def crashing_when_recorded(self, step: str, crashed: Callable[[], None]) -> Generator[None]:
+        """Within the ``with`` block: crash once, when a result of this step is durable and before its workflow gets
+        it."""
+        before = [(part, part.flusher.saved) for part in self._parts]
 
-            def watch(
-                ops: list[Op],
-                told: Told,
-                part: ShardExecutor = part,
-                saved: Callable[[list[Op], Told], None] = saved,
-            ) -> None:
+        def unwatch() -> None:
+            for part, saved in before:
+                part.flusher.saved = saved
+
+        def watching(saved: Callable[[list[Op], Told], None]) -> Callable[[list[Op], Told], None]:
+            def watch(ops: list[Op], told: Told) -> None:
                 if any(op.kind is OpKind.RECORD and op.entry and op.entry.name == step for op in ops):
-                    part.flusher.saved = saved
+                    unwatch()
                     self.crash()
                     crashed()
                 else:
                     saved(ops, told)
 
-            part.flusher.saved = watch
+            return watch
+
+        for part, saved in before:
+            part.flusher.saved = watching(saved)
+        try:
+            yield
+        finally:
+            unwatch()
 
 
 def _is_quiet(part: ShardExecutor) -> bool:

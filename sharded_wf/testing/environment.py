@@ -125,8 +125,8 @@ class WorkflowEnvironment:
     def _crash_at(self, step: AsyncStep[Any, Any] | SyncStep[Any, Any], when: CrashMoment) -> Any:
         crashed = asyncio.Event()
         if when == "recorded":
-            self._probe.crash_when_recorded(step.name, crashed.set)
-            yield crashed
+            with self._probe.crashing_when_recorded(step.name, crashed.set):
+                yield crashed
             return
 
         def crash() -> None:

@@ -19,7 +19,7 @@ def patched(name: str) -> bool:
 
     True for workflows that come here for the first time, and on every replay of those; False for those that came by
     here before the change was made. Within one workflow the answer to one name never changes. Write
-    ``if patched("name"):`` around the new code and ``else:`` around the old, and follow docs/versions.md to remove the old code.
+    ``if patched("name"):`` around the new code and ``else:`` around the old; docs/versions.md says how to remove it.
 
     Works in ``async def`` and ``def`` workflows, costs one recorded row, and waits for nothing. Raises
     :class:`OutsideWorkflow` in a step or outside a workflow, :class:`LimitExceeded` for a name that can't be stored.
