@@ -36,7 +36,7 @@ class WorkflowEnvironment:
         self.app = app
         self.cluster = cluster
         self.clock = SkippingClock(None if start is None else _microseconds(start))
-        self._options = options
+        self._options: dict[str, Any] = {"drain_seconds": 0.0, **options}
         self._exits = contextlib.AsyncExitStack()
         self.client: Client
         """Connected to the cluster, by the environment's clock."""
@@ -45,7 +45,7 @@ class WorkflowEnvironment:
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as exits:
             self.client = await exits.enter_async_context(Client.connect(self.cluster, self.clock))
-            executor = Executor(self.app, self.cluster, clock=self.clock, **{"drain_seconds": 0.0, **self._options})
+            executor = Executor(self.app, self.cluster, clock=self.clock, **self._options)
             self.executor = await exits.enter_async_context(executor)
             self._probe = Probe(self.executor)
             self._exits = exits.pop_all()
