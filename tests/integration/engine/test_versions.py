@@ -11,6 +11,7 @@ from typing import Any
 
 from sharded_wf.cluster.versions import open_versions
 from sharded_wf.model.history import EntryKind, History
+from sharded_wf.testing import decode_history, replay
 from tests.support.cluster import TestCluster
 from tests.support.evolving_flows import first, second
 from tests.support.processes import wait_until
@@ -126,3 +127,8 @@ def test_the_same_start_is_still_the_same(cluster: TestCluster) -> None:
             assert again.created is False and await again.result(5) == [3, 3]
 
     asyncio.run(main())
+    command = [sys.executable, "-m", "sharded_wf", "workflow", "export", "--cluster", str(cluster.config_file())]
+    for chosen in (["steady"], ["--name", "evolving/steady", "--status", "succeeded"]):
+        exported = subprocess.run([*command, *chosen], capture_output=True)
+        assert exported.returncode == 0, exported.stderr
+        assert replay(first, [decode_history(line) for line in exported.stdout.splitlines()]) == 1
