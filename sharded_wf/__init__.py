@@ -24,6 +24,7 @@ from sharded_wf.errors import (
     ShardedWfError,
     ShardUnavailable,
     StoredValueMismatch,
+    TransactionRefused,
     UnstorableValue,
     WorkflowCancelled,
     WorkflowFailed,
@@ -40,12 +41,14 @@ from sharded_wf.workflow.definitions import AsyncStep, AsyncWorkflow, Bound, Syn
 from sharded_wf.workflow.messages import receive, send, sleep_blocking
 from sharded_wf.workflow.renewal import continue_as_new
 from sharded_wf.workflow.retry import Retry
+from sharded_wf.workflow.transactions import AsyncTransaction, SyncTransaction
 from sharded_wf.workflow.versions import deprecate_patch, patched
 
 __all__ = [
     "App",
     "AppNotFound",
     "AsyncStep",
+    "AsyncTransaction",
     "AsyncWorkflow",
     "BlockingClient",
     "BlockingHandle",
@@ -78,7 +81,9 @@ __all__ = [
     "Status",
     "StoredValueMismatch",
     "SyncStep",
+    "SyncTransaction",
     "SyncWorkflow",
+    "TransactionRefused",
     "UnstorableValue",
     "WorkflowCancelled",
     "WorkflowFailed",

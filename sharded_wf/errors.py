@@ -20,6 +20,7 @@ ShardedWfError
 ├── NonDeterminismError
 ├── NotDurableError
 ├── OutsideWorkflow
+├── TransactionRefused
 ├── WorkflowStuck
 ├── UnstorableValue
 ├── StoredValueMismatch
@@ -28,7 +29,8 @@ ShardedWfError
 ├── EmbeddedServerError
 │   └── EmbeddedPostgresMissing
 ├── ReplayFailed
-└── DemoFailed
+├── DemoFailed
+└── BenchFailed
 """
 
 from __future__ import annotations
@@ -132,6 +134,12 @@ class OutsideWorkflow(ShardedWfError, RuntimeError):
     ``receive`` outside a workflow's own code (a step can't use them either)."""
 
 
+class TransactionRefused(ShardedWfError):
+    """A connection was used in a way that would break "exactly once": a body of ``@app.transaction`` tried to end its
+    transaction by itself, or ``start_in`` and ``send_in`` were given a connection that is in no transaction. The
+    message says what to do instead."""
+
+
 class WorkflowStuck(ShardedWfError):
     """The workflow waits for something that can never come: no step, timer, message or child of its is under way."""
 
@@ -169,3 +177,8 @@ class ReplayFailed(ShardedWfError, AssertionError):
 
 class DemoFailed(ShardedWfError):
     """``sharded-wf demo`` could not come to a result; the message ends with what its executors said at last."""
+
+
+class BenchFailed(ShardedWfError):
+    """A measurement came to no result: a process of it ended, or this machine does not allow what it needs. The message
+    says which, and what to do."""

@@ -101,6 +101,20 @@ WRITE_SUSPICIOUS_SECONDS = 1.0
 FLUSH_MARKS_KEPT = 1_000
 """How many flushes' marks a lease leaves behind before it removes them."""
 
+# Transactions with the user's data
+TRANSACTION_TIMEOUT_SECONDS = 30.0
+"""For one try of a body, unless its decorator says otherwise: an open transaction holds back the shard's vacuum."""
+TRANSACTION_CONNECTIONS_MAX = 8
+"""Of one executor to one shard."""
+TRANSACTION_TRIES_MAX = 20
+"""After so many serialization failures, deadlocks or lost connections in a row, the last is the body's error."""
+TRANSACTION_BACKOFF_FIRST_SECONDS = 0.005
+TRANSACTION_BACKOFF_MAX_SECONDS = 2.0
+TRANSACTION_FLUSH_WAIT_SECONDS = 2.0
+"""How long a transaction that is ready to commit waits, at a time, for what its workflow recorded before."""
+TRANSACTION_LOCK_TIMEOUT_SECONDS = 5.0
+"""For what a commit itself may wait for: deferred constraints."""
+
 # Claims
 CLAIM_LANES_MAX = 32
 MARK_MARGIN_SECONDS = 1.0
@@ -114,6 +128,12 @@ SEND_DIRECT_SECONDS = 2.0
 RELAY_AFTER_SECONDS = 5.0
 RELAY_BATCH_MAX_ROWS = 1_000
 TIMERS_PER_BATCH_MAX = 1_000
+
+# Outboxes of users' own transactions
+OUTBOX_POLL_SECONDS = 0.5
+"""In a database that is no shard. On shards, executors find out by the way."""
+OUTBOX_BATCH_MAX_ROWS = 1_000
+OUTBOX_SHOWN_MAX_ROWS = 1_000
 
 # Vacuum
 VACUUM_EVERY_SECONDS = 2.0

@@ -12,8 +12,11 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Generic, TypeVar, overload
 
+import psycopg
+
 from sharded_wf.client.client import Client, OnConflict
 from sharded_wf.client.handle import Handle
+from sharded_wf.client.in_transaction import drive
 from sharded_wf.clock import Microseconds
 from sharded_wf.config import ClusterConfig
 from sharded_wf.limits import WRITE_DEADLINE_SECONDS
@@ -109,6 +112,8 @@ class BlockingClient:
         priority: int = 0,
         delay: timedelta | float | None = None,
         on_conflict: OnConflict = "error",
+        message: tuple[str, object] | None = None,
+        idempotency_key: str | None = None,
         wait_seconds: float = WRITE_DEADLINE_SECONDS,
     ) -> BlockingHandle[T]:
         """As ``Client.start``."""
@@ -119,9 +124,41 @@ class BlockingClient:
             priority=priority,
             delay=delay,
             on_conflict=on_conflict,
+            message=message,
+            idempotency_key=idempotency_key,
             wait_seconds=wait_seconds,
         )
         return BlockingHandle(self._call(starting), self._call)
+
+    def start_in(
+        self,
+        connection: psycopg.Connection[Any],
+        bound: Bound[T],
+        *,
+        id: str | None = None,
+        queue: str | None = None,
+        priority: int = 0,
+        delay: timedelta | float | None = None,
+        on_conflict: OnConflict = "error",
+    ) -> BlockingHandle[T]:
+        """As ``Client.start_in``."""
+        client = self._client
+        start = client.prepare_start(bound, id, queue, priority, delay)
+        found = drive(connection, client.in_transaction.start(start, same=on_conflict == "error"), "start_in")
+        return BlockingHandle(client.handle_of(bound, start, found, on_conflict), self._call)
+
+    def send_in(
+        self,
+        connection: psycopg.Connection[Any],
+        id: str,
+        topic: str,
+        value: object,
+        *,
+        idempotency_key: str | None = None,
+    ) -> None:
+        """As ``Client.send_in``."""
+        message = self._client.message_of(id, topic, value, idempotency_key)
+        drive(connection, self._client.in_transaction.send(message), "send_in")
 
     def start_many(
         self,

@@ -10,7 +10,10 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, Literal, TypeVar, overload
 
+import psycopg
+
 from sharded_wf.client.handle import Handle
+from sharded_wf.client.in_transaction import LEFT, InTransaction, drive_async
 from sharded_wf.client.results import ShardResults
 from sharded_wf.client.validation import check_id, check_queue, check_start
 from sharded_wf.clock import SECOND_US, SYSTEM_CLOCK, Clock, Microseconds, seconds_of
@@ -23,6 +26,7 @@ from sharded_wf.model.history import EMPTY_HISTORY, History
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import CANCEL_TOPIC, DEFAULT_QUEUE, Message, Outcome, Start
 from sharded_wf.postgres.session import ConnectionLost, Result, Statement
+from sharded_wf.routing import new_id
 from sharded_wf.serialization import codec_for, encode_error, encode_outcome
 from sharded_wf.serialization.histories import StoredHistory
 from sharded_wf.store import outcomes, steps, workflows
@@ -32,6 +36,8 @@ from sharded_wf.workflow.definitions import Bound
 
 T = TypeVar("T")
 OnConflict = Literal["error", "existing"]
+KEY_PREFIX = "$key:"
+"""Before the idempotency keys of messages from outside, which stand where a sending workflow's ID would stand."""
 
 
 class Client:
@@ -41,6 +47,8 @@ class Client:
         self._shards = shards
         self._clock = shards.clock
         self._results: dict[str, ShardResults] = {}
+        self._last_sent_at: Microseconds = 0
+        self.in_transaction = InTransaction(shards, shards.clock)
 
     @classmethod
     @asynccontextmanager
@@ -69,6 +77,8 @@ class Client:
         priority: int = 0,
         delay: timedelta | float | None = None,
         on_conflict: OnConflict = "error",
+        message: tuple[str, object] | None = None,
+        idempotency_key: str | None = None,
         wait_seconds: float = WRITE_DEADLINE_SECONDS,
     ) -> Handle[T]:
         """Start a workflow; when this returns, it is durable.
@@ -77,19 +87,80 @@ class Client:
         the existing workflow (``handle.created`` is False). ``queue``: None is the workflow's own. ``priority``: lower
         numbers first, within a queue. ``delay``: not before so much time (seconds or ``timedelta``) has passed.
         ``on_conflict``: "error" raises ``IdConflict`` if the ID exists with another name or other arguments, "existing"
-        returns that workflow. ``wait_seconds``: how long to wait for a shard that does not answer.
+        returns that workflow. ``message``: a topic and a value, sent to the workflow in the same transaction; one that
+        exists gets just the message, whatever its arguments (``IdConflict`` if its name is another: then it gets
+        nothing), once for each ``idempotency_key``. ``wait_seconds``: how long to wait for a shard that doesn't answer.
 
         Raises ``IdConflict``, ``LimitExceeded``, ``ShardUnavailable`` (then it is unknown whether it was started:
         starting it again with the same ID makes sure).
         """
-        start = self._start_of(bound, self._shards.id_maker()() if id is None else id, queue, priority, delay)
+        start = self.start_of(bound, self._shards.id_maker()() if id is None else id, queue, priority, delay)
         check_start(start)
         begun = self._clock.monotonic()
-        existing = await self._shards.start((start,), wait_seconds=wait_seconds)
+        if message is None:
+            existing = await self._shards.start((start,), wait_seconds=wait_seconds)
+        else:
+            first = self.message_of(start.id, *message, idempotency_key)
+            existing = await self._shards.start_with_message(start, first, wait_seconds=wait_seconds)
         found = existing.get(start.id)
-        if found is not None and on_conflict == "error":
-            _check_same(start, found)
+        if found is not None and (message is not None or on_conflict == "error"):
+            check_same(start, found, name_only=message is not None)
         return Handle(self, start.id, bound.result.decode, found is None, begun)
+
+    async def start_in(
+        self,
+        connection: psycopg.AsyncConnection[Any],
+        bound: Bound[T],
+        *,
+        id: str | None = None,
+        queue: str | None = None,
+        priority: int = 0,
+        delay: timedelta | float | None = None,
+        on_conflict: OnConflict = "error",
+    ) -> Handle[T]:
+        """Start a workflow in the transaction that ``connection`` is in: it exists when that commits, and never if it
+        rolls back. The connection leads to any shard of the cluster, or to a database with an outbox (``sharded-wf
+        outbox init``). Options as ``start``.
+
+        ``handle.created`` is None where only the executors will know; a conflict of IDs is then found by them, and kept
+        in the table ``request_refused`` beside the outbox. Raises as ``start``, but never ``ShardUnavailable``;
+        ``TransactionRefused`` for a connection that is in no transaction or leads elsewhere; ``psycopg.Error``.
+        """
+        start = self.prepare_start(bound, id, queue, priority, delay)
+        asking = self.in_transaction.start(start, same=on_conflict == "error")
+        return self.handle_of(bound, start, await drive_async(connection, asking, "start_in"), on_conflict)
+
+    async def send_in(
+        self,
+        connection: psycopg.AsyncConnection[Any],
+        id: str,
+        topic: str,
+        value: object,
+        *,
+        idempotency_key: str | None = None,
+    ) -> None:
+        """Send a message in the transaction that ``connection`` is in; see ``start_in``. Raises ``WorkflowNotFound``
+        where the workflow would live in that database; elsewhere executors find that out, and keep it in
+        ``request_refused``."""
+        message = self.message_of(id, topic, value, idempotency_key)
+        await drive_async(connection, self.in_transaction.send(message), "send_in")
+
+    def prepare_start(
+        self, bound: Bound[Any], id_: str | None, queue: str | None, priority: int, delay: timedelta | float | None
+    ) -> Start:
+        """A start, checked, with an ID."""
+        start = self.start_of(bound, new_id(self._clock) if id_ is None else id_, queue, priority, delay)
+        check_start(start)
+        return start
+
+    def handle_of(
+        self, bound: Bound[T], start: Start, found: Existing | str | None, on_conflict: OnConflict
+    ) -> Handle[T]:
+        """The handle on what ``in_transaction.start`` did."""
+        if isinstance(found, Existing) and on_conflict == "error":
+            check_same(start, found)
+        created = None if found == LEFT else found is None
+        return Handle(self, start.id, bound.result.decode, created, None)
 
     async def start_many(
         self,
@@ -113,7 +184,7 @@ class Client:
             begun = self._clock.monotonic()
             for item in chunk:
                 id_, one = item if isinstance(item, tuple) else (new_id(), item)
-                start = self._start_of(one, id_, queue, priority, None)
+                start = self.start_of(one, id_, queue, priority, None)
                 check_start(start)
                 if start.id in starts:
                     repeated.append(start)
@@ -123,16 +194,17 @@ class Client:
             existing = await self._shards.start(starts.values(), wait_seconds=wait_seconds)
             if on_conflict == "error":
                 for id_, found in existing.items():
-                    _check_same(starts[id_], found)
+                    check_same(starts[id_], found)
                 for again in repeated:
                     first = starts[again.id]
-                    _check_same(again, Existing(first.id, first.name, 0, first.input, None))
+                    check_same(again, Existing(first.id, first.name, 0, first.input, None))
             handles += [Handle(self, id_, one.result.decode, id_ not in existing, begun) for id_, one in pairs]
         return handles
 
-    def _start_of(
+    def start_of(
         self, bound: Bound[Any], id_: str, queue: str | None, priority: int, delay: timedelta | float | None
     ) -> Start:
+        """A start as the caller decided it, not yet checked."""
         not_before: Microseconds | None = None
         if delay is not None and (seconds := seconds_of(delay)) > 0:
             not_before = self._clock.now_us() + int(seconds * SECOND_US)
@@ -168,10 +240,18 @@ class Client:
     async def send(self, id: str, topic: str, value: object, *, idempotency_key: str | None = None) -> None:
         """Send a message to a workflow; when this returns, it is durable. Sending again with the same
         ``idempotency_key`` changes nothing. Raises ``WorkflowNotFound``, ``UnstorableValue``, ``ShardUnavailable``."""
+        await self._deliver(self.message_of(id, topic, value, idempotency_key))
+
+    def message_of(self, id: str, topic: str, value: object, idempotency_key: str | None) -> Message:
+        """A message from outside to a workflow, checked. Its sender is its idempotency key, apart from every ID."""
         check_id(id)
         check_queue(topic, "topic")
-        payload = codec_for(type(value)).encode(value)
-        await self._deliver(Message(id, topic, idempotency_key or uuid.uuid4().hex, 1, payload, self._clock.now_us()))
+        if idempotency_key is not None:
+            check_id(idempotency_key, "idempotency key")
+        sender = uuid.uuid4().hex if idempotency_key is None else KEY_PREFIX + idempotency_key
+        # Never the same moment twice: messages of one client that wait in a mailbox are taken in this order.
+        self._last_sent_at = max(self._clock.now_us(), self._last_sent_at + 1)
+        return Message(id, topic, sender, 1, codec_for(type(value)).encode(value), self._last_sent_at)
 
     async def cancel(self, id: str) -> None:
         """As ``Handle.cancel``."""
@@ -257,13 +337,14 @@ class Client:
         return found[:limit]
 
 
-def _check_same(start: Start, found: Existing) -> None:
+def check_same(start: Start, found: Existing, *, name_only: bool = False) -> None:
+    """Raises ``IdConflict`` if what exists under a start's ID is something else."""
     if found.name != start.name:
         raise IdConflict(
             f"workflow {start.id!r} exists and runs {found.name!r}, not {start.name!r}; use another ID, or "
             'on_conflict="existing" to get that one'
         )
-    if found.input != start.input:
+    if not name_only and found.input != start.input:
         raise IdConflict(
             f"workflow {start.id!r} exists with other arguments; use another ID, or "
             'on_conflict="existing" to get that one'

@@ -13,9 +13,9 @@ from sharded_wf.limits import (
 from sharded_wf.model.workflow import Start
 
 
-def check_id(id_: str) -> None:
+def check_id(id_: str, what: str = "workflow ID") -> None:
     """A workflow ID is 1 to ``ID_LENGTH_MAX_BYTES`` bytes of text without NUL. Raises ``LimitExceeded``."""
-    _check_text(id_, "workflow ID", ID_LENGTH_MAX_BYTES)
+    _check_text(id_, what, ID_LENGTH_MAX_BYTES)
 
 
 def check_queue(name: str, what: str = "queue") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
@@ -27,6 +28,7 @@ class ShardSet:
         self.config = config
         self.map = shard_map
         self.clock = clock
+        self.cluster_id: uuid.UUID | None = None
         self.shards = {
             shard.name: Shard(shard.name, shard.dsn, shard_map.slots_of(shard.name), clock) for shard in members
         }
@@ -37,7 +39,9 @@ class ShardSet:
         """Read the shard map from the databases. Raises as ``load_map``; a shard that is away is tolerated as long as
         one answers."""
         directory = await asyncio.to_thread(load_map, config)
-        return cls(config, directory.shard_map, directory.shards, clock)
+        opened = cls(config, directory.shard_map, directory.shards, clock)
+        opened.cluster_id = directory.cluster_id
+        return opened
 
     async def close(self) -> None:
         """Close every connection. Closing twice is fine."""
@@ -89,6 +93,15 @@ class ShardSet:
                 raise answer
             existing |= answer
         return existing
+
+    async def start_with_message(
+        self, start: Start, message: Message, *, wait_seconds: float | None = WRITE_DEADLINE_SECONDS
+    ) -> dict[str, Existing]:
+        """Start a workflow and deliver a message to it in one transaction; to one of the same name that exists, just
+        the message. Raises as ``start``."""
+        slot = self.map.slot_of(start.id)
+        writer = self.shard_of_slot(slot).writer
+        return await writer.start_with_message(slot, start, message, wait_seconds=wait_seconds)
 
     async def deliver(
         self, messages: Sequence[Message], *, wait_seconds: float | None = WRITE_DEADLINE_SECONDS

@@ -46,7 +46,7 @@ _NOTHING_SPECIAL = Written({}, set())
 class _Request:
     """Rows that one caller wants written, all by one COMMIT."""
 
-    __slots__ = ("created_at", "done", "messages", "rows", "starts")
+    __slots__ = ("created_at", "done", "first", "messages", "rows", "starts")
 
     def __init__(
         self,
@@ -57,6 +57,8 @@ class _Request:
         self.done = done
         self.starts = start_rows
         self.messages = message_rows
+        self.first: tuple[int, Start, Message] | None = None
+        """A message that comes with one of the starts."""
         self.rows = len(start_rows) + len(message_rows)
         self.created_at: Microseconds | None = None
 
@@ -85,6 +87,13 @@ class Writer:
         """
         return (await self._submit(rows, (), wait_seconds)).existing
 
+    async def start_with_message(
+        self, slot: int, start: Start, message: Message, *, wait_seconds: float | None = WRITE_DEADLINE_SECONDS
+    ) -> dict[str, starts.Existing]:
+        """Start a workflow and deliver its first message in one transaction; to one that exists under the same name,
+        just the message. As ``start`` for the rest."""
+        return (await self._submit(((slot, start),), (), wait_seconds, (slot, start, message))).existing
+
     async def deliver(
         self, rows: Sequence[tuple[int, Message]], *, wait_seconds: float | None = WRITE_DEADLINE_SECONDS
     ) -> set[str]:
@@ -97,10 +106,13 @@ class Writer:
         start_rows: Sequence[tuple[int, Start]],
         message_rows: Sequence[tuple[int, Message]],
         wait_seconds: float | None,
+        first: tuple[int, Start, Message] | None = None,
     ) -> Written:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Written] = loop.create_future()
-        self._waiting.append(_Request(done, start_rows, message_rows))
+        request = _Request(done, start_rows, message_rows)
+        request.first = first
+        self._waiting.append(request)
         if self._pump is None or self._pump.done():
             self._pump = asyncio.create_task(self._write_waiting(), name=f"writer {self._shard}")
         if wait_seconds is None:
@@ -222,8 +234,11 @@ class Writer:
                 statements.append(messages.deliver(schema, told))
                 missing_at.append(len(statements))
                 statements.append(outcomes.missing_workflows(schema, {message.receiver for message in told}))
+        first = [request.first for request in batch if request.first is not None]
+        for slot, start, message in first:
+            statements.append(messages.deliver_with_start(slot_schema(slot), message, start.name))
         starting = [slot for slot, (new, _) in by_slot.items() if new]
-        telling = [slot for slot, (_, told) in by_slot.items() if told]
+        telling = sorted({slot for slot, (_, told) in by_slot.items() if told} | {slot for slot, *_ in first})
         if telling:
             statements.append(leases.notify_wakes(telling))
         if starting:

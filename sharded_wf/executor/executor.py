@@ -25,8 +25,12 @@ from sharded_wf.limits import (
     SYNC_THREADS_DEFAULT,
 )
 from sharded_wf.maintenance.leases import LeaseKeeper
+from sharded_wf.maintenance.requests import Carrier
 from sharded_wf.model.workflow import Message
+from sharded_wf.postgres.link import Link
 from sharded_wf.retention import Retention
+from sharded_wf.routing import CONTROL_SCHEMA
+from sharded_wf.store.requests import OUTBOX_SCHEMA
 from sharded_wf.workflow.app import App
 
 logger = logging.getLogger("sharded_wf.executor")
@@ -105,10 +109,21 @@ class Executor:
         self._exits.push_async_callback(self.isolation.close)
         self.courier = Courier(self.shards)
         self._exits.push_async_callback(self.courier.close)
+        self._carry_from_outside()
         for shard in self.shards.shards.values():
             if shard.slots and (self._only is None or shard.name in self._only):
                 self.parts.append(ShardExecutor(self, shard))
         self._serving = [asyncio.create_task(part.serve(), name=f"serve {part.shard.name}") for part in self.parts]
+
+    def _carry_from_outside(self) -> None:
+        """From outboxes in databases that are no shards, and on shards without slots, which nobody watches."""
+        sources = [(outbox.name, outbox.dsn, OUTBOX_SCHEMA) for outbox in self.config.outboxes]
+        bare = [shard for shard in self.shards.shards.values() if not shard.slots]
+        sources += [(shard.name, shard.dsn, CONTROL_SCHEMA) for shard in bare]
+        for name, dsn, schema in sources:
+            carrier = Carrier(Link(dsn, "outbox", self._clock), self.shards, schema=schema, poll=True)
+            self._exits.callback(carrier.close)
+            self._exits.push_async_callback(_end, asyncio.create_task(carrier.run(), name=f"outbox {name}"))
 
     def drain(self) -> None:
         """Claim nothing more; ``stop`` then waits for what runs. Draining twice is fine."""
@@ -159,3 +174,8 @@ class Executor:
         """How many workflows it holds now, has finished so far, and has taken over from dead executors so far."""
         held = sum(len(part.held) for part in self.parts)
         return {"held": held, "finished": self.finished, "taken_over": self.taken_over}
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

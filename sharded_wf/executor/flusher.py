@@ -49,6 +49,9 @@ class Flusher:
         self._quiet.set()
         self.number = 0
         self._lease_id = b""
+        self._taken = 0
+        """How many ops have ever been taken into a flush."""
+        self._passing: list[tuple[int, asyncio.Future[None]]] = []
 
     def add(self, op: Op) -> None:
         """Save this with the next flush."""
@@ -64,6 +67,21 @@ class Flusher:
         """Forget what waits: the lease is gone."""
         self._waiting.clear()
         self._quiet.set()
+        self._let_pass(None)
+
+    async def passed(self) -> None:
+        """Wait until everything that was added before now is saved, and its runs told."""
+        if self._waiting or not self._quiet.is_set():
+            passing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._passing.append((self._taken + len(self._waiting), passing))
+            await passing
+
+    def _let_pass(self, saved: int | None) -> None:
+        """So many ops are saved (None: all)."""
+        for until, passing in self._passing:
+            if (saved is None or until <= saved) and not passing.done():
+                passing.set_result(None)
+        self._passing = [row for row in self._passing if not row[1].done()]
 
     async def wait_quiet(self) -> None:
         """Wait until everything that was added is saved."""
@@ -81,8 +99,13 @@ class Flusher:
             self._quiet.clear()
             while self._waiting:
                 batch, self._waiting = self._waiting[:FLUSH_MAX_ROWS], self._waiting[FLUSH_MAX_ROWS:]
+                self._taken += len(batch)
                 await self._save(batch)
+                if self._passing:
+                    self._let_pass(self._taken)
             self._quiet.set()
+            if self._passing:
+                self._let_pass(None)
 
     async def _save(self, ops: list[Op]) -> None:
         now = self._clock.now_us()

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, cast
 
 import psycopg
@@ -24,9 +23,11 @@ from sharded_wf.executor.host import ShardHost
 from sharded_wf.executor.intake import Intake
 from sharded_wf.executor.lookups import Lookups, Resumed
 from sharded_wf.executor.ops import LEAVING, Op, OpKind, Told
+from sharded_wf.executor.transactions import Transactions
 from sharded_wf.executor.watch import Watch
 from sharded_wf.limits import PARK_SWEEP_SECONDS
 from sharded_wf.maintenance.relay import Relay
+from sharded_wf.maintenance.requests import Carrier
 from sharded_wf.maintenance.retention import RetentionLoop
 from sharded_wf.maintenance.vacuum import Vacuum
 from sharded_wf.model.history import EMPTY_HISTORY, History
@@ -62,11 +63,19 @@ class ShardExecutor:
         self._relays = shard.link("relay")
         self._intake = Intake(executor.capabilities, executor.queues, isolated=executor.isolated)
         self.flusher = Flusher(self._flushes, self._clock, self._is_here, self._saved)
+        self.transactions = Transactions(shard, self.flusher, self._lost.set)
         self.lookups = Lookups(
-            self._reads, self._clock, shard.schemas, self.held, self._resume, self._offer, self._woken
+            self._reads,
+            self._clock,
+            shard.schemas,
+            self.held,
+            self._resume,
+            self._offer,
+            lambda slots: self._watch.ready(slots),
         )
         self._listener = Listener(shard.dsn, [leases.READY_CHANNEL, leases.WAKE_CHANNEL], self._heard)
         self.relay = Relay(self._relays, executor.shards, shard.schemas, self._clock, executor.arrived)
+        self._carrier = Carrier(shard.link("outbox"), executor.shards)
         self._share = executor.room.share(lambda: self.answers)
         self._claiming = Claiming(
             self._claims,
@@ -81,7 +90,7 @@ class ShardExecutor:
         )
         self._watch = Watch(
             self._watches, self._listener, self._clock, shard.schemas, self._intake, self._claiming.work,
-            self.lookups.wakes, self.relay.sweep, executor.isolation.wanted,
+            self.lookups.wakes, self.relay.sweep, executor.isolation.wanted, self._carrier.look,
         )  # fmt: skip
         self._vacuum = Vacuum(shard.dsn, shard.schemas)
         self._host = ShardHost(executor, self)
@@ -104,8 +113,9 @@ class ShardExecutor:
                 await self._work_under(lease_id)
         finally:
             await self._listener.stop()
-            for link in (self._claims, self._reads, self._watches, self._flushes, self._relays):
-                link.close()
+            for closed in (self._claims, self._reads, self._watches, self._flushes, self._relays, self._carrier,
+                           self.transactions):  # fmt: skip
+                closed.close()
 
     async def _take_lease(self) -> bytes | None:
         while not self._draining.is_set():
@@ -133,6 +143,7 @@ class ShardExecutor:
         return None
 
     async def _work_under(self, lease_id: bytes) -> None:
+        self.transactions.begin_lease(lease_id)
         tasks = [
             asyncio.create_task(work, name=f"{self.shard.name} {name}")
             for name, work in (
@@ -141,6 +152,7 @@ class ShardExecutor:
                 ("lookups", self.lookups.run()),
                 ("watch", self._watch.run(lease_id)),
                 ("relay", self.relay.run()),
+                ("outbox", self._carrier.run()),
                 ("vacuum", self._vacuum.run()),
                 ("parking", self._park_for_ever()),
                 ("lost", self._wait_lost()),
@@ -173,9 +185,9 @@ class ShardExecutor:
 
     def _begin_retention(self) -> list[asyncio.Task[None]]:
         """Beside the work: if it ends, or fails, the work goes on."""
-        if self._executor.retention is None:
+        if (policy := self._executor.retention) is None:
             return []
-        loop = RetentionLoop(self.shard, self._executor.shards, self._executor.retention, self._clock)
+        loop = RetentionLoop(self.shard, self._executor.shards, policy, self._clock)
         return [asyncio.create_task(loop.run(), name=f"{self.shard.name} retention")]
 
     async def _wait_lost(self) -> None:
@@ -202,6 +214,7 @@ class ShardExecutor:
                 await self._flushes.pause()
 
     def _drop_everything(self) -> None:
+        self.transactions.discard()
         self.flusher.discard()
         self.lookups.discard()
         self._intake.forget()
@@ -320,9 +333,6 @@ class ShardExecutor:
     def _heard(self, channel: str, payload: str) -> None:
         self._watch.heard(channel, payload)
 
-    def _woken(self, slots: Iterable[int]) -> None:
-        self._watch.ready(slots)
-
     def _lost_elsewhere(self) -> None:
         self._loop.call_soon_threadsafe(self._lost.set)
 
@@ -386,6 +396,7 @@ class ShardExecutor:
         while self.held and self._clock.monotonic() < deadline:
             self.park_waiting(0.0)
             await asyncio.sleep(0.05)
+        await self.transactions.settle()
         for hold in list(self.held.values()):
             if not hold.leaving and hasattr(hold, "run"):
                 hold.leaving = True

@@ -46,6 +46,7 @@ class Watch:
         wakes: Callable[[Iterable[int]], None],
         outgoing: Callable[[Iterable[int]], None],
         suspects: Callable[[], None],
+        requests: Callable[[], None],
     ) -> None:
         self._link = link
         self._listener = listener
@@ -56,6 +57,7 @@ class Watch:
         self._wakes = wakes
         self._outgoing = outgoing
         self._suspects = suspects
+        self._requests = requests
         self._peek = slots.peek(schemas)
         self._due: dict[int, Microseconds] = {}
         self._stir = asyncio.Event()
@@ -166,6 +168,8 @@ class Watch:
         self._due = glance.due
         self._wakes(glance.wakes)
         self._outgoing(glance.outgoing)
+        if glance.requests:
+            self._requests()
         if found:
             self._work()
 

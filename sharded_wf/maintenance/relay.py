@@ -108,7 +108,9 @@ class Relay:
         if not self._shards.answers(rows[0][1].receiver):
             return []
         try:
-            await self._shards.deliver([message for _, message in rows], wait_seconds=SEND_DIRECT_SECONDS)
+            unknown = await self._shards.deliver([message for _, message in rows], wait_seconds=SEND_DIRECT_SECONDS)
         except ShardedWfError:
             return []  # the sweep comes back to them
+        for id_ in sorted(unknown):
+            logger.warning("a message to workflow %r, which does not exist, is dropped", id_)
         return rows

@@ -87,3 +87,28 @@ def histories_of(steps: Result, attempts: Result) -> dict[str, History]:
     return {
         id_: History(tuple(entries.get(id_, ())), tuple(failed.get(id_, ()))) for id_ in entries.keys() | failed.keys()
     }
+
+
+def begin_transaction(lease_id: bytes, mark: str) -> Statement:
+    """Open a transaction with the user's data: the fence, and ``mark``, by which ``record_transaction`` knows it."""
+    return Statement(_SQL["begin_transaction"], "", (lease_id, mark.encode()))
+
+
+def record_transaction(
+    schema: str, workflow_id: str, entry: Entry, claim_id: bytes, mark: str, lock_timeout_ms: int
+) -> Statement:
+    """Record the entry of a transaction within it: one row, or none if the transaction or the claim is another."""
+    return Statement(
+        _SQL["record_transaction"],
+        schema,
+        (
+            workflow_id.encode(), binary.int4(entry.place), binary.int4(entry.ordinal), binary.int2(entry.kind),
+            entry.name.encode(), binary.int8(entry.fingerprint), entry.output, binary.timestamp(entry.started_at),
+            binary.timestamp(entry.completed_at), claim_id, mark.encode(), str(lock_timeout_ms).encode(),
+        ),
+    )  # fmt: skip
+
+
+def read_step(schema: str, workflow_id: str, place: int) -> Statement:
+    """Ask whether the step at this place is recorded: a row if so."""
+    return Statement(_SQL["read_step"], schema, (workflow_id.encode(), binary.int4(place)))

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextvars import Context as VariableContext
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,10 +22,11 @@ from sharded_wf.serialization.exceptions import decode_error
 from sharded_wf.serialization.histories import StoredHistory, read_histories
 from sharded_wf.workflow.app import App
 from sharded_wf.workflow.attempts import Attempts
-from sharded_wf.workflow.host import Run
+from sharded_wf.workflow.host import Cancellable, Run
 from sharded_wf.workflow.replay import Replay
 from sharded_wf.workflow.stage import Stage
 from sharded_wf.workflow.thread_run import ThreadRun
+from sharded_wf.workflow.transactions import TransactionCommand
 
 
 def replay(app: App, histories: Iterable[StoredHistory] | Path | str) -> int:
@@ -179,6 +181,10 @@ class _ReplayHost:
 
     def record_attempt(self, run: Run, attempt: FailedAttempt) -> None:
         """Nothing is recorded."""
+
+    def transact(self, run: Run, transaction: TransactionCommand, variables: VariableContext) -> Cancellable:
+        """Nothing begins."""
+        return self.loop.create_future()
 
     def start_child(self, run: Run, start: Start) -> None:
         """Nothing is started."""

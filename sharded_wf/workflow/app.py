@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from types import MappingProxyType
-from typing import Any, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast, overload
 
 from sharded_wf.errors import DefinitionError
 from sharded_wf.limits import QUEUE_LENGTH_MAX_BYTES
@@ -25,6 +25,7 @@ from sharded_wf.workflow.definitions import (
 )
 from sharded_wf.workflow.retry import Retry
 from sharded_wf.workflow.signatures import check_function, check_name, local_namespace
+from sharded_wf.workflow.transactions import AsyncTransaction, Isolation, SyncTransaction
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -43,6 +44,17 @@ class StepDecorator(Protocol):
     def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncStep[P, R]: ...  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
     @overload
     def __call__(self, function: Callable[P, R], /) -> SyncStep[P, R]: ...
+
+
+class TransactionDecorator(Protocol):
+    """What ``@app.transaction(...)`` with options is."""
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
+        self, function: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /
+    ) -> AsyncTransaction[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[Any, P], R], /) -> SyncTransaction[P, R]: ...
 
 
 class WorkflowDecorator(Protocol):
@@ -136,6 +148,56 @@ class App:
             namespace = local_namespace(function, frames)
             kind = AsyncStep if inspect.iscoroutinefunction(function) else SyncStep
             definition: StepDefinition[Any, Any] = kind(self, function, step_name, namespace, retry, timeout)
+            _add(self._steps, definition, "step")
+            return definition
+
+        return decorate if function is None else decorate(function)
+
+    @overload
+    def transaction(  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
+        self, function: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /
+    ) -> AsyncTransaction[P, R]: ...
+    @overload
+    def transaction(self, function: Callable[Concatenate[Any, P], R], /) -> SyncTransaction[P, R]: ...
+    @overload
+    def transaction(
+        self,
+        /,
+        *,
+        isolation: Isolation = "read committed",
+        retry: Retry | None = None,
+        timeout: timedelta | float | None = None,
+        name: str | None = None,
+    ) -> TransactionDecorator: ...
+
+    def transaction(
+        self,
+        function: Any = None,
+        /,
+        *,
+        isolation: Isolation = "read committed",
+        retry: Retry | None = None,
+        timeout: timedelta | float | None = None,
+        name: str | None = None,
+    ) -> Any:
+        """Make a function a transaction: a step whose first parameter is a psycopg connection to the workflow's own
+        shard, in a transaction that records the step's result when it commits. What it writes there happens exactly
+        once. ``async def`` gets a ``psycopg.AsyncConnection``, ``def`` a ``psycopg.Connection``; the workflow calls it
+        without the connection.
+
+        ``isolation``: Postgres' level. ``timeout``: for one try of the body, by default 30 seconds. Serialization
+        failures and deadlocks are tried again by themselves; ``retry``: when other errors are. ``name`` and what is
+        raised: as ``step``; also :class:`DefinitionError` for a function without parameters.
+        """
+
+        frames = _FRAMES_WITH_OPTIONS if function is None else _FRAMES_WITHOUT
+
+        def decorate(function: Callable[..., Any]) -> Any:
+            check_function(function, "transaction")
+            step_name = check_name(function.__name__ if name is None else name, "transaction")
+            namespace = local_namespace(function, frames)
+            kind = AsyncTransaction if inspect.iscoroutinefunction(function) else SyncTransaction
+            definition: StepDefinition[Any, Any] = kind(self, function, step_name, namespace, retry, timeout, isolation)
             _add(self._steps, definition, "step")
             return definition
 

@@ -66,11 +66,17 @@ class AsyncRun(WorkflowRun):
 
     # The code asks
 
-    def issue_step(self, step: StepDefinition[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepCommand:
+    def issue_step(
+        self,
+        step: StepDefinition[Any, Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        command_class: type[StepCommand] = StepCommand,
+    ) -> StepCommand:
         if self.stopped:
             raise RunDropped
         text = step.arguments.fingerprint_text(args, kwargs)
-        command = StepCommand(self, step, args, kwargs, Future(loop=self.loop))
+        command = command_class(self, step, args, kwargs, Future(loop=self.loop))
         replay = self.replay
         if replay is None:
             replay = self.replay = Replay(self.history)

@@ -193,12 +193,18 @@ class ThreadRun(WorkflowRun):
         except RuntimeError:  # the loop has been closed: the process is going down
             raise RunDropped from None
 
-    def issue_step(self, step: StepDefinition[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def issue_step(
+        self,
+        step: StepDefinition[Any, Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        command_class: type[StepCommand] = StepCommand,
+    ) -> Any:
         """Call a step and wait for its result."""
         self._check()
         text = step.arguments.fingerprint_text(args, kwargs)
         answer = ThreadAnswer()
-        command = StepCommand(self, step, args, kwargs, answer)
+        command = command_class(self, step, args, kwargs, answer)
         self.issue(command, mmh3.hash64(text, step.seed)[0])
         if command.phase == ISSUED:
             command.prepare()

@@ -14,6 +14,16 @@ with arrived as (
     returning workflow_id)
 insert into {slot}.wake (workflow_id, id) select distinct workflow_id, gen_random_uuid() from arrived
 
+-- name: deliver_with_start
+-- The message that comes with a start: to the workflow of this name that has the ID, which may have been there before.
+with arrived as (
+    insert into {slot}.message (workflow_id, topic, sender, seq, sent_at, payload)
+    select w.id, $3, $4, $5::int, $6::timestamptz, $7::json from {slot}.workflow w
+    where w.id = $1 and w.name = $2 and w.status < 3
+    on conflict do nothing
+    returning workflow_id)
+insert into {slot}.wake (workflow_id, id) select workflow_id, gen_random_uuid() from arrived
+
 -- name: read_messages
 select workflow_id, topic, sender, seq, sent_at, payload
 from {slot}.message where workflow_id = any($1::text[]) order by workflow_id, sent_at, sender, seq

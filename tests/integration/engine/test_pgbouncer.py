@@ -12,6 +12,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from tests.support import bank
 from tests.support.cluster import TestCluster
 from tests.support.flows import app, chain, gated_chain, inbox, outbox, parent
 from tests.support.pgbouncer import PROGRAM, PgBouncer
@@ -104,3 +105,31 @@ def test_i3_lost_answers(pooled: TestCluster, seed: int) -> None:
             assert {row["deaths"] for row in rows.workflow} == {0}
 
     asyncio.run(go())
+
+
+def test_i3_transactions_with_the_users_data(pooled: TestCluster) -> None:
+    """A lost answer costs the lease, since nobody can say which backend was ours; nothing is moved twice."""
+    for dsn in pooled.direct:
+        with psycopg.connect(dsn, autocommit=True) as conn:
+            conn.execute(bank.TABLES)
+    ids = pooled.ids_on(1, 10, "m")
+
+    def terminate() -> None:
+        with psycopg.connect(pooled.direct[0], autocommit=True) as conn:
+            conn.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() "
+                "and pid <> pg_backend_pid() and state <> 'idle'"
+            )
+
+    async def go() -> None:
+        async with bank.app.connect(pooled.config) as client, bank.app.executor(pooled.config):
+            handles = await client.start_many((id_, bank.mover_blocking.bind(6, 1)) for id_ in ids)
+            for _ in range(4):
+                await asyncio.to_thread(terminate)
+                await asyncio.sleep(0.1)  # the time between two disturbances
+            async with asyncio.timeout(60):
+                assert await asyncio.gather(*(handle.result() for handle in handles)) == [list(range(6))] * len(ids)
+            await asyncio.to_thread(pooled.certify, ids)
+
+    asyncio.run(go())
+    assert Counter(row[0] for row in bank.movements(pooled.direct[0])) == dict.fromkeys(ids, 6)

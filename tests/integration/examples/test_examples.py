@@ -48,6 +48,7 @@ def test_the_readme_s_first_program(tmp_path: Path) -> None:
                 "after 24 runs",
             ],
         ),
+        ("transfer", ["before the commit: None", "4200 cents from ada to bob, 5800 left", "ada has too little; .*"]),
     ],
 )
 def test_an_example(tmp_path: Path, name: str, lines: list[str]) -> None:
@@ -58,4 +59,4 @@ def test_an_example(tmp_path: Path, name: str, lines: list[str]) -> None:
 
 
 def test_every_example_is_run() -> None:
-    assert {path.stem for path in (PROJECT / "examples").glob("*.py")} == {"checkout", "fanout", "meter"}
+    assert {path.stem for path in (PROJECT / "examples").glob("*.py")} == {"checkout", "fanout", "meter", "transfer"}

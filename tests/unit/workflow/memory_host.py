@@ -10,6 +10,7 @@ import asyncio
 import selectors
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextvars import Context as VariableContext
 from typing import Any, TypeVar
 
 from sharded_wf.model.history import EMPTY_HISTORY, Entry, FailedAttempt, History
@@ -21,6 +22,7 @@ from sharded_wf.workflow.attempts import Attempts
 from sharded_wf.workflow.definitions import Bound
 from sharded_wf.workflow.host import Run
 from sharded_wf.workflow.stage import Stage
+from sharded_wf.workflow.transactions import TransactionCommand
 
 T = TypeVar("T")
 START_US = 1_700_000_000_000_000
@@ -209,6 +211,9 @@ class MemoryHost:
             run.attempt_recorded(attempt)
 
         self._later(record)
+
+    def transact(self, run: Run, transaction: TransactionCommand, variables: VariableContext) -> Any:
+        raise NotImplementedError("there is no database here")
 
     def start_child(self, run: Run, start: Start) -> None:
         def begin() -> None:
