@@ -71,7 +71,7 @@ class ShardExecutor:
             self.held,
             self._resume,
             self._offer,
-            lambda slots: self._watch.ready(slots),
+            self._woken,
         )
         self._listener = Listener(shard.dsn, [leases.READY_CHANNEL, leases.WAKE_CHANNEL], self._heard)
         self.relay = Relay(self._relays, executor.shards, shard.schemas, self._clock, executor.arrived)
@@ -333,6 +333,9 @@ class ShardExecutor:
     def _heard(self, channel: str, payload: str) -> None:
         self._watch.heard(channel, payload)
 
+    def _woken(self, slots: Iterable[int]) -> None:
+        self._watch.ready(slots)
+
     def _lost_elsewhere(self) -> None:
         self._loop.call_soon_threadsafe(self._lost.set)
 
@@ -355,12 +358,7 @@ class ShardExecutor:
 
     def offer_if_held(self, message: Message) -> bool:
         """Hand a message that is already in its receiver's mailbox to the receiver, if it is in memory here."""
-        hold = self.held.get(message.receiver)
-        if hold is None or hold.leaving or not hasattr(hold, "run"):
-            return False
-        hold.mailed = True
-        hold.run.offer([message])
-        return True
+        return bool(self._offer({message.receiver: [message]}))
 
     # --- parking and draining -----------------------------------------------------------------------------------
 
