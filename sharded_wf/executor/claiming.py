@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Protocol
 
 import psycopg
@@ -42,7 +42,8 @@ class Capacity(Protocol):
 
 
 class Claiming:
-    """The claims of one executor on one shard. ``took(claim, workflows)`` is called for each batch that came."""
+    """The claims of one executor on one shard. ``took(claim, workflows)`` is called for each batch that came. What
+    comes from a lane whose capability is in ``adopted`` is of ``capability`` from then on."""
 
     def __init__(
         self,
@@ -54,6 +55,8 @@ class Claiming:
         capacity: Capacity,
         took: Callable[[Claim, list[claims.Claimed]], None],
         exhausted: Callable[[bool], None],
+        capability: str,
+        adopted: Collection[str],
     ) -> None:
         self._link = link
         self._clock = clock
@@ -63,6 +66,8 @@ class Claiming:
         self._capacity = capacity
         self._took = took
         self._exhausted = exhausted
+        self._capability = capability
+        self._adopted = adopted
         self._stopping = False
         self._work = asyncio.Event()
         self._stopped = asyncio.Event()
@@ -108,10 +113,15 @@ class Claiming:
         for pick, claim_id in zip(picks, claim_ids, strict=True):
             schema = slot_schema(pick.slot)
             statements.append(claims.claim(schema, pick.lane, pick.mark, pick.limit, claim_id, lease_id, now))
-        try:
-            answers: list[Result | None] = [
-                *(await self._link.transact(statements, deadline=CLAIM_DEADLINE_SECONDS))[1:]
+        if self._adopted:
+            statements += [
+                claims.adopt(slot_schema(pick.slot), claim_id, self._capability)
+                for pick, claim_id in zip(picks, claim_ids, strict=True)
+                if pick.lane.capability in self._adopted
             ]
+        try:
+            done = await self._link.transact(statements, deadline=CLAIM_DEADLINE_SECONDS)
+            answers: list[Result | None] = [*done[1 : len(picks) + 1]]
         except ConnectionLost as error:
             if not error.commit_unknown:
                 self._intake.failed(picks)

@@ -75,7 +75,7 @@ class Executor:
         self.app = app
         self.config = config
         self.version = version("sharded-wf")
-        self.capabilities: list[str] = [app.capability, *app.workflows]
+        self.capabilities: list[str] = app.capabilities()
         self.queues = None if queues is None else sorted(queues)
         self.isolated = isolated
         self.isolation = Isolation(isolation_command, is_isolated=isolated)
@@ -88,7 +88,7 @@ class Executor:
         self._thread_count = threads
         self._park_after = park_after
         self._clock = clock
-        self._parts: list[ShardExecutor] = []
+        self.parts: list[ShardExecutor] = []
         self._bare: dict[Shard, asyncio.Task[None]] = {}
         self._exits = contextlib.AsyncExitStack()
         self._serving: list[asyncio.Task[None]] = []
@@ -118,11 +118,11 @@ class Executor:
 
     def _serve_shards(self) -> None:
         """Serve every shard that is ours to serve, also those without slots: one may be on its way there."""
-        served = {part.shard for part in self._parts}
+        served = {part.shard for part in self.parts}
         for shard in self.shards.shards.values():
             if shard not in served and (self._only is None or shard.name in self._only):
                 part = ShardExecutor(self, shard)
-                self._parts.append(part)
+                self.parts.append(part)
                 self._serving.append(asyncio.create_task(part.serve(), name=f"serve {shard.name}"))
                 served.add(shard)
         self._carry_from_bare({shard for shard in self.shards.shards.values() if not shard.slots} - served)
@@ -131,7 +131,7 @@ class Executor:
         """The map has changed: slots, or whole shards, have come or gone."""
         if self._stopping is not None:
             return
-        for part in self._parts:
+        for part in self.parts:
             if self.shards.shards.get(part.shard.name) is part.shard:
                 part.moving.follow_map()
             else:
@@ -163,7 +163,7 @@ class Executor:
 
     def drain(self) -> None:
         """Claim nothing more; ``stop`` then waits for what runs. Draining twice is fine."""
-        for part in self._parts:
+        for part in self.parts:
             part.drain()
 
     async def stop(self) -> None:
@@ -202,13 +202,13 @@ class Executor:
 
     def _offer_here(self, messages: list[Message]) -> None:
         for message in messages:
-            for part in self._parts:
+            for part in self.parts:
                 if part.runs.offer_if_held(message):
                     break
 
     def statistics(self) -> dict[str, int]:
         """How many workflows it holds now, has finished so far, and has taken over from dead executors so far."""
-        held = sum(len(part.held) for part in self._parts)
+        held = sum(len(part.held) for part in self.parts)
         return {"held": held, "finished": self.finished, "taken_over": self.taken_over}
 
 

@@ -47,8 +47,8 @@ class Intake:
     """What one executor knows of the queues of one shard."""
 
     def __init__(self, capabilities: Collection[str], queues: Iterable[str] | None, *, isolated: bool = False) -> None:
-        marks = (SUSPECT,) if isolated else ("", RAN_BEFORE)
-        self._capabilities = {mark + capability for capability in capabilities for mark in marks}
+        self._marks = (SUSPECT,) if isolated else ("", RAN_BEFORE)
+        self._capabilities = self.lanes_of(capabilities)
         self._suspects = {SUSPECT + capability for capability in capabilities}
         self._queues = None if queues is None else frozenset(queues)
         self._known: set[Lane] = set()
@@ -56,6 +56,10 @@ class Intake:
         self._hot: deque[tuple[int, Lane]] = deque()
         self._out = 0
         self._left: set[int] = set()
+
+    def lanes_of(self, capabilities: Collection[str]) -> frozenset[str]:
+        """Capabilities as their lanes have them that this executor takes from."""
+        return frozenset(mark + capability for capability in capabilities for mark in self._marks)
 
     def serves(self, lane: Lane) -> bool:
         """Whether this executor can run what is in the lane."""

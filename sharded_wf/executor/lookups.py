@@ -59,6 +59,12 @@ class Lookups:
         self._waking: set[int] = set()
         self._cursors: dict[int, str] = {}
         self._wanted = asyncio.Event()
+        self._looking = False
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing is being read, or wished for."""
+        return not self._looking and not self._wanted.is_set()
 
     def history(self, claimed: Claimed, hold: Hold) -> None:
         """Load the history and the messages of a workflow that ran before, then ``resume`` it."""
@@ -84,9 +90,11 @@ class Lookups:
 
     async def run(self) -> None:
         """Look for ever, until cancelled."""
+        self._looking = False
         while True:
             await self._wanted.wait()
             self._wanted.clear()
+            self._looking = True
             histories, self._histories = self._histories, []
             expecting, self._expecting = self._expecting, {}
             waking, self._waking = self._waking, set()
@@ -110,6 +118,7 @@ class Lookups:
                     if not is_transient(error):
                         await asyncio.sleep(1.0)
                 await self._link.pause()
+            self._looking = False
 
     async def _look(self, histories: list[tuple[Claimed, Hold]], expecting: dict[str, int]) -> None:
         by_slot: dict[int, tuple[list[str], set[str]]] = {}

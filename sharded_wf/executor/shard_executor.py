@@ -74,8 +74,9 @@ class ShardExecutor:
         self.relay = Relay(self._relays, executor.shards, here, self._clock, executor.arrived)
         self._carrier = Carrier(shard.link("outbox"), executor.shards)
         self._claiming = Claiming(
-            self._claims, self._clock, here, moved, self.intake, self.share, runs.take, self._exhausted
-        )
+            self._claims, self._clock, here, moved, self.intake, self.share, runs.take, self._exhausted,
+            executor.app.capability, self.intake.lanes_of(executor.app.upgraded),
+        )  # fmt: skip
         self.watch = Watch(
             self._watches, self.listener, self._clock, here, moved, self.intake, self._claiming.work,
             self.lookups.wakes, self.relay.sweep, executor.isolation.wanted, self._carrier.look,
@@ -174,9 +175,9 @@ class ShardExecutor:
 
     def _begin_retention(self) -> list[asyncio.Task[None]]:
         """Beside the work: if it ends, or fails, the work goes on."""
-        if self._executor.retention is None:
+        if (policy := self._executor.retention) is None:
             return []
-        loop = RetentionLoop(self.shard, self._executor.shards, self.moving, self._executor.retention, self._clock)
+        loop = RetentionLoop(self.shard, self._executor.shards, self.moving, policy, self._clock)
         return [asyncio.create_task(loop.run(), name=f"{self.shard.name} retention")]
 
     async def _wait_lost(self) -> None:

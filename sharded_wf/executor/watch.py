@@ -110,6 +110,11 @@ class Watch:
             self._next_look = min(self._next_look, self._clock.monotonic() + POLL_FIRST_SECONDS)
         self._stir.set()
 
+    def look(self) -> None:
+        """Look now at what is due, and at everything else."""
+        self._look = True
+        self._stir.set()
+
     def timer_set(self, slot: int, due_at: Microseconds) -> None:
         """A timer of ours was saved."""
         if slot in self._schemas and due_at < self._due.get(slot, 1 << 62):

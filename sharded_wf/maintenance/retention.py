@@ -115,7 +115,7 @@ class RetentionLoop:
         the beginning."""
         here = self._slots.schemas
         walked = {walk.slot for walk in walks}
-        if walked == here.keys():
+        if walked == set(here):
             return walks
         ages = self._retention.distinct_ages()
         now = self._clock.monotonic()

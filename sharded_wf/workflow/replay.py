@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any, Protocol, assert_never
 
 from sharded_wf.errors import NonDeterminismError
-from sharded_wf.model.history import Entry, EntryKind, FailedAttempt, History
+from sharded_wf.model.history import UNASKED, Entry, EntryKind, FailedAttempt, History
 
 ISSUED = 0
 """Asked for by the code; nothing is recorded of it and nothing done about it yet."""
@@ -80,7 +80,7 @@ class Replay:
         self.next_place = 0
         self.recorded: dict[int, Entry] | None = None
         if entries:
-            self.recorded = {e.fingerprint: e for e in reversed(entries) if e.kind is not EntryKind.CANCEL}
+            self.recorded = {e.fingerprint: e for e in reversed(entries) if e.kind not in UNASKED}
         # The last attempt of each step; earlier ones are only for the reader.
         self.attempts: dict[int, FailedAttempt] | None = None
         if history.attempts:
@@ -121,13 +121,21 @@ class Replay:
         self.next_place = place + 1
         return place
 
+    @property
+    def is_new(self) -> bool:
+        """Whether what the code asks for now was never asked for before: all recorded results have been handed back,
+        and every step that failed and is tried again has been asked for."""
+        if self.position < self.total:
+            return False
+        return not self.attempts or all(place < self.next_place or place in self.taken for place in self.attempts)
+
     def next_entry(self) -> Entry:
         """The next recorded result to hand back; only valid while ``position < total``.
 
         Raises :class:`NonDeterminismError` if the code, which has gone as far as it can, never asked for it.
         """
         entry = self.entries[self.position]
-        if entry.kind is not EntryKind.CANCEL and entry.place not in self.commands:
+        if entry.kind not in UNASKED and entry.place not in self.commands:
             raise NonDeterminismError(self._mismatch(entry, "the code now asks for"))
         self.position += 1
         return entry
@@ -139,7 +147,7 @@ class Replay:
         """
         for position in range(self.position, self.total):
             entry = self.entries[position]
-            if entry.kind is not EntryKind.CANCEL and entry.place not in self.commands:
+            if entry.kind not in UNASKED and entry.place not in self.commands:
                 raise NonDeterminismError(self._mismatch(entry, "the code ended; it last asked for"))
 
     def _mismatch(self, entry: Entry, instead: str) -> str:
@@ -170,5 +178,9 @@ def describe_entry(entry: Entry) -> str:
             return f"a message sent on topic {entry.name!r}"
         case EntryKind.CANCEL:
             return "a request to cancel"
+        case EntryKind.PATCH:
+            return f"the patch {entry.name!r}"
+        case EntryKind.CONTINUED:
+            return "the end of the run before"
         case _:
             assert_never(entry.kind)

@@ -17,7 +17,8 @@ import msgspec
 
 from sharded_wf.clock import Microseconds
 from sharded_wf.errors import ShardedWfError, WorkflowCancelled
-from sharded_wf.model.history import Entry, EntryKind, FailedAttempt, History
+from sharded_wf.limits import HISTORY_WARN_ENTRIES
+from sharded_wf.model.history import Entry, EntryKind, FailedAttempt, History, continuation_of
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import CANCEL_TOPIC, OUTCOME_TOPIC, Message, Outcome
 from sharded_wf.serialization.exceptions import encode_error
@@ -30,7 +31,9 @@ from sharded_wf.workflow.commands import (
 )
 from sharded_wf.workflow.context import Context
 from sharded_wf.workflow.durability import explained
-from sharded_wf.workflow.host import Host, Run, Waiting
+from sharded_wf.workflow.history_limit import history_is_full
+from sharded_wf.workflow.host import Host, Waiting
+from sharded_wf.workflow.lifetime import LongLivedRun
 from sharded_wf.workflow.mailbox import Mailbox
 from sharded_wf.workflow.replay import LIVE, Replay
 from sharded_wf.workflow.steps import StepCommand
@@ -40,17 +43,15 @@ if TYPE_CHECKING:
     from sharded_wf.workflow.definitions import WorkflowDefinition
 
 
-class WorkflowRun(Run):
+class WorkflowRun(LongLivedRun):
     """What async and ``def`` runs share."""
 
     __slots__ = (
         "attempt",
-        "busy",
         "cancel_requested",
         "history",
         "host",
         "input",
-        "last_ordinal",
         "replay",
         "started_at",
         "stopped",
@@ -80,9 +81,16 @@ class WorkflowRun(Run):
         self.attempt = attempt
         self.busy = 0
         """How many things are under way that forbid parking: running steps, and what is being recorded."""
-        self.last_ordinal = history.entries[-1].ordinal if history.entries else 0
-        self.replay = Replay(history) if history.entries or history.attempts else None
         self.waits: Waits | None = None
+        if history.entries:
+            self.last_ordinal = history.entries[-1].ordinal
+            before = continuation_of(history)
+            if before is not None:
+                self.input = bytes(before.input)
+                self.waits = Waits(host, history)
+        else:
+            self.last_ordinal = 0
+        self.replay = Replay(history) if history.entries or history.attempts else None
         self.stopped = False
         self.cancel_requested = False
         self.waiting_since = 0.0
@@ -111,7 +119,7 @@ class WorkflowRun(Run):
 
     def context(self) -> Context:
         """What ``current()`` gives in the workflow's own code."""
-        return Context(self.id, self.definition.name, self.attempt, self.host.state, replaying=self.replaying)
+        return Context(self.id, self.definition.name, self.attempt, self.host.state, replaying=self.replaying, run=self)
 
     def issue(self, command: Any, base: int) -> None:
         """The code asks for ``command``."""
@@ -135,6 +143,8 @@ class WorkflowRun(Run):
             return
         self.busy += 1
         self.last_ordinal = ordinal = self.last_ordinal + 1
+        if ordinal >= HISTORY_WARN_ENTRIES and history_is_full(self, ordinal):
+            return
         entry = Entry(
             command.place,
             ordinal,
@@ -258,6 +268,7 @@ class WorkflowRun(Run):
             self.last_ordinal += 1
             now_us = self.host.clock.now_us()
             place = self.take_place()
+            self.some_waits().cancels.add(place)
             entry = Entry(place, self.last_ordinal, EntryKind.CANCEL, "cancel", 0, NULL, None, message.sent_at, now_us)
             self.host.record(self, entry, message)
 

@@ -151,6 +151,10 @@ class ThreadRun(WorkflowRun):
         if self.outcome is None and not self.stopped:
             self.conclude(outcome)
 
+    def _left_with(self, error: BaseException) -> None:
+        if self.outcome is None and not self.stopped:
+            self.ended_with(error)
+
     def drop(self) -> None:
         if self.outcome is None and not self.stopped:
             self.release()
@@ -172,10 +176,9 @@ class ThreadRun(WorkflowRun):
         except RunDropped:
             return
         except BaseException as error:  # noqa: BLE001 - whatever left the workflow is its outcome
-            outcome = self.failed(self._mismatch_or(error))
+            self._post(self._left_with, self._mismatch_or(error))
         else:
-            outcome = self.succeeded(value)
-        self._post(self._finished, outcome)
+            self._post(self._finished, self.succeeded(value))
 
     def _mismatch_or(self, error: BaseException) -> BaseException:
         try:
@@ -321,7 +324,7 @@ class ThreadRun(WorkflowRun):
         command = self.replay.commands.pop(entry.place, None)
         if command is not None:
             command.deliver(entry)
-        elif entry.kind is EntryKind.CANCEL:
+        elif self.is_cancel(entry):
             self.cancel_requested = True
 
     def _give_up_unless_ended(self, command: Any, answer: ThreadAnswer) -> None:
@@ -346,6 +349,9 @@ class ThreadRun(WorkflowRun):
 
     def call_back(self, callback: Callable[..., Any], args: tuple[Any, ...], context: VariableContext | None) -> None:
         callback(*args)
+
+    def mark(self, kind: EntryKind, name: str) -> None:
+        self._post(self.record_mark, self.take_place(), kind, name)
 
     def replaying(self) -> bool:
         return self.replay.position < self.replay.total

