@@ -10,6 +10,7 @@ from sharded_wf.errors import (
     ClusterNotInitialized,
     ConfigError,
     DefinitionError,
+    HistoryTooLong,
     IdConflict,
     LeaseLost,
     LimitExceeded,
@@ -17,6 +18,7 @@ from sharded_wf.errors import (
     NonDeterminismError,
     NotDurableError,
     OutsideWorkflow,
+    ReplayFailed,
     ResultTimeout,
     SchemaOutOfDate,
     ShardedWfError,
@@ -41,8 +43,10 @@ from sharded_wf.workflow.by_name import by_name
 from sharded_wf.workflow.context import Context, current
 from sharded_wf.workflow.definitions import AsyncStep, AsyncWorkflow, Bound, SyncStep, SyncWorkflow
 from sharded_wf.workflow.messages import receive, send, sleep_blocking
+from sharded_wf.workflow.renewal import continue_as_new
 from sharded_wf.workflow.retry import Retry
 from sharded_wf.workflow.transactions import AsyncTransaction, SyncTransaction
+from sharded_wf.workflow.versions import deprecate_patch, patched
 
 __all__ = [
     "App",
@@ -63,6 +67,7 @@ __all__ = [
     "Executor",
     "Failed",
     "Handle",
+    "HistoryTooLong",
     "IdConflict",
     "LeaseLost",
     "LimitExceeded",
@@ -71,6 +76,7 @@ __all__ = [
     "NotDurableError",
     "OutsideWorkflow",
     "Repaired",
+    "ReplayFailed",
     "ResultTimeout",
     "Retention",
     "Retry",
@@ -97,7 +103,10 @@ __all__ = [
     "by_name",
     "connect",
     "connect_blocking",
+    "continue_as_new",
     "current",
+    "deprecate_patch",
+    "patched",
     "receive",
     "send",
     "set_attributes",

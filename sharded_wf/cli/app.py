@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from sharded_wf.cli import bench, demo, dev, outbox, repair, retention, shards, worker, workflow
+from sharded_wf.cli import bench, demo, dev, outbox, repair, retention, shards, versions, worker, workflow
 from sharded_wf.cli.output import print_error
 from sharded_wf.errors import ShardedWfError
 
@@ -28,6 +28,7 @@ GROUPS: dict[str, typer.Typer] = {
     "workflow": workflow.app,
 }
 COMMANDS: dict[str, Callable[..., None]] = {
+    "versions": versions.versions,
     "worker": worker.worker,
     "dev": dev.dev,
     "demo": demo.demo,

@@ -39,6 +39,8 @@ KIND_STYLES = {
     EntryKind.CANCEL: "yellow",
     EntryKind.RESUME: "yellow",
     EntryKind.ATTRIBUTES: "cyan",
+    EntryKind.PATCH: "dim",
+    EntryKind.CONTINUED: "dim",
 }
 VALUE_MAX_CHARACTERS = 1_500
 TRACEBACK_SHOWN_LINES = 12

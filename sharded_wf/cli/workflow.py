@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
+import sys
 import time
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -22,6 +23,7 @@ from sharded_wf.errors import ConfigError, ResultTimeout, WorkflowNotFound
 from sharded_wf.model.attributes import Value, Where, attr
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import DEFAULT_QUEUE
+from sharded_wf.serialization.histories import encode_history
 from sharded_wf.store.workflows import Description
 from sharded_wf.workflow.by_name import by_name
 
@@ -85,6 +87,25 @@ def show(id: IdArgument, cluster: ClusterOption = None, json: JsonOption = False
         print_json(as_plain(found, history) | {"attributes": attributes, "shard": shard, "slot": slot})
     else:
         draw(console(), found, history, f"{shard}, slot {slot}", attributes)
+
+
+@app.command()
+def export(
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Workflows, by ID.")] = None,
+    cluster: ClusterOption = None,
+    name: Annotated[str | None, typer.Option(help="Instead of IDs: of this workflow, as app/function.")] = None,
+    status: Annotated[str | None, typer.Option(help=f"Only in this state: {', '.join(_STATUS_NAMES)}.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at most, the newest.")] = 100,
+) -> None:
+    """Write whole workflows with their histories to stdout, as JSON Lines, to be replayed in tests."""
+    if bool(ids) == bool(name):
+        raise ConfigError("name what to export: IDs, or --name app/function")
+    wanted = None if status is None else _status_of(status)
+    with BlockingClient.connect(find_config(cluster)) as client:
+        chosen = ids or [one.id for one in client.list(name=name, status=wanted, limit=limit)]
+        for id_ in chosen:
+            sys.stdout.buffer.write(encode_history(client.export(id_)) + b"\n")
+        sys.stdout.buffer.flush()
 
 
 @app.command()

@@ -24,6 +24,7 @@ from sharded_wf.limits import WRITE_DEADLINE_SECONDS
 from sharded_wf.model.attributes import Value, Where
 from sharded_wf.model.history import History
 from sharded_wf.model.status import Status
+from sharded_wf.serialization.histories import StoredHistory
 from sharded_wf.store.workflows import Description
 from sharded_wf.workflow.definitions import Bound
 
@@ -268,6 +269,11 @@ class BlockingClient:
     def history(self, id: str) -> History:
         """As ``Client.history``."""
         found: History = self._call(self._client.history(id))
+        return found
+
+    def export(self, id: str) -> StoredHistory:
+        """As ``Client.export``."""
+        found: StoredHistory = self._call(self._client.export(id))
         return found
 
     def attributes(self, id: str) -> dict[str, Value]:

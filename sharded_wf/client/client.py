@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, overload
 
 import psycopg
 
-from sharded_wf.client import repair, requests
+from sharded_wf.client import repair, requests, search
 from sharded_wf.client.handle import Handle
 from sharded_wf.client.in_transaction import LEFT, InTransaction, drive_async
 from sharded_wf.client.repair import Failed, Repaired
@@ -22,15 +22,16 @@ from sharded_wf.clock import SECOND_US, SYSTEM_CLOCK, Clock, Microseconds, secon
 from sharded_wf.cluster.shard import Shard
 from sharded_wf.cluster.shards import ShardSet
 from sharded_wf.config import ClusterConfig
-from sharded_wf.errors import ShardUnavailable, WorkflowNotFound
+from sharded_wf.errors import WorkflowNotFound
 from sharded_wf.limits import READ_DEADLINE_SECONDS, START_MANY_CHUNK_ROWS, WRITE_DEADLINE_SECONDS
 from sharded_wf.model.attributes import Value, Where, attributes_of
 from sharded_wf.model.history import EMPTY_HISTORY, History
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import DEFAULT_QUEUE, Message, Outcome, Start
-from sharded_wf.postgres.session import ConnectionLost, Result, Statement
-from sharded_wf.routing import new_id
+from sharded_wf.postgres.session import Result, Statement
+from sharded_wf.routing import new_id, slot_schema
 from sharded_wf.serialization import codec_for
+from sharded_wf.serialization.histories import StoredHistory
 from sharded_wf.store import attributes, steps, workflows
 from sharded_wf.store.starts import Existing
 from sharded_wf.store.workflows import Description
@@ -58,6 +59,7 @@ class Client:
         """Connect to a cluster for as long as the ``async with`` block runs. Raises ``ConfigError`` and its kinds,
         ``ShardUnavailable`` if no shard answers."""
         client = cls(await ShardSet.open(config, clock))
+        client._shards.on_change.append(client._follow_moves)
         try:
             yield client
         finally:
@@ -235,11 +237,21 @@ class Client:
     def wait_for_outcome(self, id_: str, started_at: float | None = None) -> asyncio.Future[Outcome]:
         """The workflow's outcome, undecoded, when it has one. ``Handle.result`` is what users want."""
         slot = self._shards.map.slot_of(id_)
-        shard = self._shards.shard_of_slot(slot)
+        return self._results_of(self._shards.shard_of_slot(slot)).wait(slot, id_, started_at)
+
+    def _results_of(self, shard: Shard) -> ShardResults:
         results = self._results.get(shard.name)
         if results is None:
-            results = self._results[shard.name] = ShardResults(shard, self._clock)
-        return results.wait(slot, id_, started_at)
+            results = self._results[shard.name] = ShardResults(shard, self._clock, self._shards)
+        return results
+
+    def _follow_moves(self) -> None:
+        """Slots have moved: who waits for results of theirs waits where they are now."""
+        for name, results in list(self._results.items()):
+            for slot in results.slots:
+                there = self._shards.map.shard_of_slot(slot)
+                if there != name and there in self._shards.shards:
+                    self._results_of(self._shards.shards[there]).adopt(slot, *results.release(slot))
 
     # --- asking of workflows ------------------------------------------------------------------------------------
 
@@ -329,8 +341,7 @@ class Client:
         """All that is known of a workflow now, or None if there is none with this ID."""
         check_id(id)
         slot = self._shards.map.slot_of(id)
-        shard = self._shards.shard_of_slot(slot)
-        answer = (await self._ask(shard, [workflows.read_workflow(shard.schemas[slot], id)]))[0]
+        answer = (await self._ask_slot(slot, [workflows.read_workflow(slot_schema(slot), id)]))[0]
         found = workflows.descriptions_of(answer)
         return found[0] if found else None
 
@@ -338,24 +349,29 @@ class Client:
         """What is recorded of a workflow: its steps, timers and messages in order, and its failed attempts."""
         check_id(id)
         slot = self._shards.map.slot_of(id)
-        shard = self._shards.shard_of_slot(slot)
-        answers = await self._ask(shard, steps.read_histories(shard.schemas[slot], [id]))
+        answers = await self._ask_slot(slot, steps.read_histories(slot_schema(slot), [id]))
         return steps.histories_of(answers[0], answers[1]).get(id, EMPTY_HISTORY)
 
-    async def _ask(self, shard: Shard, statements: Sequence[Statement]) -> list[Result]:
-        if not statements:
-            return []
-        try:
-            return await shard.reader.transact(statements, deadline=READ_DEADLINE_SECONDS)
-        except ConnectionLost as error:
-            raise ShardUnavailable(shard.name, str(error)) from None
+    async def _ask_slot(self, slot: int, statements: Sequence[Statement]) -> list[Result]:
+        """Ask the shard that holds the slot, wherever it moves meanwhile."""
+        return await self._shards.transact(slot, statements, deadline=READ_DEADLINE_SECONDS)
+
+    async def export(self, id: str) -> StoredHistory:
+        """A workflow with all that is recorded of it, to be written with ``encode_history`` and replayed in tests.
+        Raises ``WorkflowNotFound``."""
+        found = await self.describe(id)
+        if found is None:
+            raise WorkflowNotFound(f"no workflow has the ID {id!r}")
+        history = await self.history(id)
+        return StoredHistory(
+            found.id, found.name, found.status, found.input or b"null", found.created_at, found.started_at, history
+        )
 
     async def attributes(self, id: str) -> dict[str, Value]:
         """The attributes of a workflow now, by name; none if there is no such workflow."""
         check_id(id)
         slot = self._shards.map.slot_of(id)
-        shard = self._shards.shard_of_slot(slot)
-        answers = await self._ask(shard, [attributes.read_attributes(shard.schemas[slot], id)])
+        answers = await self._ask_slot(slot, [attributes.read_attributes(slot_schema(slot), id)])
         return attributes.values_of(answers[0])
 
     async def list(
@@ -373,20 +389,4 @@ class Client:
         ``before`` pages on: a moment (microseconds since the epoch), or, with ``where``, the last one of the page
         before, which misses none that were created at the same moment. A shard that is away raises
         ``ShardUnavailable``: a list with holes is not a list."""
-        place = (self._clock.now_us() + 60 * SECOND_US, "")
-        if before is not None:
-            place = (before.created_at, before.id) if isinstance(before, Description) else (before, "")
-
-        async def of(shard: Shard) -> list[Description]:
-            schemas = [shard.schemas[slot] for slot in shard.slots]
-            if where is None:
-                asked = [workflows.list_workflows(schema, place[0], name, status, queue, limit) for schema in schemas]
-            else:
-                asked = [
-                    attributes.find_workflows(schema, where, place, name, status, queue, limit) for schema in schemas
-                ]
-            return [one for answer in await self._ask(shard, asked) for one in workflows.descriptions_of(answer)]
-
-        found = [one for part in await asyncio.gather(*map(of, self._shards.shards.values())) for one in part]
-        found.sort(key=lambda one: (one.created_at, one.id), reverse=True)
-        return found[:limit]
+        return await search.list_workflows(self._shards, where, name, status, queue, limit, before)

@@ -17,12 +17,14 @@ from collections.abc import Generator
 from typing import Any, TypeVar
 
 import msgspec
+import psycopg
 
 from sharded_wf.clock import Clock
 from sharded_wf.cluster.shards import ShardSet
 from sharded_wf.errors import TransactionRefused, WorkflowNotFound
 from sharded_wf.model.workflow import Message, Start
 from sharded_wf.postgres import borrowed
+from sharded_wf.postgres.failures import moved_slot
 from sharded_wf.postgres.session import Result, Statement
 from sharded_wf.routing import CONTROL_SCHEMA, slot_schema
 from sharded_wf.store import leases, messages, outcomes, requests, starts
@@ -116,6 +118,9 @@ def drive(conn: borrowed.AnyConnection, asking: Asking[T], what: str) -> T:
     except StopIteration as end:
         value: T = end.value
         return value
+    except psycopg.Error as error:
+        _check_moved(error)
+        raise
 
 
 async def drive_async(conn: borrowed.AnyAsyncConnection, asking: Asking[T], what: str) -> T:
@@ -128,3 +133,15 @@ async def drive_async(conn: borrowed.AnyAsyncConnection, asking: Asking[T], what
     except StopIteration as end:
         value: T = end.value
         return value
+    except psycopg.Error as error:
+        _check_moved(error)
+        raise
+
+
+def _check_moved(error: psycopg.Error) -> None:
+    """The slot was here when it was looked for, and not when it was written to: only now, and not the next time."""
+    slot = moved_slot(error)
+    if slot is not None:
+        raise TransactionRefused(
+            f"slot {slot} has moved to another shard at this very moment; roll back, and make the transaction again"
+        ) from error

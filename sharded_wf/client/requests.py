@@ -15,14 +15,14 @@ import msgspec
 
 from sharded_wf.client.validation import check_id
 from sharded_wf.clock import seconds_of
-from sharded_wf.cluster.shard import Shard
 from sharded_wf.cluster.shards import ShardSet
-from sharded_wf.errors import ShardUnavailable, WorkflowNotFound, WorkflowTerminated
+from sharded_wf.errors import WorkflowNotFound, WorkflowTerminated
 from sharded_wf.limits import WRITE_DEADLINE_SECONDS
 from sharded_wf.model.history import Cancellation
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import CANCEL_TOPIC, PAUSE_TOPIC, TERMINATE_TOPIC, UNPAUSE_TOPIC, Message, Outcome
-from sharded_wf.postgres.session import ConnectionLost, Result, Statement
+from sharded_wf.postgres.session import Statement
+from sharded_wf.routing import slot_schema
 from sharded_wf.serialization import encode_error, encode_outcome
 from sharded_wf.store import leases, messages, outcomes
 
@@ -41,61 +41,50 @@ async def terminate(shards: ShardSet, id_: str) -> None:
 
 async def _end(shards: ShardSet, id_: str, topic: str, error: BaseException, payload: bytes) -> None:
     check_id(id_)
-    slot, shard, schema = _place(shards, id_)
+    slot = shards.map.slot_of(id_)
+    schema = slot_schema(slot)
     text = encode_error(error)
     told = encode_outcome(Outcome(Status.CANCELLED, None, text))
     now = shards.clock.now_us()
     # What is to end is not paused any more, so that its clean-up can run.
     unpaused = messages.withdraw_requests(schema, id_, [PAUSE_TOPIC])
-    answers = await _transact(shard, [unpaused, outcomes.cancel_unclaimed(schema, id_, text, told, now)])
+    ended = outcomes.cancel_unclaimed(schema, id_, text, told, now)
+    answers = await shards.transact(slot, [unpaused, ended], deadline=WRITE_DEADLINE_SECONDS)
     if not len(answers[1]):
-        await _request(shards, slot, shard, _message(shards, id_, topic, payload), [])
+        await _request(shards, slot, _message(shards, id_, topic, payload), [])
 
 
 async def pause(shards: ShardSet, id_: str) -> None:
     """As ``Client.pause``."""
     check_id(id_)
-    slot, shard, schema = _place(shards, id_)
+    slot = shards.map.slot_of(id_)
+    schema = slot_schema(slot)
     before = [messages.withdraw_requests(schema, id_, [UNPAUSE_TOPIC, PAUSE_TOPIC])]
     before.append(outcomes.pause_unclaimed(schema, id_))
-    await _request(shards, slot, shard, _message(shards, id_, PAUSE_TOPIC, b"null"), before)
+    await _request(shards, slot, _message(shards, id_, PAUSE_TOPIC, b"null"), before)
 
 
 async def unpause(shards: ShardSet, id_: str) -> None:
     """As ``Client.unpause``."""
     check_id(id_)
-    slot, shard, schema = _place(shards, id_)
-    before = [messages.withdraw_requests(schema, id_, [PAUSE_TOPIC, UNPAUSE_TOPIC])]
-    await _request(shards, slot, shard, _message(shards, id_, UNPAUSE_TOPIC, b"null"), before)
-
-
-def _place(shards: ShardSet, id_: str) -> tuple[int, Shard, str]:
     slot = shards.map.slot_of(id_)
-    shard = shards.shard_of_slot(slot)
-    return slot, shard, shard.schemas[slot]
+    schema = slot_schema(slot)
+    before = [messages.withdraw_requests(schema, id_, [PAUSE_TOPIC, UNPAUSE_TOPIC])]
+    await _request(shards, slot, _message(shards, id_, UNPAUSE_TOPIC, b"null"), before)
 
 
 def _message(shards: ShardSet, id_: str, topic: str, payload: bytes) -> Message:
     return Message(id_, topic, uuid.uuid4().hex, 1, payload, shards.clock.now_us())
 
 
-async def _request(shards: ShardSet, slot: int, shard: Shard, message: Message, before: Sequence[Statement]) -> None:
-    schema = shard.schemas[slot]
-    answers = await _transact(
-        shard,
-        [
-            *before,
-            messages.deliver(schema, [message]),
-            outcomes.missing_workflows(schema, {message.receiver}),
-            leases.notify_wakes([slot]),
-        ],
-    )
+async def _request(shards: ShardSet, slot: int, message: Message, before: Sequence[Statement]) -> None:
+    schema = slot_schema(slot)
+    statements = [
+        *before,
+        messages.deliver(schema, [message]),
+        outcomes.missing_workflows(schema, {message.receiver}),
+        leases.notify_wakes([slot]),
+    ]
+    answers = await shards.transact(slot, statements, deadline=WRITE_DEADLINE_SECONDS)
     if outcomes.ids_of(answers[-2]):
         raise WorkflowNotFound(f"no workflow has the ID {message.receiver!r}")
-
-
-async def _transact(shard: Shard, statements: Sequence[Statement]) -> list[Result]:
-    try:
-        return await shard.reader.transact(statements, deadline=WRITE_DEADLINE_SECONDS)
-    except ConnectionLost as error:
-        raise ShardUnavailable(shard.name, str(error)) from None

@@ -26,11 +26,20 @@ from sharded_wf.limits import (
     WRITE_SUSPICIOUS_SECONDS,
 )
 from sharded_wf.model.workflow import Message, Start
-from sharded_wf.postgres.failures import is_transient
+from sharded_wf.postgres.failures import is_transient, moved_slot
 from sharded_wf.postgres.link import Link
 from sharded_wf.postgres.session import ConnectionLost, Result, Statement
 from sharded_wf.routing import slot_schema
 from sharded_wf.store import leases, messages, outcomes, starts
+
+
+class SlotMoved(Exception):
+    """Nothing was written: the slot is not on this shard any more. The caller looks for it and asks there."""
+
+    def __init__(self, shard: str, slot: int) -> None:
+        super().__init__(f"slot {slot} is not on shard {shard!r}")
+        self.shard = shard
+        self.slot = slot
 
 
 class Written(NamedTuple):
@@ -177,6 +186,9 @@ class Writer:
                     self._lost = self._lost or (None if self.link.pooled else self.link.token)
                     patience = min(2 * patience, STATEMENT_DEADLINE_SECONDS)
             except psycopg.Error as error:
+                if (slot := moved_slot(error)) is not None and self._refuse_moved(batch, slot):
+                    batch = [request for request in batch if not request.done.done()]
+                    continue
                 if not is_transient(error):
                     await self._bisect(batch, error)
                     return
@@ -185,6 +197,16 @@ class Writer:
                 self._begun = None
             await self.link.pause()
             batch = [request for request in batch if not request.done.done()]
+
+    def _refuse_moved(self, batch: list[_Request], slot: int) -> bool:
+        """Requests that concern a slot which is not here leave the batch; they must not hold up the others."""
+        refused = False
+        for request in batch:
+            if any(at == slot for at, _ in (*request.starts, *request.messages)):
+                refused = True
+                if not request.done.done():
+                    request.done.set_exception(SlotMoved(self._shard, slot))
+        return refused
 
     async def _end_lost(self, token: str, deadline: float) -> None:
         """End the backend of the connection that was lost: while its network is gone it may sit on half a transaction

@@ -47,6 +47,11 @@ class Courier:
         self._messages.append((hold, place, message))
         self._schedule()
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing is on its way."""
+        return not (self._tasks or self._starts or self._messages)
+
     def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True

@@ -10,7 +10,7 @@ from contextvars import Context as VariableContext
 from typing import TYPE_CHECKING
 
 from sharded_wf.executor.held import Hold
-from sharded_wf.executor.ops import Op, OpKind
+from sharded_wf.executor.ops import Op, OpKind, Renewal
 from sharded_wf.model.history import Entry, FailedAttempt
 from sharded_wf.model.workflow import Message, Outcome, Start
 from sharded_wf.workflow.attempts import Attempts
@@ -76,3 +76,9 @@ class ShardHost:
         if not hold.leaving:
             hold.leaving = True
             self._save(Op(OpKind.FINISH, hold, outcome=outcome))
+
+    def continue_as_new(self, run: Run, entry: Entry, capability: str, queue: str) -> None:
+        hold: Hold = run.claim
+        if not hold.leaving:
+            hold.leaving = True
+            self._save(Op(OpKind.CONTINUE, hold, renewal=Renewal(entry, capability, queue)))

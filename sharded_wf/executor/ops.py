@@ -34,6 +34,15 @@ class OpKind(IntEnum):
     PARK = 3
     GIVE_BACK = 4
     REROUTE = 5
+    CONTINUE = 6
+
+
+class Renewal(msgspec.Struct, frozen=True, gc=False):
+    """The next run of a workflow: the first entry of its history, and where it waits to be taken up."""
+
+    entry: Entry
+    capability: str
+    queue: str
 
 
 class Op(msgspec.Struct, frozen=True, gc=False):
@@ -47,13 +56,14 @@ class Op(msgspec.Struct, frozen=True, gc=False):
     attempt: FailedAttempt | None = None
     outcome: Outcome | None = None
     due_at: Microseconds | None = None
+    renewal: Renewal | None = None
 
 
 _CANCEL, _ATTRIBUTES = EntryKind.CANCEL, EntryKind.ATTRIBUTES
 _decode_attributes = msgspec.json.Decoder(tuple[Attribute, ...]).decode
 decode_cancelled = msgspec.json.Decoder(Cancellation).decode
 
-LEAVING = frozenset({OpKind.FINISH, OpKind.PARK, OpKind.GIVE_BACK, OpKind.REROUTE})
+LEAVING = frozenset({OpKind.FINISH, OpKind.PARK, OpKind.GIVE_BACK, OpKind.REROUTE, OpKind.CONTINUE})
 """After these the executor holds the workflow no longer."""
 
 
@@ -72,7 +82,7 @@ class _Slot:
 
     __slots__ = (
         "attempts", "attributes", "consumed", "delivered", "ended", "entries", "failed", "given", "mailed", "outgoing",
-        "parked", "released", "rerouted",
+        "parked", "released", "renewed", "rerouted",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -88,6 +98,7 @@ class _Slot:
         self.parked: tuple[list[str], list[bytes], list[tuple[Microseconds, str]]] = ([], [], [])
         self.given: tuple[list[str], list[bytes]] = ([], [])
         self.rerouted: tuple[list[str], list[bytes]] = ([], [])
+        self.renewed: tuple[list[str], list[bytes], list[Renewal]] = ([], [], [])
         self.released: list[bytes] = []
 
 
@@ -183,6 +194,11 @@ def _leave(op: Op, slot: _Slot) -> None:
         case OpKind.REROUTE:
             slot.rerouted[0].append(run_id)
             slot.rerouted[1].append(claim_id)
+        case OpKind.CONTINUE:
+            assert op.renewal is not None
+            slot.renewed[0].append(run_id)
+            slot.renewed[1].append(claim_id)
+            slot.renewed[2].append(op.renewal)
         case _:
             raise AssertionError(op.kind)
 
@@ -242,6 +258,10 @@ def _slot_statements(statements: list[Statement], schema: str, slot: _Slot, now:
         statements.append(steps.record_attempts(schema, *slot.attempts))
     if slot.consumed:
         statements.append(messages.consume(schema, slot.consumed))
+    if slot.renewed[0]:
+        # After what their last runs recorded with this flush, which goes with the rest.
+        statements.append(steps.forget_runs(schema, slot.renewed[0]))
+        statements.append(steps.record_steps(schema, slot.renewed[0], [one.entry for one in slot.renewed[2]]))
     if slot.mailed:
         statements.append(messages.clear_mailboxes(schema, slot.mailed))
     if slot.ended[0]:
@@ -252,6 +272,14 @@ def _slot_statements(statements: list[Statement], schema: str, slot: _Slot, now:
         statements.append(claims.give_back(schema, *slot.given, now))
     if slot.rerouted[0]:
         statements.append(claims.reroute(schema, *slot.rerouted, now))
+    if slot.renewed[0]:
+        ids, claim_ids, renewals = slot.renewed
+        statements.append(
+            claims.continue_as_new(
+                schema, ids, claim_ids, [one.entry.completed_at for one in renewals],
+                [one.capability for one in renewals], [one.queue for one in renewals], now,
+            )
+        )  # fmt: skip
     if slot.delivered:
         statements.append(messages.deliver(schema, slot.delivered))
     if slot.outgoing:

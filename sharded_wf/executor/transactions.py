@@ -85,13 +85,21 @@ class _Call:
 
 
 class Transactions:
-    """The transactions of one executor on one shard. ``give_up`` gives the lease up, without delay."""
+    """The transactions of one executor on one shard. ``give_up`` gives the lease up, without delay; ``moved`` is told
+    of errors, and drops what is held of a slot that has left."""
 
-    def __init__(self, shard: Shard, flusher: Flusher, give_up: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        shard: Shard,
+        flusher: Flusher,
+        give_up: Callable[[], None],
+        moved: Callable[[Exception], int | None] = lambda _: None,
+    ) -> None:
         self._pool = TransactionPool(shard.dsn)
         self._link = shard.link("transactions")
         self._flusher = flusher
         self._give_up = give_up
+        self._moved = moved
         self._loop = asyncio.get_running_loop()
         self._lease_id = b""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -118,6 +126,10 @@ class Transactions:
         """Wait until no commit is under way."""
         while self._committing:
             await next(iter(self._committing.values())).wait()
+
+    def is_committing(self, hold: Hold) -> bool:
+        """Whether a commit of this workflow is under way."""
+        return hold in self._committing
 
     def close(self) -> None:
         """Stop, and end every connection. Closing twice is fine."""
@@ -244,6 +256,8 @@ class Transactions:
             self._committing.pop(hold).set()
             if not cancelled:
                 wanted = self._conclude(call, entry, held_back, failure)
+        if failure is not None and hold.leaving:
+            raise _Again(failure, counts=False)  # it was taken from us, perhaps moved with its slot: nobody waits
         if failure is not None and wanted:
             if isinstance(failure, _FlushIsLate):
                 raise _Again(failure, counts=False)
@@ -296,6 +310,8 @@ class Transactions:
             if isinstance(error, psycopg.errors.UniqueViolation) and error.diag.constraint_name == "step_pkey":
                 await self._lease_gone()  # somebody else recorded this very step
             if not committing or not (transaction.lost or isinstance(error, TimeoutError)):
+                # A slot that has left has taken its workflows with it: what they recorded, and nothing of this one.
+                self._moved(error)
                 return error
             logger.warning("a transaction lost its connection at commit (%s); looking whether it was committed", error)
             if not await self._was_committed(transaction, schema, id_, entry.place):
@@ -309,7 +325,9 @@ class Transactions:
             try:
                 await self._link.wait_backend_gone(transaction.token)
                 return len(await self._link.fetch(steps.read_step(schema, id_, place))) > 0
-            except (ConnectionLost, psycopg.Error):
+            except (ConnectionLost, psycopg.Error) as error:
+                if self._moved(error) is not None:
+                    return False  # the answer has moved, and the workflow with it: it is not ours any more
                 await self._link.pause()
 
     async def _lease_gone(self) -> None:

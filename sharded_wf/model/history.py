@@ -21,10 +21,12 @@ class EntryKind(IntEnum):
     CANCEL = 5
     RESUME = 10
     ATTRIBUTES = 11
+    PATCH = 30
+    CONTINUED = 31
 
 
-UNASKED = frozenset({EntryKind.CANCEL, EntryKind.RESUME})
-"""What enters a history without a request of the code."""
+UNASKED = frozenset({EntryKind.CANCEL, EntryKind.RESUME, EntryKind.PATCH, EntryKind.CONTINUED})
+"""What enters a history without a command of the code that waits for it."""
 
 
 class Resumption(msgspec.Struct, frozen=True):
@@ -85,3 +87,34 @@ class History(msgspec.Struct, frozen=True, gc=False):
 
 
 EMPTY_HISTORY = History()
+
+
+class Continuation(msgspec.Struct, frozen=True):
+    """What a run leaves to the next run of the same workflow: the output of the first entry of a history that begins
+    with one of the kind ``CONTINUED``.
+
+    ``run`` is the number of the next run (the first is 1); ``input`` its arguments; ``received`` the last number
+    received from each sender on each topic, so that nothing is received twice; ``returned`` messages that were recorded
+    and that no code has received, by topic; ``children`` how many were started of each function, so that IDs are not
+    used again; ``cancelled`` whether a request to cancel came too late for the run that ended,
+    and ``cleanup_seconds`` how long the next one has to clean up then.
+    """
+
+    run: int
+    input: msgspec.Raw
+    received: list[tuple[str, str, int]] = []
+    returned: dict[str, list[msgspec.Raw]] = {}
+    children: dict[str, int] = {}
+    cancelled: bool = False
+    cleanup_seconds: float = CANCEL_CLEANUP_SECONDS
+
+
+def continuation_of(history: History) -> Continuation | None:
+    """What the run before left, or ``None`` if this is the first."""
+    entries = history.entries
+    if entries and entries[0].kind is EntryKind.CONTINUED:
+        return _decode_continuation(entries[0].output or b"")
+    return None
+
+
+_decode_continuation = msgspec.json.Decoder(Continuation).decode

@@ -41,6 +41,7 @@ class OpenTransaction:
         self.used = False
         self._threads = threads
         self._busy: asyncio.Future[Any] | None = None
+        self._unwanted = False
         self._block: Any = None
         self.conn: Any = None
 
@@ -56,9 +57,21 @@ class OpenTransaction:
 
     async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
         assert self._threads is not None
-        self._busy = asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+        self._busy = asyncio.get_running_loop().run_in_executor(self._threads, self._use, function, *args)
         self._busy.add_done_callback(_look_at)  # its waiter may have been cancelled
         return await asyncio.shield(self._busy)
+
+    def _use(self, function: Callable[..., T], *args: Any) -> T:
+        """In a thread. Who uses the connection when it is cut also closes it: the loop may be gone by then."""
+        try:
+            return function(*args)
+        finally:
+            if self._unwanted and self.conn is not None:
+                self.conn.close()
+
+    def _open(self, conninfo: str) -> Any:
+        self.conn = psycopg.connect(conninfo, autocommit=True, prepare_threshold=None)
+        return self.conn.execute("select pg_backend_pid()").fetchone()
 
     async def connect(self, dsn: str) -> None:
         """Open the connection. Raises ``psycopg.Error``."""
@@ -68,8 +81,7 @@ class OpenTransaction:
             self.conn = conn
             row = await (await conn.execute("select pg_backend_pid()")).fetchone()
         else:
-            self.conn = await self._in_thread(_connect, conninfo)
-            row = await self._in_thread(_backend_of, self.conn)
+            row = await self._in_thread(self._open, conninfo)
         self.pooled = row is None or row[0] != self.conn.info.backend_pid
 
     async def begin(self, isolation: str, opening: Statement) -> None:
@@ -138,6 +150,7 @@ class OpenTransaction:
 
     def cut(self) -> None:
         """End the connection, whoever uses it at this moment; a thread that waits for the server comes free."""
+        self._unwanted = True
         if self.conn is None or self.conn.closed:
             return
         if self._busy is None or self._busy.done():
@@ -218,14 +231,6 @@ class TransactionPool:
 def _look_at(done: asyncio.Future[Any]) -> None:
     if not done.cancelled():
         done.exception()
-
-
-def _connect(conninfo: str) -> psycopg.Connection[Any]:
-    return psycopg.connect(conninfo, autocommit=True, prepare_threshold=None)
-
-
-def _backend_of(conn: psycopg.Connection[Any]) -> Any:
-    return conn.execute("select pg_backend_pid()").fetchone()
 
 
 _LEVELS = {

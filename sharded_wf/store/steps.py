@@ -12,6 +12,7 @@ from sharded_wf.postgres.session import Result, Statement
 _SQL = load("steps")
 _RECORD_STEPS = _SQL["record_steps"]
 _RECORD_ATTEMPTS = _SQL["record_attempts"]
+_FORGET_RUN = _SQL["forget_run"]
 _READ_STEPS = _SQL["read_steps"]
 _READ_ATTEMPTS = _SQL["read_attempts"]
 
@@ -55,6 +56,11 @@ def record_attempts(schema: str, workflow_ids: Sequence[str], attempts: Sequence
             binary.timestamp_array([attempt.retry_at for attempt in attempts]),
         ),
     )
+
+
+def forget_runs(schema: str, workflow_ids: Sequence[str]) -> Statement:
+    """Remove the histories of workflows that continue as new."""
+    return Statement(_FORGET_RUN, schema, (binary.text_array(workflow_ids),))
 
 
 def read_histories(schema: str, workflow_ids: Sequence[str]) -> list[Statement]:

@@ -6,7 +6,7 @@ There is no registry but the app itself, and nothing global: what an executor ca
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from types import MappingProxyType
@@ -69,17 +69,23 @@ class WorkflowDecorator(Protocol):
 class App:
     """The workflows and steps named ``name/...``.
 
-    With a ``version``, work started by this app is taken up only by executors of the same version.
+    With a ``version``, work started by this app is taken up only by executors of the same version, or of one that names
+    it in ``upgrades``: the versions whose open workflows this code goes on with (``None`` stands for those that were
+    started without a version). What it took up is of its own version from then on. See docs/versions.md.
     Raises :class:`DefinitionError` for a name that can't be stored.
     """
 
-    def __init__(self, name: str, *, version: str | None = None) -> None:
+    def __init__(self, name: str, *, version: str | None = None, upgrades: Iterable[str | None] = ()) -> None:
         if "/" in name or "@" in name:
             raise DefinitionError(f"App({name!r}): a name without '/' and '@', which separate it from others")
         self.name = check_name(name, "App")
         self.version = version
-        self.capability = name if version is None else f"{name}@{check_name(version, 'the version of an App')}"
+        self.capability = _capability(name, version)
         """What an executor must be able to run to take this app's work."""
+        if isinstance(upgrades, str):
+            raise DefinitionError(f"App({name!r}, upgrades={upgrades!r}): a list of versions, as in [{upgrades!r}]")
+        self.upgraded = tuple(_capability(name, earlier) for earlier in upgrades if earlier != version)
+        """The capabilities of earlier versions whose work this code goes on with."""
         self._workflows: dict[str, WorkflowDefinition[Any, Any]] = {}
         self._steps: dict[str, StepDefinition[Any, Any]] = {}
         self._lifespan: Callable[[App], AbstractAsyncContextManager[Any]] | None = None
@@ -96,6 +102,12 @@ class App:
     def steps(self) -> Mapping[str, StepDefinition[Any, Any]]:
         """The steps by name."""
         return MappingProxyType(self._steps)
+
+    def capabilities(self) -> list[str]:
+        """All that an executor of this app can run: work of its version, of those that it upgrades, of the functions
+        that are pinned to its version; and functions by name, whose work an executor without them has put back."""
+        pinned = sorted({one.capability for one in self._workflows.values()} - {self.capability})
+        return [self.capability, *self.upgraded, *pinned, *self._workflows]
 
     def check(self) -> None:
         """Resolve all annotations now. Raises :class:`DefinitionError` if one names nothing, or JSON can't hold it."""
@@ -196,7 +208,9 @@ class App:
     @overload
     def workflow(self, function: Callable[P, R], /) -> SyncWorkflow[P, R]: ...
     @overload
-    def workflow(self, /, *, name: str | None = None, queue: str = DEFAULT_QUEUE) -> WorkflowDecorator: ...
+    def workflow(
+        self, /, *, name: str | None = None, queue: str = DEFAULT_QUEUE, pinned: bool = False
+    ) -> WorkflowDecorator: ...
 
     def workflow(
         self,
@@ -205,11 +219,13 @@ class App:
         *,
         name: str | None = None,
         queue: str = DEFAULT_QUEUE,
+        pinned: bool = False,
     ) -> Any:
         """Make a function a workflow, known as ``app/function`` or ``app/name``.
 
-        ``queue``: where it waits to be taken up, unless ``client.start`` says otherwise. Raises
-        :class:`DefinitionError` for a method, or a name that is taken.
+        ``queue``: where it waits to be taken up, unless ``client.start`` says otherwise. ``pinned``: it stays with the
+        app's version that started it, also if a later one upgrades the others. Raises :class:`DefinitionError` for a
+        method, or a name that is taken.
         """
         if not queue or len(queue.encode()) > QUEUE_LENGTH_MAX_BYTES:
             raise DefinitionError(f"queue={queue!r}: text of 1 to {QUEUE_LENGTH_MAX_BYTES} bytes")
@@ -221,7 +237,7 @@ class App:
             full_name = check_name(f"{self.name}/{function.__name__ if name is None else name}", "workflow")
             namespace = local_namespace(function, frames)
             kind = AsyncWorkflow if inspect.iscoroutinefunction(function) else SyncWorkflow
-            definition: WorkflowDefinition[Any, Any] = kind(self, function, full_name, namespace, queue)
+            definition: WorkflowDefinition[Any, Any] = kind(self, function, full_name, namespace, queue, pinned=pinned)
             _add(self._workflows, definition, "workflow")
             return definition
 
@@ -243,6 +259,14 @@ class App:
     def open_lifespan(self) -> AbstractAsyncContextManager[Any]:
         """For executors: a context manager that gives the lifespan's state, or ``None`` without a lifespan."""
         return _nothing() if self._lifespan is None else self._lifespan(self)
+
+
+def _capability(name: str, version: str | None) -> str:
+    if version is None:
+        return name
+    if "/" in check_name(version, "the version of an App"):
+        raise DefinitionError(f"App({name!r}, version={version!r}): a version without '/'")
+    return f"{name}@{version}"
 
 
 @asynccontextmanager

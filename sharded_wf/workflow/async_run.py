@@ -133,6 +133,9 @@ class AsyncRun(WorkflowRun):
     def run_in_thread(self, command: StepCommand, variables: VariableContext) -> Any:
         return self.host.threads.submit(command.run_and_report, variables)
 
+    def mark(self, kind: EntryKind, name: str) -> None:
+        self.record_mark(self.take_place(), kind, name)
+
     def replaying(self) -> bool:
         replay = self.replay
         return replay is not None and replay.position < replay.total
@@ -186,7 +189,7 @@ class AsyncRun(WorkflowRun):
         command = self.replay.commands.pop(entry.place, None)
         if command is not None:
             command.deliver(entry)
-        elif entry.kind is EntryKind.CANCEL and self.task is not None:
+        elif self.is_cancel(entry) and self.task is not None:
             self.task.cancel("the workflow was cancelled")
             self.note_cancelled(entry)
         elif entry.kind is EntryKind.RESUME:
@@ -298,7 +301,7 @@ class AsyncRun(WorkflowRun):
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 - whatever left the workflow is its outcome
-            self.conclude(self.failed(error))
+            self.ended_with(error)
         else:
             self.conclude(self.succeeded(value))
 

@@ -130,11 +130,13 @@ def read_message(entry: Entry) -> StoredMessage:
 class ReceiveCommand:
     """A message to wait for."""
 
-    __slots__ = ("codec", "fingerprint", "future", "name", "phase", "place", "run")
+    __slots__ = ("codec", "fingerprint", "future", "name", "phase", "place", "run", "taken")
     kind = EntryKind.MESSAGE
     place: int
     fingerprint: int
     phase: int
+    taken: bytes
+    """The message that is being recorded for it."""
 
     def __init__(self, run: WorkflowRun, topic: str, codec: ValueCodec[Any], future: Answer) -> None:
         self.run = run
@@ -152,6 +154,7 @@ class ReceiveCommand:
     def take(self, message: Message) -> None:
         """This is the message: make it the code's."""
         self.phase = RECORDING
+        self.taken = message.payload
         output = _encode(StoredMessage(message.sender, message.seq, msgspec.Raw(message.payload)))
         now_us = self.run.host.clock.now_us()
         self.run.record(self, output, None, message.sent_at, now_us, message)

@@ -74,6 +74,12 @@ class Host(Protocol):
         """The run has its outcome; it asks for nothing more."""
         ...
 
+    def continue_as_new(self, run: Run, entry: Entry, capability: str, queue: str) -> None:
+        """The run asks for nothing more, and a new run of the workflow is to begin: in one transaction, delete its
+        history, record ``entry`` as the first of the new one, whose clock begins with ``entry.completed_at``, and put
+        the workflow back into the queue."""
+        ...
+
 
 class Cancellable(Protocol):
     """What is under way, and can be stopped."""
@@ -148,3 +154,7 @@ class Run(ABC):
     @abstractmethod
     def waiting(self) -> Waiting | None:
         """What it waits for, or ``None`` if it can't be parked now: a step runs, or something is being recorded."""
+
+    @abstractmethod
+    def time_jumped(self) -> None:
+        """The wall clock was set forward (in tests): what is due now is due."""

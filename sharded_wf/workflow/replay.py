@@ -140,6 +140,14 @@ class Replay:
         self.next_place = place + 1
         return place
 
+    @property
+    def is_new(self) -> bool:
+        """Whether what the code asks for now was never asked for before: all recorded results have been handed back,
+        and every step that failed and is tried again has been asked for."""
+        if self.position < self.total or self.late:
+            return False
+        return not self.attempts or all(place < self.next_place or place in self.taken for place in self.attempts)
+
     def next_entry(self) -> Entry | None:
         """The next recorded result to hand back; only valid while ``position < total`` or something is ``late``. None:
         it was a loose one, that nobody asks for.
@@ -200,5 +208,9 @@ def describe_entry(entry: Entry) -> str:
             return "a resume"
         case EntryKind.ATTRIBUTES:
             return "setting attributes"
+        case EntryKind.PATCH:
+            return f"the patch {entry.name!r}"
+        case EntryKind.CONTINUED:
+            return "the end of the run before"
         case _:
             assert_never(entry.kind)

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from sharded_wf.clock import SECOND_US
+from sharded_wf.clock import SECOND_US, Microseconds
 from sharded_wf.errors import WorkflowTerminated
 from sharded_wf.model.history import Cancellation, Entry, EntryKind, History
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import CANCEL_TOPIC, PAUSE_TOPIC, TERMINATE_TOPIC, UNPAUSE_TOPIC, Outcome
 from sharded_wf.serialization.exceptions import encode_error
 from sharded_wf.workflow.commands import TimerCommand
-from sharded_wf.workflow.host import Host, Run
+from sharded_wf.workflow.host import Host
+from sharded_wf.workflow.lifetime import LongLivedRun
 from sharded_wf.workflow.replay import LIVE, Replay
 
 if TYPE_CHECKING:
@@ -28,29 +29,19 @@ if TYPE_CHECKING:
 decode_cancellation = msgspec.json.Decoder(Cancellation | None).decode
 
 
-class RequestedRun(Run):
+class RequestedRun(LongLivedRun):
     """The part of a run that honours such requests."""
 
-    __slots__ = ("busy", "history", "host", "last_ordinal", "replay", "stopped", "waits")
-    busy: int
+    __slots__ = ("history", "host", "replay", "stopped", "waits")
     history: History
     host: Host
-    last_ordinal: int
     replay: Replay | None
     stopped: bool
     waits: Waits | None
 
     @abstractmethod
-    def some_waits(self) -> Waits:
-        """What the run waits for; made when it is first needed."""
-
-    @abstractmethod
     def take_place(self) -> int:
         """A place for an entry that no code asked for."""
-
-    @abstractmethod
-    def conclude(self, outcome: Outcome) -> None:
-        """This is the outcome."""
 
     def honour(self, waits: Waits, topic: str) -> None:
         """Somebody asks for something of the workflow itself, not of its code."""
@@ -81,8 +72,19 @@ class RequestedRun(Run):
         waits.cancelled_children.update(said.told)
         if waits.cleanup_until is None and not self.stopped:
             waits.cleanup_until = entry.completed_at + round(said.cleanup_seconds * SECOND_US)
-            delay_us = max(0, waits.cleanup_until - self.host.clock.now_us())
-            waits.cleanup_alarm = self.host.loop.call_later(delay_us / SECOND_US, self._cleanup_over)
+            self._limit_cleanup(waits, waits.cleanup_until)
+
+    def _limit_cleanup(self, waits: Waits, until: Microseconds) -> None:
+        if waits.cleanup_alarm is not None:
+            waits.cleanup_alarm.cancel()
+        delay_us = max(0, until - self.host.clock.now_us())
+        waits.cleanup_alarm = self.host.loop.call_later(delay_us / SECOND_US, self._cleanup_over)
+
+    def time_jumped(self) -> None:
+        super().time_jumped()
+        waits = self.waits
+        if waits is not None and not self.stopped and waits.cleanup_until is not None:
+            self._limit_cleanup(waits, waits.cleanup_until)
 
     def _cleanup_over(self) -> None:
         if self.outcome is None and not self.stopped:
@@ -115,6 +117,7 @@ class RequestedRun(Run):
             told = self.open_children()
             waits.cancelled_children.update(told)
             asked = decode_cancellation(message.payload) or Cancellation()
+            waits.cancels[place] = asked.cleanup_seconds
             output = msgspec.json.encode(msgspec.structs.replace(asked, told=list(told)))
             entry = Entry(
                 place, self.last_ordinal, EntryKind.CANCEL, "cancel", 0, output, None, message.sent_at, now_us

@@ -17,7 +17,8 @@ import msgspec
 
 from sharded_wf.clock import Microseconds
 from sharded_wf.errors import ShardedWfError, WorkflowCancelled
-from sharded_wf.model.history import Entry, EntryKind, FailedAttempt, History
+from sharded_wf.limits import HISTORY_WARN_ENTRIES
+from sharded_wf.model.history import Entry, EntryKind, FailedAttempt, History, continuation_of
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import (
     OUTCOME_TOPIC,
@@ -34,6 +35,7 @@ from sharded_wf.workflow.commands import (
 )
 from sharded_wf.workflow.context import Context
 from sharded_wf.workflow.durability import explained
+from sharded_wf.workflow.history_limit import history_is_full
 from sharded_wf.workflow.host import Host, Waiting
 from sharded_wf.workflow.replay import LIVE, Replay
 from sharded_wf.workflow.requests import RequestedRun
@@ -80,9 +82,16 @@ class WorkflowRun(RequestedRun):
         self.attempt = attempt
         self.busy = 0
         """How many things are under way that forbid parking: running steps, and what is being recorded."""
-        self.last_ordinal = history.entries[-1].ordinal if history.entries else 0
-        self.replay = Replay(history) if history.entries or history.attempts else None
         self.waits: Waits | None = None
+        if history.entries:
+            self.last_ordinal = history.entries[-1].ordinal
+            before = continuation_of(history)
+            if before is not None:
+                self.input = bytes(before.input)
+                self.waits = Waits(host, history)
+        else:
+            self.last_ordinal = 0
+        self.replay = Replay(history) if history.entries or history.attempts else None
         self.stopped = False
         self.cancel_requested = False
         self.waiting_since = 0.0
@@ -111,7 +120,7 @@ class WorkflowRun(RequestedRun):
 
     def context(self) -> Context:
         """What ``current()`` gives in the workflow's own code."""
-        return Context(self.id, self.definition.name, self.attempt, self.host.state, replaying=self.replaying)
+        return Context(self.id, self.definition.name, self.attempt, self.host.state, replaying=self.replaying, run=self)
 
     def issue(self, command: Any, base: int) -> None:
         """The code asks for ``command``."""
@@ -135,6 +144,8 @@ class WorkflowRun(RequestedRun):
             return
         self.busy += 1
         self.last_ordinal = ordinal = self.last_ordinal + 1
+        if ordinal >= HISTORY_WARN_ENTRIES and history_is_full(self, ordinal):
+            return
         entry = Entry(
             command.place,
             ordinal,

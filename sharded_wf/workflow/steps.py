@@ -103,12 +103,15 @@ class StepCommand:
 
     def context(self) -> Context:
         run = self.run
-        return Context(run.id, run.definition.name, self.attempt, run.host.state, self.name, self.idempotency_key())
+        key = self.idempotency_key()
+        return Context(run.id, run.definition.name, self.attempt, run.host.state, self.name, key, run=run)
 
     def idempotency_key(self) -> str:
-        """The same in every attempt of this call and in no other: from the workflow, the step, the arguments and their
-        occurrence (which the fingerprint holds)."""
+        """The same in every attempt of this call and in no other: from the workflow, its run, the step, the arguments
+        and their occurrence (which the fingerprint holds)."""
         text = f"{self.run.id}\0{self.name}\0{self.fingerprint}"
+        if (number := self.run.number) > 1:
+            text += f"\0{number}"
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
     # Attempts
@@ -129,6 +132,14 @@ class StepCommand:
         else:
             self.run.await_retry(self, when)
             self.timer = self.run.host.loop.call_later(delay_us / 1_000_000, self._retry_due)
+
+    def wait_anew(self, when: Microseconds) -> None:
+        """The clock has jumped while the next attempt, due at ``when``, was waited for."""
+        if self.timer is not None and self.running is None:
+            self.timer.cancel()
+            self.timer = None
+            self.run.retry_begins(self)
+            self._launch_at(when)
 
     def _retry_due(self) -> None:
         run = self.run

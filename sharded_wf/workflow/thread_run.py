@@ -66,8 +66,7 @@ class ThreadRun(WorkflowRun):
     """One ``def`` workflow in memory."""
 
     __slots__ = ("given", "held_back", "idle", "now_us", "queue", "taken", "thread")
-    # Never None here.
-    replay: Replay
+    replay: Replay  # never None here
 
     def __init__(
         self,
@@ -160,6 +159,10 @@ class ThreadRun(WorkflowRun):
         if self.outcome is None and not self.stopped:
             self.conclude(outcome)
 
+    def _left_with(self, error: BaseException) -> None:
+        if self.outcome is None and not self.stopped:
+            self.ended_with(error)
+
     def drop(self) -> None:
         if self.outcome is None and not self.stopped:
             self.release()
@@ -181,10 +184,9 @@ class ThreadRun(WorkflowRun):
         except RunDropped:
             return
         except BaseException as error:  # noqa: BLE001 - whatever left the workflow is its outcome
-            outcome = self.failed(self._mismatch_or(error))
+            self._post(self._left_with, self._mismatch_or(error))
         else:
-            outcome = self.succeeded(value)
-        self._post(self._finished, outcome)
+            self._post(self._finished, self.succeeded(value))
 
     def _mismatch_or(self, error: BaseException) -> BaseException:
         try:
@@ -288,8 +290,7 @@ class ThreadRun(WorkflowRun):
         """Let one thing happen."""
         replay = self.replay
         if replay.position < replay.total or replay.late:
-            entry = replay.next_entry()
-            if entry is not None:
+            if (entry := replay.next_entry()) is not None:
                 self._hand_over(entry)
             return
         try:
@@ -322,9 +323,9 @@ class ThreadRun(WorkflowRun):
         if not (len(fresh) == 1 and isinstance(command, StepCommand) and command.phase == ISSUED):
             return False
         step = command.step
-        if self.waits is None or self.waits.pausing:
+        if self.waits is None or self.waits.pausing or step.is_async:
             return False
-        if step.is_async or step.timeout_seconds is not None or self.last_attempt(command.place) is not None:
+        if step.timeout_seconds is not None or self.last_attempt(command.place) is not None:
             return False
         variables = command.variables.copy()
         variables.run(scope.set, command)
@@ -337,20 +338,18 @@ class ThreadRun(WorkflowRun):
 
     def _hand_over(self, entry: Entry) -> None:
         """One result enters the workflow; its time goes on."""
-        if entry.completed_at > self.now_us:
-            self.now_us = entry.completed_at
+        self.now_us = max(self.now_us, entry.completed_at)
         command = self.replay.commands.pop(entry.place, None)
         if command is not None:
             command.deliver(entry)
-        elif entry.kind is EntryKind.CANCEL:
+        elif self.is_cancel(entry):
             self.cancel_requested = True
             self._post(self.note_cancelled, entry)
         elif entry.kind is EntryKind.RESUME:
             self.note_resumed(entry)
 
     def _give_up_unless_ended(self, command: Any, answer: ThreadAnswer) -> None:
-        if not answer.done():
-            answer.set_result(None)
+        _wake(answer)
         if command.phase != ENDED:
             self.give_up(command)
 
@@ -370,6 +369,9 @@ class ThreadRun(WorkflowRun):
 
     def call_back(self, callback: Callable[..., Any], args: tuple[Any, ...], context: VariableContext | None) -> None:
         callback(*args)
+
+    def mark(self, kind: EntryKind, name: str) -> None:
+        self._post(self.record_mark, self.take_place(), kind, name)
 
     def replaying(self) -> bool:
         return self.replay.position < self.replay.total

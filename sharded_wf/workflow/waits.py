@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from sharded_wf.clock import SECOND_US, Microseconds
-from sharded_wf.model.history import EntryKind, History
+from sharded_wf.model.history import EntryKind, History, continuation_of
 from sharded_wf.workflow.commands import ChildCommand, ReceiveCommand, TimerCommand, read_message
 from sharded_wf.workflow.mailbox import Mailbox
 from sharded_wf.workflow.replay import LIVE
@@ -25,6 +25,7 @@ class Waits:
     __slots__ = (
         "alarm",
         "cancelled_children",
+        "cancels",
         "child_counts",
         "children",
         "cleanup_alarm",
@@ -33,6 +34,7 @@ class Waits:
         "host",
         "last_timer",
         "mailbox",
+        "patches",
         "pausing",
         "receivers",
         "retries",
@@ -72,6 +74,21 @@ class Waits:
         """How often the workflow was resumed."""
         self.last_timer: int | None = None
         """The place of the timer that went off last."""
+        self.cancels: dict[int, float] = {}
+        """Requests to cancel that are being recorded: by place, the seconds to clean up."""
+        self.patches: dict[str, bool] | None = None
+        """Which way the code took at each patch, once it was asked."""
+        if history.entries and history.entries[0].kind is EntryKind.CONTINUED:
+            self._take_over(history)
+
+    def _take_over(self, history: History) -> None:
+        """Go on with what the run before has left."""
+        before = continuation_of(history)
+        assert before is not None
+        for sender, topic, seq in before.received:
+            self.mailbox.remember(sender, topic, seq)
+        self.returned = {topic: deque(payloads) for topic, payloads in before.returned.items()}
+        self.child_counts = dict(before.children)
 
     def arm(self, timer: TimerCommand) -> None:
         """Wait for a timer's deadline."""
@@ -119,10 +136,11 @@ class Waits:
         timers = self._live_timers()
         if timers:
             delay_us = max(0, timers[0][0] - self.host.clock.now_us())
-            self.alarm = self.host.loop.call_later(delay_us / SECOND_US, self._ring)
+            self.alarm = self.host.loop.call_later(delay_us / SECOND_US, self.ring)
 
-    def _ring(self) -> None:
-        self.alarm = None
+    def ring(self) -> None:
+        """Fire what is due, and set the alarm for the rest."""
+        self._silence()
         now_us = self.host.clock.now_us()
         while (timers := self._live_timers()) and timers[0][0] <= now_us:
             heapq.heappop(timers)[2].fire()

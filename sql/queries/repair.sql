@@ -3,7 +3,7 @@
 -- name: resume
 -- Those among these workflows that failed, were cancelled or quarantined go back to the queue. Nothing recorded is removed:
 -- an entry of kind 10 says what counts no more, which is what the workflow failed of (`causes`, see workflow/blame.py), or
--- every request to cancel. One that never ran has no history, and needs none. The answer lists those that were resumed.
+-- every request to cancel (kind 31: one that the run before handed on when it continued as new). One that never ran has no history, and needs none. The answer lists those that were resumed.
 with ended as (
     select w.id, w.status, w.completed_at, w.error, w.claims from {slot}.workflow w
     where w.id = any($1::text[]) and w.status > 3 order by w.id for update),
@@ -20,7 +20,8 @@ noted as (
     select e.id, -(o.last + 1), o.last + 1, 10, 'resume', 0,
         json_build_object('void',
             case when e.status = 5 then coalesce(
-                (select json_agg(s.place) from {slot}.step s where s.workflow_id = e.id and s.kind = 5), '[]')
+                (select json_agg(s.place) from {slot}.step s where s.workflow_id = e.id
+                    and (s.kind = 5 or s.kind = 31 and (s.output ->> 'cancelled')::boolean)), '[]')
             else coalesce(e.error -> 'causes', '[]') end,
             'status', e.status, 'error', e.error),
         null, e.completed_at, $2::timestamptz

@@ -34,10 +34,10 @@ from page order by created_at, id
 -- name: find_unfinished_parents
 -- A child is kept while the workflow that started it is unfinished, or may be resumed, because that one starts it again when
 -- it is replayed.
--- A parent that is younger than the child is another workflow, which has the ID again.
+-- A parent that is younger than the child is another workflow, which has the ID again, or a later run, which started others.
 select distinct w.id from unnest($1::text[], $2::timestamptz[]) u (id, child_created_at)
 join {slot}.workflow w on w.id = u.id
-where w.status <> 3 and w.created_at <= u.child_created_at + interval '1 minute'
+where w.status <> 3 and coalesce(w.started_at, w.created_at) <= u.child_created_at + interval '1 minute'
 
 -- name: read_old
 -- All that will go, as one JSON object a workflow, for the export. (`json_agg` keeps payloads as they are.) Attributes come

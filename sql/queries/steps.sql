@@ -9,6 +9,15 @@ select * from unnest($1::text[], $2::int[], $3::int[], $4::smallint[], $5::text[
 insert into {slot}.attempt (workflow_id, place, attempt, error, started_at, failed_at, retry_at)
 select * from unnest($1::text[], $2::int[], $3::int[], $4::json[], $5::timestamptz[], $6::timestamptz[], $7::timestamptz[])
 
+-- name: forget_run
+-- The history of workflows that continue as new: in one transaction with the first entry of the next run. Outcomes of children
+-- that the run did not wait for go too: nobody will ask for them.
+with attempts as (
+    delete from {slot}.attempt where workflow_id = any($1::text[])),
+outcomes as (
+    delete from {slot}.message where workflow_id = any($1::text[]) and topic = '$outcome')
+delete from {slot}.step where workflow_id = any($1::text[])
+
 -- name: read_steps
 -- The histories of workflows that ran before, in the order in which their code received them.
 select workflow_id, place, ordinal, kind, name, fingerprint, output, error, started_at, completed_at

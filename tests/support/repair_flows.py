@@ -7,7 +7,7 @@ import contextlib
 
 import psycopg
 
-from sharded_wf import receive, send, sleep_blocking
+from sharded_wf import continue_as_new, current, receive, send, sleep_blocking
 from tests.support.flows import app, is_mended, ledger, note
 
 __all__ = ["app"]
@@ -124,3 +124,13 @@ async def fragile_inbox() -> list[str]:
     first = await receive("mail", str)
     await fragile_note(0)
     return [first, await receive("mail", str)]
+
+
+@app.workflow
+async def fragile_meter(number: int) -> list[int]:
+    """A note in each run; the third fails until it is mended."""
+    await note(number)
+    if number < 3:
+        continue_as_new(fragile_meter.bind(number + 1))
+    await fragile_note(10)
+    return [number, current().run]

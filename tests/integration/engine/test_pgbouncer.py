@@ -12,6 +12,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from sharded_wf.errors import MoveRefused
+from sharded_wf.reshard.fleet import Wish, check_wishes, move_all, new_move
+from sharded_wf.reshard.move import Mover
 from tests.support import bank
 from tests.support.cluster import TestCluster
 from tests.support.flows import app, chain, gated_chain, inbox, outbox, parent
@@ -103,6 +106,29 @@ def test_i3_lost_answers(pooled: TestCluster, seed: int) -> None:
             rows = await asyncio.to_thread(pooled.certify, ids)
             assert {row["status"] for row in rows.workflow} == {3}
             assert {row["deaths"] for row in rows.workflow} == {0}
+
+    asyncio.run(go())
+
+
+def test_i7_a_slot_moves_while_all_go_through_the_pooler(two_shards: TestCluster, pooled: TestCluster) -> None:
+    """Executors and clients need no session of their own to follow a move; its coordinator does, and says so."""
+    with pytest.raises(MoveRefused, match="transaction-pooling proxy"):
+        Mover(pooled.config, new_move(pooled.config, Wish(0, "pg1", "pg2"))).run()
+    ids = pooled.ids_on(1, 40)
+
+    async def go() -> None:
+        async with app.connect(pooled.config) as client, app.executor(pooled.config):
+            first = [await client.start(chain.bind(3), id=id_) for id_ in ids[:20]]
+            for target in ("pg2", "pg1"):
+                done, failed = await asyncio.to_thread(
+                    move_all, two_shards.config, check_wishes(two_shards.config, [(0, target), (2, target)])
+                )
+                assert (len(done), failed) == (2, {})
+                more = ids[20:30] if target == "pg2" else ids[30:]
+                first += [await client.start(chain.bind(2), id=id_) for id_ in more]
+            async with asyncio.timeout(60):
+                await asyncio.gather(*(handle.result() for handle in first))
+            await asyncio.to_thread(two_shards.certify, ids)
 
     asyncio.run(go())
 

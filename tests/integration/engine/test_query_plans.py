@@ -49,6 +49,9 @@ INTENDED: dict[str, tuple[str, ...]] = {
     "release_claims": ("claim_pkey",),
     "give_back": ("workflow_pkey",),
     "give_back_lease": ("workflow_pkey",),
+    "adopt": ("claim_pkey", "workflow_pkey"),
+    "continue_as_new": ("workflow_pkey",),
+    "forget_run": ("step_pkey", "attempt_pkey", "message_pkey"),
     "take_over": ("workflow_pkey",),
     "reroute": ("workflow_pkey",),
     "read_orphans": ("claim_pkey", "workflow_pkey", "step_pkey"),
@@ -126,6 +129,7 @@ def queries() -> dict[str, str]:
     """The text of every hot statement on the first slot, by name."""
     found = {name: query.on(SLOT) for family in FAMILIES for name, query in load(family).items()}
     del found["peek_requests"]  # a part of `peek`
+    found["watch_moves"] = load("moves")["watch_moves"].on(SLOT)
     found |= {name: query.on(CONTROL_SCHEMA) for name, query in load("requests").items() if name in ON_CONTROL}
     for name in ASKED_BY_PEOPLE:
         del found[name]

@@ -59,6 +59,15 @@ def test_the_readme_s_first_program(tmp_path: Path) -> None:
         ),
         ("attributes", [r"7 orders of Ada, in pages of 3", r"2 of them cost 25 and more", "all are shipped"]),
         ("fanout", [r"1000 workflows started and finished in [\d.]+ s", "the longest sequence .* begins with 871"]),
+        (
+            "meter",
+            [
+                "1 history of version 1 .*",
+                *[f"month {m}: 1000 cents" for m in (1, 6)],
+                *[f"month {m}: 1200 cents" for m in (7, 24)],
+                "after 24 runs",
+            ],
+        ),
         ("transfer", ["before the commit: None", "4200 cents from ada to bob, 5800 left", "ada has too little; .*"]),
     ],
 )
@@ -75,6 +84,7 @@ def test_every_example_is_run() -> None:
         "cancel",
         "checkout",
         "fanout",
+        "meter",
         "repair",
         "transfer",
     }

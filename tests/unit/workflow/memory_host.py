@@ -239,6 +239,25 @@ class MemoryHost:
     def expect_messages(self, run: Run) -> None:
         self._later(self._offer, run.id)
 
+    def continue_as_new(self, run: Run, entry: Entry, capability: str, queue: str) -> None:
+        self._later(self._continue, run, entry)
+
+    def _continue(self, run: Run, entry: Entry) -> None:
+        stored = self.stored[run.id]
+        stored.entries = [entry]
+        stored.attempts = []
+        stored.mailbox = [message for message in stored.mailbox if message.topic != OUTCOME_TOPIC]
+        stored.started_at = entry.completed_at
+        if self.on_record is not None:
+            self.on_record(run, entry)
+        if self.crash_after is not None:
+            self.crash_after -= 1
+            if self.crash_after <= 0:
+                self.crashed.set()
+                return
+        self.take_up(run.id)
+        self._offer(run.id)
+
     def finish(self, run: Run, outcome: Outcome) -> None:
         self._later(self._finish, run, outcome)
 
