@@ -32,6 +32,7 @@ from sharded_wf.workflow.replay import ENDED, ISSUED, LIVE, Replay
 from sharded_wf.workflow.run import WorkflowRun
 from sharded_wf.workflow.steps import OwnThread, StepCommand
 from sharded_wf.workflow.stop import RunDropped
+from sharded_wf.workflow.thread_answers import ThreadAnswer, time_out, wake
 from sharded_wf.workflow.waits import Waits
 
 if TYPE_CHECKING:
@@ -39,27 +40,6 @@ if TYPE_CHECKING:
     from sharded_wf.workflow.host import Host
 
 _STOP = object()
-_UNANSWERED: Any = object()
-
-
-class ThreadAnswer:
-    """Where a blocking call waits for its result."""
-
-    __slots__ = ("error", "value")
-
-    def __init__(self) -> None:
-        self.value: Any = _UNANSWERED
-        self.error: BaseException | None = None
-
-    def done(self) -> bool:
-        return self.value is not _UNANSWERED
-
-    def set_result(self, value: Any, /) -> None:
-        self.value = value
-
-    def set_exception(self, error: Any, /) -> None:
-        self.value = None
-        self.error = error
 
 
 class ThreadRun(WorkflowRun):
@@ -225,7 +205,7 @@ class ThreadRun(WorkflowRun):
         command = ReceiveCommand(self, topic, codec, answer)
         timer = None
         if timeout_us is not None:
-            timer = TimerCommand(self, self.now_us, timeout_us, _time_out, (answer, topic), None)
+            timer = TimerCommand(self, self.now_us, timeout_us, time_out, (answer, topic), None)
             self.issue(timer, timer.delay_ms)
         payload = self.returned_message(topic)
         if payload is not None:
@@ -238,7 +218,7 @@ class ThreadRun(WorkflowRun):
     def sleep(self, delay_us: int) -> None:
         self._check()
         answer = ThreadAnswer()
-        command = TimerCommand(self, self.now_us, delay_us, _wake, (answer,), None)
+        command = TimerCommand(self, self.now_us, delay_us, wake, (answer,), None)
         self.issue(command, command.delay_ms)
         self._wait(command, answer)
 
@@ -282,9 +262,7 @@ class ThreadRun(WorkflowRun):
                 self._give_up_unless_ended(command, answer)
                 if timer is not None:
                     self._give_up_unless_ended(timer, answer)
-        if answer.error is not None:
-            raise answer.error
-        return answer.value
+        return answer.get()
 
     def _turn(self) -> None:
         """Let one thing happen."""
@@ -349,7 +327,7 @@ class ThreadRun(WorkflowRun):
             self.note_resumed(entry)
 
     def _give_up_unless_ended(self, command: Any, answer: ThreadAnswer) -> None:
-        _wake(answer)
+        wake(answer)
         if command.phase != ENDED:
             self.give_up(command)
 
@@ -384,16 +362,6 @@ class _InThisThread:
 
     def cancel(self) -> bool:
         return False
-
-
-def _wake(answer: ThreadAnswer) -> None:
-    if not answer.done():
-        answer.set_result(None)
-
-
-def _time_out(answer: ThreadAnswer, topic: str) -> None:
-    if not answer.done():
-        answer.set_exception(TimeoutError(f"no message on topic {topic!r} in time"))
 
 
 def thread_run_here() -> ThreadRun | None:
