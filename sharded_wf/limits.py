@@ -122,6 +122,8 @@ RESCAN_EMPTY_SECONDS = 5.0
 RESCAN_BUSY_SECONDS = 30.0
 
 # Messages
+LOOKUP_PAUSE_FACTOR = 1.0
+"""Between two looks for what runs wait for, so many times as long as the last one took."""
 WAKES_PER_LOOK_MAX = 1_000
 SEND_DIRECT_SECONDS = 2.0
 """How long a workflow's message waits for its receiver's shard before it is left to the relay."""
