@@ -33,6 +33,7 @@ from sharded_wf.executor import Executor
 from sharded_wf.model.status import Status
 from sharded_wf.retention import Retention
 from sharded_wf.workflow.by_name import by_name
+from sharded_wf.workflow.children import BlockingChildHandle, ChildHandle, start_child
 from sharded_wf.workflow.context import Context, current
 from sharded_wf.workflow.definitions import AsyncStep, AsyncWorkflow, Bound, SyncStep, SyncWorkflow
 from sharded_wf.workflow.messages import receive, send, sleep_blocking
@@ -43,9 +44,11 @@ __all__ = [
     "AppNotFound",
     "AsyncStep",
     "AsyncWorkflow",
+    "BlockingChildHandle",
     "BlockingClient",
     "BlockingHandle",
     "Bound",
+    "ChildHandle",
     "Client",
     "ClusterConfig",
     "ClusterMismatch",
@@ -86,4 +89,5 @@ __all__ = [
     "receive",
     "send",
     "sleep_blocking",
+    "start_child",
 ]

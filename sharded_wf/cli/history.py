@@ -36,6 +36,7 @@ KIND_STYLES = {
     EntryKind.CHILD: "blue",
     EntryKind.SEND: "cyan",
     EntryKind.CANCEL: "yellow",
+    EntryKind.START: "blue",
 }
 VALUE_MAX_CHARACTERS = 1_500
 TRACEBACK_SHOWN_LINES = 12

@@ -16,7 +16,7 @@ from sharded_wf.clock import Microseconds
 from sharded_wf.executor.held import Claim, Hold
 from sharded_wf.model.history import Entry, FailedAttempt
 from sharded_wf.model.status import Status
-from sharded_wf.model.workflow import OUTCOME_TOPIC, Message, Outcome
+from sharded_wf.model.workflow import CANCEL_TOPIC, OUTCOME_TOPIC, Message, Outcome
 from sharded_wf.postgres.session import Statement
 from sharded_wf.routing import slot_schema
 from sharded_wf.serialization.outcomes import encode_outcome
@@ -121,6 +121,8 @@ def statements_of(
             if hold.mailed:
                 slot.mailed.append(hold.run.id)
             told.ended.add(claim.slot)
+            if op.outcome is not None and op.outcome.cancels:
+                _cancel_children(op, op.outcome.cancels, slots, slot, told, is_here, now)
             if hold.parent_id is not None:
                 _tell_parent(op, slots, slot, told, is_here, now)
         else:
@@ -181,10 +183,35 @@ def _tell_parent(
     parent_id, outcome = op.hold.parent_id, op.outcome
     assert parent_id is not None and outcome is not None
     message = Message(parent_id, OUTCOME_TOPIC, op.hold.run.id, 1, encode_outcome(outcome), now)
-    parent_slot, here = is_here(parent_id)
+    _tell(op, message, slots, slot, told, is_here)
+
+
+def _cancel_children(
+    op: Op,
+    children: Iterable[str],
+    slots: dict[int, _Slot],
+    slot: _Slot,
+    told: Told,
+    is_here: Callable[[str], tuple[int, bool]],
+    now: Microseconds,
+) -> None:
+    for child in children:
+        _tell(op, Message(child, CANCEL_TOPIC, op.hold.run.id, 1, b"null", now), slots, slot, told, is_here)
+
+
+def _tell(
+    op: Op,
+    message: Message,
+    slots: dict[int, _Slot],
+    slot: _Slot,
+    told: Told,
+    is_here: Callable[[str], tuple[int, bool]],
+) -> None:
+    """Deliver with this flush, or leave it in the outbox."""
+    receiver_slot, here = is_here(message.receiver)
     if here:
-        slots.setdefault(parent_slot, _Slot()).delivered.append(message)
-        told.delivered.append((parent_slot, message))
+        slots.setdefault(receiver_slot, _Slot()).delivered.append(message)
+        told.delivered.append((receiver_slot, message))
     else:
         slot.outgoing.append(message)
         told.outgoing.append((op.hold.claim.slot, message))

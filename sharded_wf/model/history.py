@@ -18,6 +18,7 @@ class EntryKind(IntEnum):
     CHILD = 3
     SEND = 4
     CANCEL = 5
+    START = 20
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):

@@ -33,6 +33,8 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     status: Status
     output: bytes | None = None
     error: bytes | None = None
+    cancels: tuple[str, ...] = ()
+    """Children to be cancelled with it."""
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):

@@ -109,6 +109,12 @@ class AsyncRun(WorkflowRun):
             self.sends.append(command)
         return command
 
+    def new_future(self) -> Future[Any]:
+        """Where the code is to wait for something."""
+        if self.stopped:
+            raise RunDropped
+        return Future(loop=self.loop)
+
     def issue_child(self, start: Start, base: int, codec: ValueCodec[Any]) -> ChildCommand:
         if self.stopped:
             raise RunDropped

@@ -120,6 +120,26 @@ def read_message(entry: Entry) -> StoredMessage:
     return _decode_message(entry.output or NULL)
 
 
+class StoredCancel(msgspec.Struct, frozen=True):
+    """A request to cancel as an entry keeps it: who made it, so that the same request is not honoured twice."""
+
+    sender: str | None = None
+
+
+_decode_cancel = msgspec.json.Decoder(StoredCancel | None).decode
+
+
+def write_cancel(message: Message) -> bytes:
+    """The output of the entry for a request to cancel."""
+    return _encode(StoredCancel(message.sender))
+
+
+def cancelled_by(entry: Entry) -> str | None:
+    """Who made the request to cancel of an entry, if that is known."""
+    stored = _decode_cancel(entry.output or NULL)
+    return None if stored is None else stored.sender
+
+
 class ReceiveCommand:
     """A message to wait for."""
 
@@ -219,7 +239,7 @@ class ChildCommand:
         deliver_recorded(self.future, self.codec, entry)
 
     def abandon(self) -> None:
-        """The child itself goes on; only its outcome is no longer asked for."""
+        """Its outcome is no longer asked for. (Telling the child to end is for ``give_up_child``.)"""
         if self.phase == ISSUED or self.phase == LIVE:
             self.run.forget(self)
 

@@ -127,6 +127,10 @@ class Run(ABC):
     def drop(self) -> None:
         """Forget the run without an outcome (parked, drained, lease lost): nothing more reaches the host."""
 
+    def children_to_end(self) -> tuple[str, ...]:
+        """Children that are to be cancelled when this workflow ends."""
+        return ()
+
     @abstractmethod
     def waiting(self) -> Waiting | None:
         """What it waits for, or ``None`` if it can't be parked now: a step runs, or something is being recorded."""

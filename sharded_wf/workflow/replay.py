@@ -170,5 +170,7 @@ def describe_entry(entry: Entry) -> str:
             return f"a message sent on topic {entry.name!r}"
         case EntryKind.CANCEL:
             return "a request to cancel"
+        case EntryKind.START:
+            return f"the start of child workflow {entry.name!r}"
         case _:
             assert_never(entry.kind)

@@ -21,17 +21,18 @@ from sharded_wf.model.history import Entry, EntryKind, FailedAttempt, History
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import CANCEL_TOPIC, OUTCOME_TOPIC, Message, Outcome
 from sharded_wf.serialization.exceptions import encode_error
+from sharded_wf.workflow.child_commands import CancelChildCommand
 from sharded_wf.workflow.commands import (
-    NULL,
-    ChildCommand,
     ReceiveCommand,
     SendCommand,
     TimerCommand,
+    write_cancel,
 )
 from sharded_wf.workflow.context import Context
 from sharded_wf.workflow.durability import explained
-from sharded_wf.workflow.host import Host, Run, Waiting
+from sharded_wf.workflow.host import Host, Waiting
 from sharded_wf.workflow.mailbox import Mailbox
+from sharded_wf.workflow.parent_run import ParentRun
 from sharded_wf.workflow.replay import LIVE, Replay
 from sharded_wf.workflow.steps import StepCommand
 from sharded_wf.workflow.waits import Waits
@@ -40,22 +41,18 @@ if TYPE_CHECKING:
     from sharded_wf.workflow.definitions import WorkflowDefinition
 
 
-class WorkflowRun(Run):
+class WorkflowRun(ParentRun):
     """What async and ``def`` runs share."""
 
     __slots__ = (
         "attempt",
-        "busy",
         "cancel_requested",
         "history",
-        "host",
         "input",
         "last_ordinal",
         "replay",
         "started_at",
-        "stopped",
         "waiting_since",
-        "waits",
     )
     replay: Replay | None
 
@@ -258,7 +255,10 @@ class WorkflowRun(Run):
             self.last_ordinal += 1
             now_us = self.host.clock.now_us()
             place = self.take_place()
-            entry = Entry(place, self.last_ordinal, EntryKind.CANCEL, "cancel", 0, NULL, None, message.sent_at, now_us)
+            output = write_cancel(message)
+            entry = Entry(
+                place, self.last_ordinal, EntryKind.CANCEL, "cancel", 0, output, None, message.sent_at, now_us
+            )
             self.host.record(self, entry, message)
 
     def take_place(self) -> int:
@@ -266,7 +266,7 @@ class WorkflowRun(Run):
         assert self.replay is not None
         return self.replay.free_place()
 
-    # Sending, children
+    # Sending
 
     def number_sends(self, sends: list[SendCommand]) -> None:
         """Number the messages that the code asked for and has not given up, now that it has gone as far as it can.
@@ -281,7 +281,7 @@ class WorkflowRun(Run):
                 command.seq = counts[key] = counts.get(key, 0) + 1
         sends.clear()
 
-    def send(self, command: SendCommand, message: Message) -> None:
+    def send(self, command: SendCommand | CancelChildCommand, message: Message) -> None:
         self.busy += 1
         self.host.send(self, command.place, message)
 
@@ -290,31 +290,8 @@ class WorkflowRun(Run):
             return
         self.busy -= 1
         command = self._command(place)
-        if isinstance(command, SendCommand) and command.phase == LIVE:
+        if isinstance(command, (SendCommand, CancelChildCommand)) and command.phase == LIVE:
             command.acknowledge(outbox, error)
-
-    def start_child(self, command: ChildCommand) -> None:
-        self.some_waits().children[command.start.id] = command
-        self.busy += 1
-        self.host.start_child(self, command.start)
-
-    def child_started(self, child_id: str) -> None:
-        if self.stopped:
-            return
-        self.busy -= 1
-        waits = self.some_waits()
-        child = waits.children.get(child_id)
-        if child is not None and child.phase == LIVE:
-            self.host.expect_messages(self)
-        self.note_waiting()
-
-    def child_refused(self, child_id: str, error: BaseException) -> None:
-        if self.stopped:
-            return
-        self.busy -= 1
-        child = self.some_waits().children.pop(child_id, None)
-        if child is not None and child.phase == LIVE:
-            child.refuse(error)
 
     def _command(self, place: int) -> Any:
         return None if self.replay is None else self.replay.commands.get(place)
@@ -336,7 +313,15 @@ class WorkflowRun(Run):
         return Waiting(self.waiting_since, None if self.waits is None else self.waits.deadline())
 
     def conclude(self, outcome: Outcome) -> None:
-        """This is the outcome."""
+        """This is the outcome. Children that end with the workflow are told with it; first they must exist."""
+        children = self.children_to_end()
+        if children:
+            waits = self.some_waits()
+            if not waits.starting.isdisjoint(children):
+                waits.concluding = outcome
+                return
+            told = dict.fromkeys((*outcome.cancels, *children))
+            outcome = msgspec.structs.replace(outcome, cancels=tuple(told))
         self.outcome = outcome
         self.release()
         self.host.finish(self, outcome)

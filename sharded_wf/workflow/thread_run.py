@@ -25,6 +25,7 @@ from sharded_wf.errors import NonDeterminismError
 from sharded_wf.model.history import Entry, EntryKind, History
 from sharded_wf.model.workflow import Outcome, Start
 from sharded_wf.serialization.values import ValueCodec
+from sharded_wf.workflow.child_commands import StartCommand
 from sharded_wf.workflow.commands import ChildCommand, ReceiveCommand, SendCommand, TimerCommand
 from sharded_wf.workflow.context import scope
 from sharded_wf.workflow.loop import current_task
@@ -60,6 +61,11 @@ class ThreadAnswer:
     def set_exception(self, error: Any, /) -> None:
         self.value = None
         self.error = error
+
+    def get(self) -> Any:
+        if self.error is not None:
+            raise self.error
+        return self.value
 
 
 class ThreadRun(WorkflowRun):
@@ -238,7 +244,35 @@ class ThreadRun(WorkflowRun):
         answer = ThreadAnswer()
         command = ChildCommand(self, start, codec, answer)
         self.issue(command, base)
-        return self._wait(command, answer)
+        try:
+            return self._wait(command, answer)
+        except asyncio.CancelledError:
+            self.cancel_child(start.id, command.fingerprint, None)
+            raise
+
+    def start_and_wait(self, command: StartCommand, base: int) -> None:
+        """Start a child beside which the code goes on; when this returns, it exists."""
+        self._check()
+        self.issue(command, base)
+        self._wait(command, command.future)
+
+    def await_answer(self, answer: ThreadAnswer, timeout_us: int | None) -> Any:
+        """Wait for an answer that may come later as well. Raises ``TimeoutError``."""
+        self._check()
+        late = ThreadAnswer()
+        timer = None
+        if timeout_us is not None and not answer.done():
+            timer = TimerCommand(self, self.now_us, timeout_us, _wake, (late,), None)
+            self.issue(timer, timer.delay_ms)
+        try:
+            while not (answer.done() or late.done()):
+                self._turn()
+        finally:
+            if timer is not None and not self.stopped:
+                self._give_up_unless_ended(timer, late)
+        if not answer.done():
+            raise TimeoutError("not in time")
+        return answer.get()
 
     def _check(self) -> None:
         if self.stopped:
@@ -249,20 +283,21 @@ class ThreadRun(WorkflowRun):
         try:
             while not answer.done():
                 self._turn()
-                if self.cancel_requested:
-                    self.cancel_requested = False
-                    raise asyncio.CancelledError("the workflow was cancelled")
         finally:
             if not self.stopped:
                 self._give_up_unless_ended(command, answer)
                 if timer is not None:
                     self._give_up_unless_ended(timer, answer)
-        if answer.error is not None:
-            raise answer.error
-        return answer.value
+        return answer.get()
 
     def _turn(self) -> None:
-        """Let one thing happen."""
+        """Let one thing happen. Raises ``CancelledError`` if that is a request to cancel."""
+        self._let_happen()
+        if self.cancel_requested:
+            self.cancel_requested = False
+            raise asyncio.CancelledError("the workflow was cancelled")
+
+    def _let_happen(self) -> None:
         replay = self.replay
         if replay.position < replay.total:
             self._hand_over(replay.next_entry())

@@ -11,7 +11,9 @@ import msgspec
 
 from sharded_wf.clock import SECOND_US, Microseconds
 from sharded_wf.model.history import EntryKind, History
-from sharded_wf.workflow.commands import ChildCommand, ReceiveCommand, TimerCommand, read_message
+from sharded_wf.model.workflow import CANCEL_TOPIC, Outcome
+from sharded_wf.workflow.child_commands import CancelChildCommand, StartCommand
+from sharded_wf.workflow.commands import ChildCommand, ReceiveCommand, TimerCommand, cancelled_by, read_message
 from sharded_wf.workflow.mailbox import Mailbox
 from sharded_wf.workflow.replay import LIVE
 
@@ -24,14 +26,20 @@ class Waits:
 
     __slots__ = (
         "alarm",
+        "cancelled_children",
+        "cancelling",
         "child_counts",
         "children",
+        "closing",
+        "concluding",
         "host",
         "mailbox",
         "receivers",
         "retries",
         "returned",
         "send_counts",
+        "starting",
+        "starts",
         "timers",
     )
 
@@ -46,12 +54,28 @@ class Waits:
             if entry.kind is EntryKind.MESSAGE:
                 message = read_message(entry)
                 self.mailbox.remember(message.sender, entry.name, message.seq)
+            elif entry.kind is EntryKind.CANCEL:
+                sender = cancelled_by(entry)
+                if sender is not None:
+                    self.mailbox.remember(sender, CANCEL_TOPIC, 1)
         self.receivers: dict[str, deque[ReceiveCommand]] = {}
         self.returned: dict[str, deque[msgspec.Raw]] = {}
         """Messages that are recorded and that no code has received."""
         self.children: dict[str, ChildCommand] = {}
         self.child_counts: dict[str, int] = {}
         self.send_counts: dict[tuple[str, str], int] = {}
+        self.starting: set[str] = set()
+        """Children that are asked for and not known to exist yet."""
+        self.starts: dict[str, StartCommand] = {}
+        """Those of them that the code goes on beside."""
+        self.closing: dict[str, None] = {}
+        """Children to be cancelled when the workflow ends."""
+        self.cancelling: dict[str, CancelChildCommand] = {}
+        """Children that the code wants cancelled, until they are told."""
+        self.cancelled_children: set[str] = set()
+        """Children that were told to end."""
+        self.concluding: Outcome | None = None
+        """The outcome, until the children that are to be told of it exist."""
 
     def arm(self, timer: TimerCommand) -> None:
         """Wait for a timer's deadline."""

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Mapping
 
 import psycopg
 
-from sharded_wf import App, Retry, current, receive, send, sleep_blocking
+from sharded_wf import App, Retry, current, receive, send, sleep_blocking, start_child
 
 LEDGER_VARIABLE = "SHARDED_WF_TEST_LEDGER"
 LEDGER_TABLE = """
@@ -248,6 +248,40 @@ async def parent(children: int, steps: int) -> int:
 @app.workflow
 async def patient_parent(children: int, seconds: float) -> int:
     return sum(await asyncio.gather(*(sleeper(seconds) for _ in range(children))))
+
+
+@app.workflow
+async def starts_children(children: int, seconds: float) -> list[str]:
+    """Children beside which it goes on: some awaited later, one left alone, one that is cancelled with it."""
+    handles = [await slow_chain.start(2, seconds) for _ in range(children)]
+    await start_child(sleeper.bind(seconds), id=f"{current().workflow_id}/left")
+    await start_child(sleeper.bind(1000.0), id=f"{current().workflow_id}/closed", parent_close="cancel")
+    await note(0)
+    await asyncio.gather(*(handle.result() for handle in handles))
+    return [handle.id for handle in handles]
+
+
+@app.workflow
+def starts_children_blocking(children: int, seconds: float) -> list[str]:
+    """The same, in a thread."""
+    handles = [slow_chain.start_blocking(2, seconds) for _ in range(children)]
+    start_child.blocking(sleeper.bind(seconds), id=f"{current().workflow_id}/left")
+    start_child.blocking(sleeper.bind(1000.0), id=f"{current().workflow_id}/closed", parent_close="cancel")
+    note.blocking(0)
+    for handle in handles:
+        handle.result()
+    return [handle.id for handle in handles]
+
+
+@app.workflow
+async def races_children() -> int:
+    """The first of two children; the other is cancelled."""
+    tasks = [asyncio.create_task(sleeper(seconds)) for seconds in (0.1, 1000.0)]
+    done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+    await note(0)
+    return done.pop().result()
 
 
 def expected_order(found: list[str], senders: Mapping[str, int]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from sharded_wf.model.history import EMPTY_HISTORY, Entry, FailedAttempt, History
 from sharded_wf.model.status import Status
-from sharded_wf.model.workflow import OUTCOME_TOPIC, Message, Outcome, Start
+from sharded_wf.model.workflow import CANCEL_TOPIC, OUTCOME_TOPIC, Message, Outcome, Start
 from sharded_wf.serialization import decode_error, encode_outcome
 from sharded_wf.workflow.app import App
 from sharded_wf.workflow.attempts import Attempts
@@ -137,6 +137,16 @@ class MemoryHost:
         self.loop.call_soon(run.start)
         return run
 
+    def inherit(self, dead: MemoryHost) -> None:
+        """Take over all that another host made durable; its unfinished workflows run on here."""
+        self.stored = dead.stored
+        for workflow_id, stored in self.stored.items():
+            if stored.outcome is None:
+                self.take_up(workflow_id)
+                self.loop.call_soon(self._offer, workflow_id)
+            else:
+                self.finished.setdefault(workflow_id, asyncio.Event()).set()
+
     async def outcome(self, workflow_id: str = "w") -> Outcome:
         await asyncio.wait_for(self.finished[workflow_id].wait(), 1e9)
         outcome = self.stored[workflow_id].outcome
@@ -225,8 +235,7 @@ class MemoryHost:
     def send(self, run: Run, place: int, message: Message) -> None:
         def deliver() -> None:
             self.sent.append(message)
-            if message.receiver in self.stored:
-                self.post(message)
+            self._tell(message)
             run.acknowledge_send(place)
 
         self._later(deliver)
@@ -242,10 +251,21 @@ class MemoryHost:
         assert stored.outcome is None, "finished twice"
         stored.outcome = outcome
         self.finished[run.id].set()
+        for child_id in outcome.cancels:
+            self._tell(Message(child_id, CANCEL_TOPIC, run.id, 1, b"null", self.clock.now_us()))
         parent = stored.start.parent_id
         if parent is not None:
             payload = encode_outcome(outcome)
-            self.post(Message(parent, OUTCOME_TOPIC, run.id, 1, payload, self.clock.now_us()))
+            self._tell(Message(parent, OUTCOME_TOPIC, run.id, 1, payload, self.clock.now_us()))
+
+    def _tell(self, message: Message) -> None:
+        """Deliver what was not delivered, to one that exists and has not ended."""
+        stored = self.stored.get(message.receiver)
+        if stored is None:
+            return
+        key = (message.topic, message.sender, message.seq)
+        if stored.outcome is None and key not in {(m.topic, m.sender, m.seq) for m in stored.mailbox}:
+            self.post(message)
 
 
 def run_virtual(main: Coroutine[Any, Any, T]) -> T:
