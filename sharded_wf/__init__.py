@@ -8,6 +8,7 @@ from sharded_wf.errors import (
     AppNotFound,
     ClusterMismatch,
     ClusterNotInitialized,
+    CompensationFailed,
     ConfigError,
     DefinitionError,
     IdConflict,
@@ -38,6 +39,7 @@ from sharded_wf.workflow.context import Context, current
 from sharded_wf.workflow.definitions import AsyncStep, AsyncWorkflow, Bound, SyncStep, SyncWorkflow
 from sharded_wf.workflow.messages import receive, send, sleep_blocking
 from sharded_wf.workflow.retry import Retry
+from sharded_wf.workflow.saga import saga
 
 __all__ = [
     "App",
@@ -53,6 +55,7 @@ __all__ = [
     "ClusterConfig",
     "ClusterMismatch",
     "ClusterNotInitialized",
+    "CompensationFailed",
     "ConfigError",
     "Context",
     "DefinitionError",
@@ -87,6 +90,7 @@ __all__ = [
     "connect_blocking",
     "current",
     "receive",
+    "saga",
     "send",
     "sleep_blocking",
     "start_child",

@@ -17,6 +17,7 @@ ShardedWfError
 ├── WorkflowFailed
 │   ├── WorkflowCancelled
 │   └── WorkflowQuarantined
+├── CompensationFailed
 ├── NonDeterminismError
 ├── NotDurableError
 ├── OutsideWorkflow
@@ -113,6 +114,12 @@ class WorkflowCancelled(WorkflowFailed):
 
 class WorkflowQuarantined(WorkflowFailed):
     """The workflow took its executor process down each time it ran, at last alone; it is set aside. See its history."""
+
+
+class CompensationFailed(ShardedWfError):
+    """Work in a ``saga()`` failed, and so did some of the compensations that were to undo it; the others were made. The
+    message says what failed: see to it by hand. The first error is the ``__cause__``, what failed before is the
+    ``__context__``."""
 
 
 class NonDeterminismError(ShardedWfError):

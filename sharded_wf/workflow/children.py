@@ -18,7 +18,8 @@ from sharded_wf.serialization.values import ValueCodec
 from sharded_wf.workflow.async_run import AsyncRun
 from sharded_wf.workflow.child_commands import OutcomeCommand, StartCommand
 from sharded_wf.workflow.loop import WorkflowLoop
-from sharded_wf.workflow.thread_run import ThreadAnswer, ThreadRun, thread_run_here
+from sharded_wf.workflow.thread_answers import ThreadAnswer
+from sharded_wf.workflow.thread_run import ThreadRun, thread_run_here
 
 if TYPE_CHECKING:
     from sharded_wf.workflow.definitions import Bound

@@ -33,6 +33,7 @@ from sharded_wf.workflow.replay import ENDED, ISSUED, LIVE, Replay
 from sharded_wf.workflow.run import WorkflowRun
 from sharded_wf.workflow.steps import OwnThread, StepCommand
 from sharded_wf.workflow.stop import RunDropped
+from sharded_wf.workflow.thread_answers import ThreadAnswer, time_out, wake
 from sharded_wf.workflow.waits import Waits
 
 if TYPE_CHECKING:
@@ -40,38 +41,12 @@ if TYPE_CHECKING:
     from sharded_wf.workflow.host import Host
 
 _STOP = object()
-_UNANSWERED: Any = object()
-
-
-class ThreadAnswer:
-    """Where a blocking call waits for its result."""
-
-    __slots__ = ("error", "value")
-
-    def __init__(self) -> None:
-        self.value: Any = _UNANSWERED
-        self.error: BaseException | None = None
-
-    def done(self) -> bool:
-        return self.value is not _UNANSWERED
-
-    def set_result(self, value: Any, /) -> None:
-        self.value = value
-
-    def set_exception(self, error: Any, /) -> None:
-        self.value = None
-        self.error = error
-
-    def get(self) -> Any:
-        if self.error is not None:
-            raise self.error
-        return self.value
 
 
 class ThreadRun(WorkflowRun):
     """One ``def`` workflow in memory."""
 
-    __slots__ = ("given", "idle", "now_us", "queue", "taken", "thread")
+    __slots__ = ("given", "idle", "now_us", "queue", "shields", "taken", "thread")
     # Never None here.
     replay: Replay
 
@@ -98,6 +73,8 @@ class ThreadRun(WorkflowRun):
         self.taken = 0
         """How many of them the thread has taken."""
         self.thread = 0
+        self.shields = 0
+        """How many calls are under way that a request to cancel must not interrupt."""
 
     # On the host's loop
 
@@ -214,7 +191,7 @@ class ThreadRun(WorkflowRun):
         command = ReceiveCommand(self, topic, codec, answer)
         timer = None
         if timeout_us is not None:
-            timer = TimerCommand(self, self.now_us, timeout_us, _time_out, (answer, topic), None)
+            timer = TimerCommand(self, self.now_us, timeout_us, time_out, (answer, topic), None)
             self.issue(timer, timer.delay_ms)
         payload = self.returned_message(topic)
         if payload is not None:
@@ -227,7 +204,7 @@ class ThreadRun(WorkflowRun):
     def sleep(self, delay_us: int) -> None:
         self._check()
         answer = ThreadAnswer()
-        command = TimerCommand(self, self.now_us, delay_us, _wake, (answer,), None)
+        command = TimerCommand(self, self.now_us, delay_us, wake, (answer,), None)
         self.issue(command, command.delay_ms)
         self._wait(command, answer)
 
@@ -262,7 +239,7 @@ class ThreadRun(WorkflowRun):
         late = ThreadAnswer()
         timer = None
         if timeout_us is not None and not answer.done():
-            timer = TimerCommand(self, self.now_us, timeout_us, _wake, (late,), None)
+            timer = TimerCommand(self, self.now_us, timeout_us, wake, (late,), None)
             self.issue(timer, timer.delay_ms)
         try:
             while not (answer.done() or late.done()):
@@ -293,7 +270,10 @@ class ThreadRun(WorkflowRun):
     def _turn(self) -> None:
         """Let one thing happen. Raises ``CancelledError`` if that is a request to cancel."""
         self._let_happen()
-        if self.cancel_requested:
+        self.raise_if_cancelled()
+
+    def raise_if_cancelled(self) -> None:
+        if self.cancel_requested and not self.shields:
             self.cancel_requested = False
             raise asyncio.CancelledError("the workflow was cancelled")
 
@@ -387,16 +367,6 @@ class _InThisThread:
 
     def cancel(self) -> bool:
         return False
-
-
-def _wake(answer: ThreadAnswer) -> None:
-    if not answer.done():
-        answer.set_result(None)
-
-
-def _time_out(answer: ThreadAnswer, topic: str) -> None:
-    if not answer.done():
-        answer.set_exception(TimeoutError(f"no message on topic {topic!r} in time"))
 
 
 def thread_run_here() -> ThreadRun | None:

@@ -65,7 +65,7 @@ def test_i6_children_on_other_shards_are_awaited_left_and_cancelled(two_shards: 
     asyncio.run(go())
     with two_shards.worker():  # the cancelled may end after those who cancelled them
         wait_ended(two_shards, expected)
-    two_shards.certify(expected)
+        two_shards.certify(expected)
     shard_of = load_map(two_shards.config).shard_map.shard_of
     assert len({shard_of(id_) for id_ in expected_statuses("a")}) == 2, "placed on both"
 
