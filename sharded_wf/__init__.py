@@ -3,6 +3,7 @@
 from sharded_wf.application import App, connect, connect_blocking
 from sharded_wf.client import Client, Handle
 from sharded_wf.client.blocking import BlockingClient, BlockingHandle
+from sharded_wf.client.progress import MapProgress
 from sharded_wf.config import ClusterConfig, ShardConfig
 from sharded_wf.errors import (
     AppNotFound,
@@ -14,6 +15,7 @@ from sharded_wf.errors import (
     IdConflict,
     LeaseLost,
     LimitExceeded,
+    MapFailed,
     NoClusterConfigured,
     NonDeterminismError,
     NotDurableError,
@@ -37,6 +39,8 @@ from sharded_wf.workflow.by_name import by_name
 from sharded_wf.workflow.children import BlockingChildHandle, ChildHandle, start_child
 from sharded_wf.workflow.context import Context, current
 from sharded_wf.workflow.definitions import AsyncStep, AsyncWorkflow, Bound, SyncStep, SyncWorkflow
+from sharded_wf.workflow.mapping import MapFailure, MapItem, MapPage, MapResult
+from sharded_wf.workflow.maps import map_workflow
 from sharded_wf.workflow.messages import receive, send, sleep_blocking
 from sharded_wf.workflow.retry import Retry
 from sharded_wf.workflow.saga import saga
@@ -64,6 +68,12 @@ __all__ = [
     "IdConflict",
     "LeaseLost",
     "LimitExceeded",
+    "MapFailed",
+    "MapFailure",
+    "MapItem",
+    "MapPage",
+    "MapProgress",
+    "MapResult",
     "NoClusterConfigured",
     "NonDeterminismError",
     "NotDurableError",
@@ -89,6 +99,7 @@ __all__ = [
     "connect",
     "connect_blocking",
     "current",
+    "map_workflow",
     "receive",
     "saga",
     "send",

@@ -130,6 +130,16 @@ GC_THRESHOLDS_OBJECTS = (200_000, 20, 100)
 RESTART_FIRST_SECONDS = 0.5
 RESTART_MAX_SECONDS = 10.0
 
+# Maps
+MAP_CONCURRENCY_DEFAULT = 100
+MAP_CONCURRENCY_MAX = 10_000
+"""Items of one map that may run at once."""
+MAP_PAGE_ITEMS_MAX = 1_000
+"""Items of one page: so many entries has its history."""
+MAP_LIST_PAGE_ITEMS = 250
+MAP_PAGES_AT_ONCE = 4
+MAP_ERROR_MAX_CHARACTERS = 500
+
 # Retention
 RETENTION_AGE_MIN_SECONDS = 60.0
 """Longer than any transaction of ours takes: a message on its way when its receiver ended has arrived, or is gone."""

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar, overload
 
 from sharded_wf.client.client import Client, OnConflict
 from sharded_wf.client.handle import Handle
+from sharded_wf.client.progress import MapProgress
 from sharded_wf.clock import Microseconds
 from sharded_wf.config import ClusterConfig
 from sharded_wf.limits import WRITE_DEADLINE_SECONDS
@@ -166,6 +167,11 @@ class BlockingClient:
     def history(self, id: str) -> History:
         """As ``Client.history``."""
         found: History = self._call(self._client.history(id))
+        return found
+
+    def map_progress(self, id: str) -> MapProgress:
+        """As ``Client.map_progress``."""
+        found: MapProgress = self._call(self._client.map_progress(id))
         return found
 
     def list(

@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import Any, Literal, TypeVar, overload
 
 from sharded_wf.client.handle import Handle
+from sharded_wf.client.progress import MapProgress, map_progress
 from sharded_wf.client.results import ShardResults
 from sharded_wf.client.validation import check_id, check_queue, check_start
 from sharded_wf.clock import SECOND_US, SYSTEM_CLOCK, Clock, Microseconds, seconds_of
@@ -212,6 +213,11 @@ class Client:
         shard = self._shards.shard_of_slot(slot)
         answers = await self._ask(shard, steps.read_histories(shard.schemas[slot], [id]))
         return steps.histories_of(answers[0], answers[1]).get(id, EMPTY_HISTORY)
+
+    async def map_progress(self, id: str) -> MapProgress:
+        """How far a map (``map_workflow``) has come: reads a few histories, and costs the map nothing. Raises
+        ``WorkflowNotFound`` if the ID is no map's."""
+        return await map_progress(self, id)
 
     async def _ask(self, shard: Shard, statements: Sequence[Statement]) -> list[Result]:
         if not statements:

@@ -23,6 +23,7 @@ from sharded_wf.workflow.definitions import (
     SyncWorkflow,
     WorkflowDefinition,
 )
+from sharded_wf.workflow.mapping import MAP_NAME, PAGE_NAME, run_map, run_page
 from sharded_wf.workflow.retry import Retry
 from sharded_wf.workflow.signatures import check_function, check_name, local_namespace
 
@@ -70,14 +71,18 @@ class App:
         """What an executor must be able to run to take this app's work."""
         self._workflows: dict[str, WorkflowDefinition[Any, Any]] = {}
         self._steps: dict[str, StepDefinition[Any, Any]] = {}
+        for function, own_name in ((run_map, MAP_NAME), (run_page, PAGE_NAME)):
+            own = AsyncWorkflow[Any, Any](self, function, f"{name}/{own_name}", None, DEFAULT_QUEUE)
+            self._workflows[own.name] = own
         self._lifespan: Callable[[App], AbstractAsyncContextManager[Any]] | None = None
 
     def __repr__(self) -> str:
-        return f"<App {self.capability}: {len(self._workflows)} workflows, {len(self._steps)} steps>"
+        count = len(self._workflows) - 2  # the user's own
+        return f"<App {self.capability}: {count} workflows, {len(self._steps)} steps>"
 
     @property
     def workflows(self) -> Mapping[str, WorkflowDefinition[Any, Any]]:
-        """The workflows by full name, ``app/function``."""
+        """The workflows by full name, ``app/function``. Names with a ``$`` are ours: every app has them."""
         return MappingProxyType(self._workflows)
 
     @property
