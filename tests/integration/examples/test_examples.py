@@ -38,6 +38,17 @@ def test_the_readme_s_first_program(tmp_path: Path) -> None:
     ("name", "lines"),
     [
         ("checkout", [r"receipt for o-1, 42\.00 €, key .*", "Ada approved", "lamp is on its way .*", "shade is .*"]),
+        (
+            "children",
+            [
+                "the watcher is issue-1/watch_the_press-1",
+                r"map 'issue-1/map-1': 1 items failed, 0 were tolerated; .*page 13 is missing",
+                "299 of 300 pages, 1 given up",
+                "the cover is page 0",
+                r"the second map: \d+ succeeded, 1 failed",
+            ],
+        ),
+        ("trip", ["with fast air, flight, hotel", "cancelled hotel", "cancelled flight", "no car left"]),
         ("fanout", [r"1000 workflows started and finished in [\d.]+ s", "the longest sequence .* begins with 871"]),
     ],
 )
@@ -49,4 +60,4 @@ def test_an_example(tmp_path: Path, name: str, lines: list[str]) -> None:
 
 
 def test_every_example_is_run() -> None:
-    assert {path.stem for path in (PROJECT / "examples").glob("*.py")} == {"checkout", "fanout"}
+    assert {path.stem for path in (PROJECT / "examples").glob("*.py")} == {"checkout", "children", "fanout", "trip"}
