@@ -18,7 +18,18 @@ from collections.abc import AsyncIterator, Mapping
 
 import psycopg
 
-from sharded_wf import App, Retry, current, receive, send, sleep_blocking, start_child
+from sharded_wf import (
+    App,
+    MapPage,
+    Retry,
+    current,
+    map_workflow,
+    receive,
+    saga,
+    send,
+    sleep_blocking,
+    start_child,
+)
 
 LEDGER_VARIABLE = "SHARDED_WF_TEST_LEDGER"
 LEDGER_TABLE = """
@@ -282,6 +293,48 @@ async def races_children() -> int:
         task.cancel()
     await note(0)
     return done.pop().result()
+
+
+@app.step
+async def number_pages(begin: int | None) -> MapPage[int]:
+    """Sixty numbers, twenty a page."""
+    first = begin or 0
+    return MapPage(list(range(first, first + 20)), first + 20 if first < 40 else None)
+
+
+@app.workflow
+async def noted(number: int) -> int:
+    await slow_note(number, 0.1)
+    if number == 7:
+        raise ValueError("7 is broken")
+    return number
+
+
+@app.workflow
+async def maps() -> int:
+    result = await map_workflow(noted, number_pages, concurrency=12, tolerated_failures=1)
+    return result.succeeded
+
+
+@app.step
+async def undo_note(number: int) -> str:
+    return await ledger().write(-number)
+
+
+@app.workflow
+async def saga_flow(count: int) -> None:
+    async with saga() as s:
+        for number in range(1, count + 1):
+            await s.step(slow_note(number, 0.1), undo=lambda _, number=number: undo_note(number))  # type: ignore[misc]
+        raise ValueError("on purpose")
+
+
+@app.workflow
+def saga_flow_blocking(count: int) -> None:
+    with saga.blocking() as s:
+        for number in range(1, count + 1):
+            s.step(lambda n=number: slow_note.blocking(n, 0.1), undo=lambda _, n=number: undo_note.blocking(n))  # type: ignore[misc]
+        raise ValueError("on purpose")
 
 
 def expected_order(found: list[str], senders: Mapping[str, int]) -> list[str]:
