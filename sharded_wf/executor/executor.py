@@ -70,7 +70,7 @@ class Executor:
         self.app = app
         self.config = config
         self.version = version("sharded-wf")
-        self.capabilities: list[str] = [app.capability, *app.workflows]
+        self.capabilities: list[str] = [app.capability, *app.workflows, *app.own_workflows]
         self.queues = None if queues is None else sorted(queues)
         self.isolated = isolated
         self.isolation = Isolation(isolation_command, is_isolated=isolated)

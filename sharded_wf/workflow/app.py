@@ -70,20 +70,29 @@ class App:
         self.capability = name if version is None else f"{name}@{check_name(version, 'the version of an App')}"
         """What an executor must be able to run to take this app's work."""
         self._workflows: dict[str, WorkflowDefinition[Any, Any]] = {}
+        self._own_workflows: dict[str, WorkflowDefinition[Any, Any]] = {}
         self._steps: dict[str, StepDefinition[Any, Any]] = {}
         for function, own_name in ((run_map, MAP_NAME), (run_page, PAGE_NAME)):
             own = AsyncWorkflow[Any, Any](self, function, f"{name}/{own_name}", None, DEFAULT_QUEUE)
-            self._workflows[own.name] = own
+            self._own_workflows[own.name] = own
         self._lifespan: Callable[[App], AbstractAsyncContextManager[Any]] | None = None
 
     def __repr__(self) -> str:
-        count = len(self._workflows) - 2  # the user's own
-        return f"<App {self.capability}: {count} workflows, {len(self._steps)} steps>"
+        return f"<App {self.capability}: {len(self._workflows)} workflows, {len(self._steps)} steps>"
 
     @property
     def workflows(self) -> Mapping[str, WorkflowDefinition[Any, Any]]:
-        """The workflows by full name, ``app/function``. Names with a ``$`` are ours: every app has them."""
+        """The workflows by full name, ``app/function``."""
         return MappingProxyType(self._workflows)
+
+    @property
+    def own_workflows(self) -> Mapping[str, WorkflowDefinition[Any, Any]]:
+        """The workflows that every app has (those that run maps), by full name, ``app/$function``."""
+        return MappingProxyType(self._own_workflows)
+
+    def find_workflow(self, name: str) -> WorkflowDefinition[Any, Any] | None:
+        """The workflow with this full name, one of the user's or of the app's own."""
+        return self._workflows.get(name) or self._own_workflows.get(name)
 
     @property
     def steps(self) -> Mapping[str, StepDefinition[Any, Any]]:

@@ -24,6 +24,7 @@ from sharded_wf.serialization.values import codec_for, encode_json
 from sharded_wf.workflow.async_run import AsyncRun
 from sharded_wf.workflow.commands import NULL, ChildCommand
 from sharded_wf.workflow.definitions import Bound
+from sharded_wf.workflow.loop import WorkflowLoop
 
 if TYPE_CHECKING:
     from sharded_wf.workflow.app import App
@@ -176,7 +177,9 @@ def page_id(map_id: str, page: int) -> str:
 
 
 def _here() -> tuple[AsyncRun, App]:
-    run: AsyncRun = _get_running_loop().run  # type: ignore[union-attr]  # it is a WorkflowLoop
+    loop = _get_running_loop()
+    assert isinstance(loop, WorkflowLoop)
+    run: AsyncRun = loop.run
     return run, run.definition.app
 
 
@@ -263,7 +266,7 @@ class _Map:
             page = replace(page, items=items, is_last=not self.chunks and not self.more)
         else:
             page = replace(page, source=spec.source, begin=self.begin, read=self.read)
-        bound = self.app.workflows[f"{self.app.name}/{PAGE_NAME}"].bind(page)
+        bound = self.app.own_workflows[f"{self.app.name}/{PAGE_NAME}"].bind(page)
         task = asyncio.ensure_future(own_child(self.host_run, page_id(self.host_run.id, self.pages), bound))
         self.running.add(task)
         announced = asyncio.ensure_future(self._receive())

@@ -113,7 +113,7 @@ class MapWorkflow:
                 workflow.name, concurrency, tolerated_failures, listed, read=len(listed),
                 page_items=_page_items(len(listed)),
             )  # fmt: skip
-        return app.workflows[f"{app.name}/{MAP_NAME}"].bind(spec)
+        return app.own_workflows[f"{app.name}/{MAP_NAME}"].bind(spec)
 
 
 def _page_items(count: int) -> int:

@@ -77,6 +77,12 @@ class Stored:
         self.outcome: Outcome | None = None
         self.taken_up = 0
 
+    @property
+    def ended(self) -> Outcome:
+        """The outcome, which there must be."""
+        assert self.outcome is not None
+        return self.outcome
+
     def history(self) -> History:
         return History(tuple(self.entries), tuple(self.attempts))
 
@@ -128,7 +134,8 @@ class MemoryHost:
     def take_up(self, workflow_id: str) -> Run:
         stored = self.stored[workflow_id]
         stored.taken_up += 1
-        definition = self.app.workflows[stored.start.name]
+        definition = self.app.find_workflow(stored.start.name)
+        assert definition is not None
         run = definition.new_run(
             self, workflow_id, stored.start.input, stored.history(), stored.started_at, stored.taken_up
         )
@@ -222,7 +229,7 @@ class MemoryHost:
 
     def start_child(self, run: Run, start: Start) -> None:
         def begin() -> None:
-            if start.name not in self.app.workflows:
+            if self.app.find_workflow(start.name) is None:
                 run.child_refused(start.id, LookupError(start.name))
                 return
             if start.id not in self.stored:

@@ -261,14 +261,14 @@ def test_a_parent_that_is_cancelled_while_a_start_is_under_way_takes_the_child_w
     async def main() -> dict[str, Status | None]:
         host = MemoryHost(app)
         late: list[Any] = []
-        start = host.start_child
-        host.start_child = lambda run, it: late.append((run, it))  # type: ignore[method-assign]
+        begin = host.start_child
+        host.start_child = lambda run, start: late.append((run, start))  # type: ignore[method-assign]
         host.begin(fails_and_leaves.bind())
         await host.until(lambda: late)
         host.post(Message("w", CANCEL_TOPIC, "client", 1, b"null", 0))
         await host.until(lambda: host.stored["w"].entries)
         assert host.stored["w"].outcome is None
-        start(*late[0])
+        begin(*late[0])
         await host.until(lambda: has_ended(host, all_of_them=True))
         host.close()
         return statuses(host)

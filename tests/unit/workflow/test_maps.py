@@ -115,7 +115,7 @@ def test_every_item_once_and_so_many_at_once() -> None:
     assert (result.succeeded, result.failures, result.skipped, result.read) == (50, [], [], 50)
     assert ran == Counter(range(50))
     assert 5 <= most_running <= 8
-    assert host.stored[result.workflow_id(7)].outcome.output == b"49"  # type: ignore[union-attr]
+    assert host.stored[result.workflow_id(7)].ended.output == b"49"
     assert result.workflow_id(7) == "w/map-1/item-7"
 
 
@@ -147,7 +147,7 @@ def test_too_many_failures_stop_it_and_only_those_run_again() -> None:
     before, after = result_of(host, bound)
     assert before + after == 30
     assert after >= 3
-    succeeded = [id_ for id_, stored in host.stored.items() if "item" in id_ and stored.outcome.status == 3]  # type: ignore[union-attr]
+    succeeded = [id_ for id_, stored in host.stored.items() if "item" in id_ and stored.ended.status == 3]
     assert sorted(int(id_.rpartition("-")[2]) for id_ in succeeded) == list(range(30)), "each succeeded once"
     assert sum("map-2/item" in id_ for id_ in succeeded) == after
 
@@ -175,7 +175,7 @@ def test_cancelling_a_map_cancels_its_items() -> None:
         return host
 
     host = run_virtual(main())
-    statuses = Counter(stored.outcome.status for stored in host.stored.values())  # type: ignore[union-attr]
+    statuses = Counter(stored.ended.status for stored in host.stored.values())
     assert statuses[Status.CANCELLED] > 5
     assert not any(status is Status.FAILED for status in statuses)
     assert len(host.stored) < 50
