@@ -18,6 +18,7 @@ import psycopg
 
 from sharded_wf.clock import SECOND_US, Clock
 from sharded_wf.cluster.shard import Shard
+from sharded_wf.cluster.shards import ShardSet
 from sharded_wf.errors import WorkflowNotFound
 from sharded_wf.limits import (
     RESULT_IDS_PER_LOOK_MAX,
@@ -28,8 +29,10 @@ from sharded_wf.limits import (
     WAITER_EXPIRES_SECONDS,
 )
 from sharded_wf.model.workflow import Outcome
+from sharded_wf.postgres.failures import is_moved
 from sharded_wf.postgres.listen import Listener
 from sharded_wf.postgres.session import ConnectionLost, Statement
+from sharded_wf.routing import slot_schema
 from sharded_wf.store import leases, outcomes
 
 logger = logging.getLogger("sharded_wf.results")
@@ -38,8 +41,9 @@ logger = logging.getLogger("sharded_wf.results")
 class ShardResults:
     """What one client waits for on one shard."""
 
-    def __init__(self, shard: Shard, clock: Clock) -> None:
+    def __init__(self, shard: Shard, clock: Clock, shards: ShardSet) -> None:
         self._shard = shard
+        self._shards = shards
         self._clock = clock
         self._link = shard.link("results")
         self._channel = f"sharded_wf_result_{uuid.uuid4().hex}"
@@ -65,6 +69,31 @@ class ShardResults:
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._look_for_ever(), name=f"results {self._shard.name}")
         return future
+
+    @property
+    def slots(self) -> list[int]:
+        """The slots whose results are waited for here."""
+        return list(self._waiting)
+
+    def release(self, slot: int) -> tuple[dict[str, list[asyncio.Future[Outcome]]], set[str]]:
+        """The slot is on another shard now: wait for its results no more. Who waits, by workflow; and the workflows of
+        which it is not known whether they exist."""
+        self._look_at.discard(slot)
+        return self._waiting.pop(slot, {}), self._unseen.pop(slot, set())
+
+    def adopt(self, slot: int, waiting: dict[str, list[asyncio.Future[Outcome]]], unseen: set[str]) -> None:
+        """The slot is here now: wait for its results from now on."""
+        for id_, futures in waiting.items():
+            self._waiting.setdefault(slot, {}).setdefault(id_, []).extend(futures)
+        if unseen:
+            self._unseen.setdefault(slot, set()).update(unseen)
+        self._look_soon(slot)
+
+    def _look_soon(self, slot: int) -> None:
+        self._look_at.add(slot)
+        self._stir.set()
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._look_for_ever(), name=f"results {self._shard.name}")
 
     def _would_be_told(self, slot: int, started_at: float) -> bool:
         """Whether the end of a workflow that was started just now can only be ahead of us, with its notification: then
@@ -116,6 +145,8 @@ class ShardResults:
                 found = bool(slots) and await self._look(slots)
             except (ConnectionLost, psycopg.Error) as error:
                 logger.info("shard %s: results are put off: %s", self._shard.name, error)
+                if isinstance(error, psycopg.Error) and is_moved(error):
+                    await self._shards.reload()  # which hands on what is waited for in slots that are elsewhere
                 self._look_at |= slots
                 await self._link.pause()
                 continue
@@ -142,11 +173,12 @@ class ShardResults:
                 del self._waiting[slot]
 
     async def _look(self, slots: Iterable[int]) -> bool:
-        asked = [(slot, list(self._waiting[slot])[:RESULT_IDS_PER_LOOK_MAX]) for slot in slots if slot in self._waiting]
+        here = [slot for slot in slots if slot in self._waiting and slot not in self._shards.away]
+        asked = [(slot, list(self._waiting[slot])[:RESULT_IDS_PER_LOOK_MAX]) for slot in here]
         unseen = [(slot, sorted(self._unseen[slot])) for slot, _ in asked if slot in self._unseen]
-        statements: list[Statement] = [
-            outcomes.read_outcomes(self._shard.schemas[slot], ids) for slot, ids in asked
-        ] + [outcomes.missing_workflows(self._shard.schemas[slot], ids) for slot, ids in unseen]
+        statements: list[Statement] = [outcomes.read_outcomes(slot_schema(slot), ids) for slot, ids in asked] + [
+            outcomes.missing_workflows(slot_schema(slot), ids) for slot, ids in unseen
+        ]
         if not statements:
             return False
         if len(statements) == 1:
@@ -154,23 +186,24 @@ class ShardResults:
         else:
             answers = await self._link.transact(statements)
         for slot, ids in unseen:
-            self._unseen[slot].difference_update(ids)
-            if not self._unseen[slot]:
-                del self._unseen[slot]
+            if slot in self._unseen:
+                self._unseen[slot].difference_update(ids)
+                if not self._unseen[slot]:
+                    del self._unseen[slot]
         found = False
         for (slot, _), answer in zip(asked, answers, strict=False):
             for id_, outcome in outcomes.outcomes_of(answer):
                 found = True
-                for future in self._waiting[slot].pop(id_, ()):
+                for future in self._waiting.get(slot, {}).pop(id_, ()):
                     if not future.done():
                         future.set_result(outcome)
         for (slot, _), answer in zip(unseen, answers[len(asked) :], strict=True):
             for id_ in outcomes.ids_of(answer):
-                for future in self._waiting[slot].pop(id_, ()):
+                for future in self._waiting.get(slot, {}).pop(id_, ()):
                     if not future.done():
                         future.set_exception(WorkflowNotFound(f"no workflow has the ID {id_!r}"))
         for slot, _ in asked:
-            if not self._waiting[slot]:
+            if slot in self._waiting and not self._waiting[slot]:
                 del self._waiting[slot]
         return found
 

@@ -14,13 +14,15 @@ import msgspec
 
 from sharded_wf.clock import Microseconds
 from sharded_wf.executor.held import Claim, Hold
-from sharded_wf.model.history import Entry, FailedAttempt
+from sharded_wf.model.attributes import Attribute
+from sharded_wf.model.history import Entry, EntryKind, FailedAttempt, read_cancellation
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import CANCEL_TOPIC, OUTCOME_TOPIC, Message, Outcome
 from sharded_wf.postgres.session import Statement
 from sharded_wf.routing import slot_schema
 from sharded_wf.serialization.outcomes import encode_outcome
 from sharded_wf.store import claims, leases, messages, outcomes, steps, timers
+from sharded_wf.store.attributes import Owned, set_attributes
 
 
 class OpKind(IntEnum):
@@ -32,6 +34,17 @@ class OpKind(IntEnum):
     PARK = 3
     GIVE_BACK = 4
     REROUTE = 5
+    CONTINUE = 6
+
+
+class Renewal(msgspec.Struct, frozen=True, gc=False):
+    """The next run of a workflow: the first entry of its history, where it waits to be taken up, and the children to be
+    cancelled now."""
+
+    entry: Entry
+    capability: str
+    queue: str
+    cancels: tuple[str, ...] = ()
 
 
 class Op(msgspec.Struct, frozen=True, gc=False):
@@ -45,9 +58,13 @@ class Op(msgspec.Struct, frozen=True, gc=False):
     attempt: FailedAttempt | None = None
     outcome: Outcome | None = None
     due_at: Microseconds | None = None
+    renewal: Renewal | None = None
 
 
-LEAVING = frozenset({OpKind.FINISH, OpKind.PARK, OpKind.GIVE_BACK, OpKind.REROUTE})
+_CANCEL, _ATTRIBUTES = EntryKind.CANCEL, EntryKind.ATTRIBUTES
+_decode_attributes = msgspec.json.Decoder(tuple[Attribute, ...]).decode
+
+LEAVING = frozenset({OpKind.FINISH, OpKind.PARK, OpKind.GIVE_BACK, OpKind.REROUTE, OpKind.CONTINUE})
 """After these the executor holds the workflow no longer."""
 
 
@@ -64,12 +81,15 @@ class Told(msgspec.Struct, gc=False):
 class _Slot:
     """The ops of one slot, by statement."""
 
-    __slots__ = ("attempts", "consumed", "delivered", "ended", "entries", "failed", "given", "mailed", "outgoing",
-                 "parked", "released", "rerouted")  # fmt: skip
+    __slots__ = (
+        "attempts", "attributes", "consumed", "delivered", "ended", "entries", "failed", "given", "mailed", "outgoing",
+        "parked", "released", "renewed", "rerouted",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.entries: tuple[list[str], list[Entry]] = ([], [])
         self.attempts: tuple[list[str], list[FailedAttempt]] = ([], [])
+        self.attributes: list[Owned] = []
         self.consumed: list[Message] = []
         self.mailed: list[str] = []
         self.delivered: list[Message] = []
@@ -79,6 +99,7 @@ class _Slot:
         self.parked: tuple[list[str], list[bytes], list[tuple[Microseconds, str]]] = ([], [], [])
         self.given: tuple[list[str], list[bytes]] = ([], [])
         self.rerouted: tuple[list[str], list[bytes]] = ([], [])
+        self.renewed: tuple[list[str], list[bytes], list[Renewal]] = ([], [], [])
         self.released: list[bytes] = []
 
 
@@ -106,6 +127,10 @@ def statements_of(
             slot.entries[1].append(op.entry)
             if op.consumed is not None:
                 slot.consumed.append(op.consumed)
+                if op.entry.kind is _CANCEL:
+                    _cancel_children(op, read_cancellation(op.entry.output).told, slots, slot, told, is_here, now)
+            elif op.entry.kind is _ATTRIBUTES:
+                slot.attributes += [(hold.run.id, one) for one in _decode_attributes(op.entry.output or b"[]")]
             if op.outbox is not None:
                 slot.outgoing.append(op.outbox)
                 told.outgoing.append((claim.slot, op.outbox))
@@ -118,7 +143,7 @@ def statements_of(
         left[claim] = left.get(claim, 0) + 1
         if kind is OpKind.FINISH:
             _finish(op, slot)
-            if hold.mailed:
+            if hold.mailed and op.outcome is not None and op.outcome.status is Status.SUCCEEDED:
                 slot.mailed.append(hold.run.id)
             told.ended.add(claim.slot)
             if op.outcome is not None and op.outcome.cancels:
@@ -128,6 +153,8 @@ def statements_of(
         else:
             _leave(op, slot)
             told.ready.add(claim.slot)
+            if op.renewal is not None and op.renewal.cancels:
+                _cancel_children(op, op.renewal.cancels, slots, slot, told, is_here, now)
     for claim, count in left.items():
         if count == claim.held:
             slots[claim.slot].released.append(claim.id)
@@ -168,6 +195,11 @@ def _leave(op: Op, slot: _Slot) -> None:
         case OpKind.REROUTE:
             slot.rerouted[0].append(run_id)
             slot.rerouted[1].append(claim_id)
+        case OpKind.CONTINUE:
+            assert op.renewal is not None
+            slot.renewed[0].append(run_id)
+            slot.renewed[1].append(claim_id)
+            slot.renewed[2].append(op.renewal)
         case _:
             raise AssertionError(op.kind)
 
@@ -221,10 +253,16 @@ def _slot_statements(statements: list[Statement], schema: str, slot: _Slot, now:
     """The order is the lock order of ``sql/README.md``: a slot's tables as listed here, slots ascending."""
     if slot.entries[0]:
         statements.append(steps.record_steps(schema, *slot.entries))
+    if slot.attributes:
+        statements += set_attributes(schema, slot.attributes)
     if slot.attempts[0]:
         statements.append(steps.record_attempts(schema, *slot.attempts))
     if slot.consumed:
         statements.append(messages.consume(schema, slot.consumed))
+    if slot.renewed[0]:
+        # After what their last runs recorded with this flush, which goes with the rest.
+        statements.append(steps.forget_runs(schema, slot.renewed[0]))
+        statements.append(steps.record_steps(schema, slot.renewed[0], [one.entry for one in slot.renewed[2]]))
     if slot.mailed:
         statements.append(messages.clear_mailboxes(schema, slot.mailed))
     if slot.ended[0]:
@@ -235,6 +273,14 @@ def _slot_statements(statements: list[Statement], schema: str, slot: _Slot, now:
         statements.append(claims.give_back(schema, *slot.given, now))
     if slot.rerouted[0]:
         statements.append(claims.reroute(schema, *slot.rerouted, now))
+    if slot.renewed[0]:
+        ids, claim_ids, renewals = slot.renewed
+        statements.append(
+            claims.continue_as_new(
+                schema, ids, claim_ids, [one.entry.completed_at for one in renewals],
+                [one.capability for one in renewals], [one.queue for one in renewals], now,
+            )
+        )  # fmt: skip
     if slot.delivered:
         statements.append(messages.deliver(schema, slot.delivered))
     if slot.outgoing:

@@ -20,6 +20,7 @@ from sharded_wf.limits import RELAY_AFTER_SECONDS, RELAY_BATCH_MAX_ROWS, SEND_DI
 from sharded_wf.model.workflow import Message
 from sharded_wf.postgres.link import Link
 from sharded_wf.postgres.session import ConnectionLost
+from sharded_wf.routing import slot_schema
 from sharded_wf.store import messages
 
 logger = logging.getLogger("sharded_wf.relay")
@@ -63,7 +64,7 @@ class Relay:
             await self._wanted.wait()
             self._wanted.clear()
             fresh, self._fresh = self._fresh, []
-            sweeping, self._sweeping = self._sweeping, set()
+            sweeping, self._sweeping = self._sweeping & self._schemas.keys(), set()
             try:
                 if sweeping:
                     fresh += await self._left_behind(sorted(sweeping))
@@ -76,7 +77,7 @@ class Relay:
         until = self._clock.now_us() - int(RELAY_AFTER_SECONDS * SECOND_US)
         answers = await self._link.transact(
             [
-                messages.read_outbox(self._schemas[slot], until, RELAY_BATCH_MAX_ROWS, self._cursors.get(slot, ""))
+                messages.read_outbox(slot_schema(slot), until, RELAY_BATCH_MAX_ROWS, self._cursors.get(slot, ""))
                 for slot in slots
             ]
         )
@@ -100,15 +101,22 @@ class Relay:
             done.setdefault(slot, []).append(message)
         if done:
             self._delivered([message for rows in done.values() for message in rows])
-            await self._link.transact(
-                [messages.clear_outbox(self._schemas[slot], rows) for slot, rows in sorted(done.items())]
-            )
+            # The outbox of a slot that has left is swept where it is now; delivering again is harmless.
+            cleared = [
+                messages.clear_outbox(slot_schema(slot), rows)
+                for slot, rows in sorted(done.items())
+                if slot in self._schemas
+            ]
+            if cleared:
+                await self._link.transact(cleared)
 
     async def _deliver(self, rows: list[tuple[int, Message]]) -> list[tuple[int, Message]]:
         if not self._shards.answers(rows[0][1].receiver):
             return []
         try:
-            await self._shards.deliver([message for _, message in rows], wait_seconds=SEND_DIRECT_SECONDS)
+            unknown = await self._shards.deliver([message for _, message in rows], wait_seconds=SEND_DIRECT_SECONDS)
         except ShardedWfError:
             return []  # the sweep comes back to them
+        for id_ in sorted(unknown):
+            logger.warning("a message to workflow %r, which does not exist, is dropped", id_)
         return rows

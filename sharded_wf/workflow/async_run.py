@@ -66,11 +66,17 @@ class AsyncRun(WorkflowRun):
 
     # The code asks
 
-    def issue_step(self, step: StepDefinition[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepCommand:
+    def issue_step(
+        self,
+        step: StepDefinition[Any, Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        command_class: type[StepCommand] = StepCommand,
+    ) -> StepCommand:
         if self.stopped:
             raise RunDropped
         text = step.arguments.fingerprint_text(args, kwargs)
-        command = StepCommand(self, step, args, kwargs, Future(loop=self.loop))
+        command = command_class(self, step, args, kwargs, Future(loop=self.loop))
         replay = self.replay
         if replay is None:
             replay = self.replay = Replay(self.history)
@@ -133,6 +139,12 @@ class AsyncRun(WorkflowRun):
     def run_in_thread(self, command: StepCommand, variables: VariableContext) -> Any:
         return self.host.threads.submit(command.run_and_report, variables)
 
+    def on_loop(self, callback: Callable[..., Any], *args: Any) -> None:
+        callback(*args)
+
+    def code_time_us(self) -> Microseconds:
+        return self.loop.now_us
+
     def replaying(self) -> bool:
         replay = self.replay
         return replay is not None and replay.position < replay.total
@@ -186,8 +198,11 @@ class AsyncRun(WorkflowRun):
         command = self.replay.commands.pop(entry.place, None)
         if command is not None:
             command.deliver(entry)
-        elif entry.kind is EntryKind.CANCEL and self.task is not None:
+        elif self.is_cancel(entry) and self.task is not None:
             self.task.cancel("the workflow was cancelled")
+            self.note_cancelled(entry)
+        elif entry.kind is EntryKind.RESUME:
+            self.note_resumed(entry)
 
     # Turns
 
@@ -219,9 +234,11 @@ class AsyncRun(WorkflowRun):
                     self.number_sends(self.sends)
                     self.sends = None
                 replay = self.replay
-                if replay is None or replay.position == replay.total:
+                if replay is None or (replay.position == replay.total and not replay.late):
                     break
-                self._hand_over(replay.next_entry())
+                entry = replay.next_entry()
+                if entry is not None:
+                    self._hand_over(entry)
         except NonDeterminismError as error:
             self.conclude(self.failed(error))
             return
@@ -233,10 +250,10 @@ class AsyncRun(WorkflowRun):
             stage.waiting.append(self)
 
     def go_on(self) -> None:
-        """Begin what the code has asked for and still wants."""
+        """Begin what the code has asked for and still wants; while it is paused, nothing."""
         replay = self.replay
         if replay is not None:
-            if replay.fresh:
+            if replay.fresh and (self.waits is None or not self.waits.pausing):
                 self._begin_fresh(replay.fresh)
             if self.busy == 0:
                 self.waiting_since = self.host.clock.monotonic()
@@ -271,6 +288,13 @@ class AsyncRun(WorkflowRun):
         finally:
             self.driving = False
 
+    def unpaused(self) -> None:
+        stage = self.host.stage
+        if stage.is_open:
+            stage.waiting.append(self)
+        elif not self.driving:
+            self.go_on()
+
     def _interrupted(self, error: BaseException) -> None:
         """``SystemExit`` is the failure of the task that raised it, as asyncio keeps it; Ctrl-C is for the process."""
         if isinstance(error, KeyboardInterrupt):
@@ -286,7 +310,7 @@ class AsyncRun(WorkflowRun):
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 - whatever left the workflow is its outcome
-            self.conclude(self.failed(error))
+            self.ended_with(error)
         else:
             self.conclude(self.succeeded(value))
 

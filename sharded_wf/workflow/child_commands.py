@@ -13,7 +13,8 @@ import msgspec
 
 from sharded_wf.model.history import Entry, EntryKind
 from sharded_wf.model.workflow import CANCEL_TOPIC, Message, Start
-from sharded_wf.serialization.exceptions import decode_error, encode_error
+from sharded_wf.serialization.exceptions import encode_error
+from sharded_wf.workflow.blame import recorded_error
 from sharded_wf.workflow.commands import NULL, Answer, ChildCommand
 from sharded_wf.workflow.replay import ENDED, ISSUED, LIVE, RECORDING
 
@@ -64,13 +65,12 @@ class StartCommand:
         self.phase = ENDED
         if entry.error is not None:
             if not self.future.done():
-                self.future.set_exception(decode_error(entry.error))
+                self.future.set_exception(recorded_error(entry))
             return
-        child_id = _decode_id(entry.output or b'""')
         if self.closes:
-            self.run.some_waits().closing[child_id] = None
+            self.run.some_waits().closing[self.start.id] = None
         if not self.future.done():
-            self.future.set_result(child_id)
+            self.future.set_result(_decode_id(entry.output or b'""'))
 
     def abandon(self) -> None:
         """A start that is under way goes on: the child may exist already."""
@@ -82,6 +82,7 @@ class OutcomeCommand(ChildCommand):
     """The outcome of a child that was started before. It is asked for once, however often the code awaits it."""
 
     __slots__ = ()
+    own = False
 
     def describe(self) -> str:
         return f"the outcome of child workflow {self.start.id!r}"

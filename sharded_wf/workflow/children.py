@@ -36,12 +36,11 @@ _OUTCOME_SEED = 4
 class ChildHandle(Generic[T_co]):
     """A child of an async workflow, made by ``start_child``. Only that workflow's own code can use it."""
 
-    __slots__ = ("_codec", "_command", "_detached", "_name", "_run", "id")
+    __slots__ = ("_codec", "_command", "_run", "_start", "id")
 
-    def __init__(self, run: AsyncRun, id_: str, name: str, codec: ValueCodec[T_co], detached: bool) -> None:
+    def __init__(self, run: AsyncRun, id_: str, start: Start, codec: ValueCodec[T_co]) -> None:
         self._run = run
-        self._detached = detached
-        self._name = name
+        self._start = start
         self._codec = codec
         self._command: OutcomeCommand | None = None
         self.id = id_
@@ -55,10 +54,8 @@ class ChildHandle(Generic[T_co]):
         """
         command = self._command
         if command is None:
-            _check_attached(self.id, self._detached)
-            command = self._command = OutcomeCommand(
-                self._run, _start_of(self.id, self._name), self._codec, self._run.new_future()
-            )
+            _check_attached(self._start)
+            command = self._command = OutcomeCommand(self._run, self._start, self._codec, self._run.new_future())
             self._run.issue(command, _outcome_base(self.id))
         result: T_co = await asyncio.shield(command.future)
         return result
@@ -66,7 +63,7 @@ class ChildHandle(Generic[T_co]):
     async def cancel(self) -> None:
         """Tell the child to end; returns when that is sure to arrive. One that has ended is left alone."""
         future = self._run.new_future()
-        self._run.cancel_child(self.id, _outcome_base(self.id), future)
+        self._run.cancel_child(self._start.id, _outcome_base(self.id), future)
         await future
 
     def __repr__(self) -> str:
@@ -76,12 +73,11 @@ class ChildHandle(Generic[T_co]):
 class BlockingChildHandle(Generic[T_co]):
     """A child of a ``def`` workflow, made by ``start_child.blocking``. As ``ChildHandle``; every method waits."""
 
-    __slots__ = ("_answer", "_codec", "_detached", "_name", "_run", "id")
+    __slots__ = ("_answer", "_codec", "_run", "_start", "id")
 
-    def __init__(self, run: ThreadRun, id_: str, name: str, codec: ValueCodec[T_co], detached: bool) -> None:
+    def __init__(self, run: ThreadRun, id_: str, start: Start, codec: ValueCodec[T_co]) -> None:
         self._run = run
-        self._detached = detached
-        self._name = name
+        self._start = start
         self._codec = codec
         self._answer: ThreadAnswer | None = None
         self.id = id_
@@ -91,9 +87,9 @@ class BlockingChildHandle(Generic[T_co]):
         """As ``ChildHandle.result``. ``timeout``: seconds or ``timedelta``; then ``TimeoutError`` is raised, and the
         child goes on."""
         if self._answer is None:
-            _check_attached(self.id, self._detached)
+            _check_attached(self._start)
             self._answer = ThreadAnswer()
-            command = OutcomeCommand(self._run, _start_of(self.id, self._name), self._codec, self._answer)
+            command = OutcomeCommand(self._run, self._start, self._codec, self._answer)
             self._run.issue(command, _outcome_base(self.id))
         limit_us = None if timeout is None else max(1, round(seconds_of(timeout) * SECOND_US))
         try:
@@ -107,7 +103,7 @@ class BlockingChildHandle(Generic[T_co]):
     def cancel(self) -> None:
         """As ``ChildHandle.cancel``."""
         answer = ThreadAnswer()
-        self._run.cancel_child(self.id, _outcome_base(self.id), answer)
+        self._run.cancel_child(self._start.id, _outcome_base(self.id), answer)
         self._run.await_answer(answer, None)
 
     def __repr__(self) -> str:
@@ -169,9 +165,8 @@ class StartChild:
             )
         _check(id, queue, priority, parent_close, detached)
         start, base = child_start(run, bound, id, queue, priority, delay, detached)
-        answer = ThreadAnswer()
-        run.start_and_wait(StartCommand(run, start, parent_close == "cancel", answer), base)
-        return BlockingChildHandle(run, answer.value, bound.name, bound.result, detached)
+        child_id = run.ask(StartCommand(run, start, parent_close == "cancel", ThreadAnswer()), base)
+        return BlockingChildHandle(run, child_id, start, bound.result)
 
 
 async def _start(
@@ -193,7 +188,7 @@ async def _start(
     except asyncio.CancelledError:
         command.abandon()
         raise
-    return ChildHandle(run, child_id, bound.name, bound.result, detached)
+    return ChildHandle(run, child_id, start, bound.result)
 
 
 def child_start(
@@ -244,17 +239,13 @@ def _check(id_: str | None, queue: str | None, priority: int, parent_close: str,
         raise LimitExceeded(f"priority {priority} is out of range: {PRIORITY_MIN} to {PRIORITY_MAX}")
 
 
-def _check_attached(child_id: str, detached: bool) -> None:
-    if detached:
-        raise ValueError(f"workflow {child_id!r} was started detached: it tells its result to clients only")
+def _check_attached(start: Start) -> None:
+    if start.parent_id is None:
+        raise ValueError(f"workflow {start.id!r} was started detached: it tells its result to clients only")
 
 
 def _outcome_base(child_id: str) -> int:
     return int(mmh3.hash64(child_id, _OUTCOME_SEED)[0])
-
-
-def _start_of(child_id: str, name: str) -> Start:
-    return Start(child_id, name, "", "", 0, b"")
 
 
 start_child = StartChild()

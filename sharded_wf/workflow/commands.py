@@ -18,9 +18,10 @@ from sharded_wf.errors import StoredValueMismatch, WorkflowFailed
 from sharded_wf.model.history import Entry, EntryKind
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import Message, Outcome, Start
-from sharded_wf.serialization.exceptions import decode_error, encode_error
+from sharded_wf.serialization.exceptions import encode_error
 from sharded_wf.serialization.outcomes import decode_outcome
 from sharded_wf.serialization.values import ValueCodec
+from sharded_wf.workflow.blame import recorded_error
 from sharded_wf.workflow.replay import ENDED, ISSUED, LIVE, RECORDING
 
 if TYPE_CHECKING:
@@ -83,7 +84,13 @@ class TimerCommand:
         self.phase = ENDED
         callback, self.callback = self.callback, None
         if callback is not None:
+            self.run.some_waits().last_timer = self.place
             self.run.call_back(callback, self.args, self.context)
+
+    def resumed(self, ended_us: Microseconds, resumed_us: Microseconds, *, anew: bool) -> None:
+        """The workflow had ended and was resumed, and its clock stood still meanwhile. ``anew``: the whole delay begins
+        then."""
+        self.deadline_us = resumed_us + self.delay_ms * 1000 if anew else self.deadline_us + resumed_us - ended_us
 
     def cancel(self) -> None:
         """Give it up; asyncio's name for it."""
@@ -120,34 +127,16 @@ def read_message(entry: Entry) -> StoredMessage:
     return _decode_message(entry.output or NULL)
 
 
-class StoredCancel(msgspec.Struct, frozen=True):
-    """A request to cancel as an entry keeps it: who made it, so that the same request is not honoured twice."""
-
-    sender: str | None = None
-
-
-_decode_cancel = msgspec.json.Decoder(StoredCancel | None).decode
-
-
-def write_cancel(message: Message) -> bytes:
-    """The output of the entry for a request to cancel."""
-    return _encode(StoredCancel(message.sender))
-
-
-def cancelled_by(entry: Entry) -> str | None:
-    """Who made the request to cancel of an entry, if that is known."""
-    stored = _decode_cancel(entry.output or NULL)
-    return None if stored is None else stored.sender
-
-
 class ReceiveCommand:
     """A message to wait for."""
 
-    __slots__ = ("codec", "fingerprint", "future", "name", "phase", "place", "run")
+    __slots__ = ("codec", "fingerprint", "future", "name", "phase", "place", "run", "taken")
     kind = EntryKind.MESSAGE
     place: int
     fingerprint: int
     phase: int
+    taken: bytes
+    """The message that is being recorded for it."""
 
     def __init__(self, run: WorkflowRun, topic: str, codec: ValueCodec[Any], future: Answer) -> None:
         self.run = run
@@ -165,6 +154,7 @@ class ReceiveCommand:
     def take(self, message: Message) -> None:
         """This is the message: make it the code's."""
         self.phase = RECORDING
+        self.taken = message.payload
         output = _encode(StoredMessage(message.sender, message.seq, msgspec.Raw(message.payload)))
         now_us = self.run.host.clock.now_us()
         self.run.record(self, output, None, message.sent_at, now_us, message)
@@ -196,6 +186,8 @@ class ChildCommand:
 
     __slots__ = ("codec", "fingerprint", "future", "name", "phase", "place", "run", "start", "started_at")
     kind = EntryKind.CHILD
+    own = True
+    """The code awaits it on the spot, and nobody else: it ends with the awaiting."""
     place: int
     fingerprint: int
     phase: int
@@ -250,7 +242,7 @@ class SendCommand:
     Once it has its number it is sent even if the code gave it up: a gap in the numbers would hold up all that follow.
     """
 
-    __slots__ = ("fingerprint", "future", "name", "payload", "phase", "place", "receiver", "run", "seq")
+    __slots__ = ("fingerprint", "future", "name", "payload", "phase", "place", "receiver", "run", "sender", "seq")
     kind = EntryKind.SEND
     place: int
     fingerprint: int
@@ -263,6 +255,7 @@ class SendCommand:
         self.payload = payload
         self.future: Any = future
         self.seq = 0
+        self.sender = run.id
 
     def describe(self) -> str:
         return f"a message to {self.receiver!r} on topic {self.name!r}"
@@ -270,9 +263,7 @@ class SendCommand:
     def begin(self) -> None:
         self.phase = LIVE
         now_us = self.run.host.clock.now_us()
-        # With the moment of its first claim: another workflow that has the ID later numbers its messages from 1 again.
-        sender = f"{self.run.id}@{self.run.started_at}"
-        self.run.send(self, Message(self.receiver, self.name, sender, self.seq, self.payload, now_us))
+        self.run.send(self, Message(self.receiver, self.name, self.sender, self.seq, self.payload, now_us))
 
     def acknowledge(self, outbox: Message | None, error: BaseException | None) -> None:
         self.phase = RECORDING
@@ -286,7 +277,7 @@ class SendCommand:
         self.phase = ENDED
         if not self.future.done():
             if entry.error is not None:
-                self.future.set_exception(decode_error(entry.error))
+                self.future.set_exception(recorded_error(entry))
             else:
                 self.future.set_result(None)
 
@@ -300,7 +291,7 @@ def deliver_recorded(future: Answer, codec: ValueCodec[Any], entry: Entry) -> No
     if future.done():
         return
     if entry.error is not None:
-        future.set_exception(decode_error(entry.error))
+        future.set_exception(recorded_error(entry))
         return
     try:
         value = codec.decode(entry.output or NULL)

@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from typing import Any, Protocol
 
 from sharded_wf.errors import OutsideWorkflow
+from sharded_wf.limits import CONTINUE_AS_NEW_SUGGESTED_ENTRIES
 from sharded_wf.workflow.loop import WorkflowLoop
 
 _log = logging.getLogger("sharded_wf.workflow")
@@ -21,7 +22,7 @@ _log = logging.getLogger("sharded_wf.workflow")
 class Context:
     """Where the code that asked is running. Made by :func:`current`."""
 
-    __slots__ = ("_idempotency_key", "_replaying", "attempt", "state", "step", "workflow_id", "workflow_name")
+    __slots__ = ("_idempotency_key", "_replaying", "_run", "attempt", "state", "step", "workflow_id", "workflow_name")
 
     def __init__(
         self,
@@ -32,6 +33,7 @@ class Context:
         step: str | None = None,
         idempotency_key: str | None = None,
         replaying: Replaying | None = None,
+        run: RunSoFar | None = None,
     ) -> None:
         self.workflow_id = workflow_id
         """The workflow's ID; empty in a step that was called outside any workflow."""
@@ -45,6 +47,7 @@ class Context:
         """The name of the step that runs, or ``None`` in a workflow's own code."""
         self._idempotency_key = idempotency_key
         self._replaying = replaying
+        self._run = run
 
     @property
     def idempotency_key(self) -> str:
@@ -62,9 +65,35 @@ class Context:
         return _WorkflowLogger(self)
 
     @property
+    def run(self) -> int:
+        """Which run of the workflow this is: 1, and one more after each ``continue_as_new``. Of no use outside a
+        workflow: 1 there."""
+        return 1 if self._run is None else self._run.number
+
+    @property
+    def history_length(self) -> int:
+        """How many steps, timers, messages and children the workflow's code has asked for in this run: what its history
+        will hold. The same on replay, so code may branch on it. 0 outside a workflow's own code."""
+        return 0 if self._run is None or self._replaying is None else self._run.request_count
+
+    @property
+    def continue_as_new_suggested(self) -> bool:
+        """Whether the history is so long that ``continue_as_new`` should be called at the next good moment."""
+        return self.history_length >= CONTINUE_AS_NEW_SUGGESTED_ENTRIES
+
+    @property
     def is_replaying(self) -> bool:
         """Whether recorded results are still being handed back. For logs and metrics; never branch on it."""
         return self._replaying is not None and self._replaying()
+
+
+class RunSoFar(Protocol):
+    """What a run knows of itself."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def request_count(self) -> int: ...
 
 
 class Replaying(Protocol):

@@ -240,11 +240,20 @@ class WorkflowDefinition(Definition[P, R]):
     run_class: type[AsyncRun] | type[ThreadRun]
 
     def __init__(
-        self, app: App, function: Callable[..., Any], name: str, namespace: dict[str, Any] | None, queue: str
+        self,
+        app: App,
+        function: Callable[..., Any],
+        name: str,
+        namespace: dict[str, Any] | None,
+        queue: str,
+        *,
+        pinned: bool = False,
     ) -> None:
         super().__init__(app, function, name, namespace)
         self.short_name = name.partition("/")[2]
         self.queue = queue
+        # A pinned function has a capability of its own at its version, which no other version's executors serve.
+        self.capability = f"{app.capability}/{self.short_name}" if pinned and app.version else app.capability
 
     def bind(self, *args: P.args, **kwargs: P.kwargs) -> Bound[R]:
         """The workflow with its arguments, to be given to ``client.start``.
@@ -252,7 +261,7 @@ class WorkflowDefinition(Definition[P, R]):
         Raises ``TypeError`` if they don't fit the signature, :class:`UnstorableValue` or :class:`StoredValueMismatch`
         if one can't be stored as it is.
         """
-        return Bound(self.name, self.app.capability, self.queue, self.arguments.encode(args, kwargs), self.result)
+        return Bound(self.name, self.capability, self.queue, self.arguments.encode(args, kwargs), self.result)
 
     def start(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, ChildHandle[R]]:
         """In an async workflow: start it as a child, and go on beside it. With options: ``start_child(fn.bind(...))``.
@@ -280,7 +289,7 @@ class WorkflowDefinition(Definition[P, R]):
 
     def _child(self, run: AsyncRun | ThreadRun, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Start, int]:
         data = self.arguments.encode(args, kwargs)
-        start = Start(next_child_id(run, self.name), self.name, self.app.capability, self.queue, 0, data, None, run.id)
+        start = Start(next_child_id(run, self.name), self.name, self.capability, self.queue, 0, data, None, run.id)
         return start, mmh3.hash64(data, self.seed)[0]
 
     async def _as_child(self, run: AsyncRun, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

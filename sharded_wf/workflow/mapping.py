@@ -33,8 +33,9 @@ T = TypeVar("T")
 
 MAP_NAME = "$map"
 PAGE_NAME = "$map_page"
-MAP_TOPIC = "$map"
-"""The reserved topic on which a page says how many items it has, and where the next one begins."""
+MAP_TOPIC = "map.page"
+"""On it a page says how many items it has, and where the next one begins. Not a reserved topic: messages on those are
+dropped when their receiver has failed, and these are needed if it is resumed."""
 _ITEM_SEED = 5
 _RECEIVE_BASE = 6
 _SEND_BASE = 7
@@ -327,7 +328,7 @@ async def run_page(spec: PageSpec) -> PageResult:
 async def _run_items(run: AsyncRun, app: App, spec: PageSpec, items: Sequence[MapItem], concurrency: int) -> PageResult:
     workflow = app.workflows[spec.workflow]
     # Whether an item fits the workflow's argument is found where it runs, and is its failure.
-    template: Bound[Any] = Bound(workflow.name, app.capability, workflow.queue, NULL, codec_for(Any))
+    template: Bound[Any] = Bound(workflow.name, workflow.capability, workflow.queue, NULL, codec_for(Any))
     failures: list[MapFailure] = []
     skipped: list[MapItem] = []
     succeeded = 0

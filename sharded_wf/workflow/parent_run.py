@@ -8,15 +8,19 @@ that saves its outcome, so nothing can come between.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from sharded_wf.workflow.child_commands import CancelChildCommand, StartCommand
+from msgspec.structs import replace
+
+from sharded_wf.workflow.child_commands import CancelChildCommand, OutcomeCommand, StartCommand
 from sharded_wf.workflow.commands import Answer, ChildCommand
 from sharded_wf.workflow.host import Host, Run
 from sharded_wf.workflow.replay import ENDED, LIVE
 
 if TYPE_CHECKING:
-    from sharded_wf.model.workflow import Outcome
+    from sharded_wf.model.workflow import Outcome, Start
     from sharded_wf.workflow.run import WorkflowRun
     from sharded_wf.workflow.waits import Waits
 
@@ -50,25 +54,43 @@ class ParentRun(Run):
         """Remember since when nothing is under way."""
 
     @abstractmethod
-    def conclude(self, outcome: Outcome) -> None:
-        """This is the outcome."""
+    def record_cancels(self, waits: Waits) -> None:
+        """Honour the requests to cancel that have arrived, unless children are just being started."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Stop what still runs."""
+
+    # Starting
 
     def start_child(self, command: ChildCommand) -> None:
         waits = self.some_waits()
         waits.children[command.start.id] = command
-        waits.starting.add(command.start.id)
-        self.busy += 1
-        self.host.start_child(self, command.start)
+        self._start(waits, command.start)
 
     def start_beside(self, command: StartCommand) -> None:
         """Start a child beside which the code goes on."""
         waits = self.some_waits()
         waits.starts[command.start.id] = command
-        waits.starting.add(command.start.id)
         if command.closes:
             waits.closing[command.start.id] = None
+        self._start(waits, command.start)
+
+    def _start(self, waits: Waits, start: Start) -> None:
+        waits.starting.add(start.id)
         self.busy += 1
-        self.host.start_child(self, command.start)
+        # Of a resumed workflow: the child may have ended, and its outcome been received, or lost, before.
+        again = waits.epoch > 0 and start.parent_id is not None
+        self.host.start_child(self, replace(start, again=True) if again else start)
+
+    def await_outcome(self, command: OutcomeCommand) -> None:
+        """Wait for the outcome of a child that was started before; it may be in the mailbox already."""
+        waits = self.some_waits()
+        if waits.epoch:
+            self.start_child(command)
+        else:
+            waits.children[command.start.id] = command
+            self.host.expect_messages(self)
 
     def child_started(self, child_id: str) -> None:
         if self.stopped:
@@ -105,13 +127,11 @@ class ParentRun(Run):
         command = waits.cancelling.get(child_id)
         if command is not None and command.phase == LIVE:
             command.send()
-        if waits.concluding is not None:
-            self.conclude(waits.concluding)
-
-    def await_outcome(self, command: ChildCommand) -> None:
-        """Wait for the outcome of a child that was started before; it may be in the mailbox already."""
-        self.some_waits().children[command.start.id] = command
-        self.host.expect_messages(self)
+        if waits.ending is not None:
+            end, waits.ending = waits.ending, None
+            end()
+        if not (waits.starting or self.stopped):
+            self.record_cancels(waits)
 
     # Children that are to end
 
@@ -123,28 +143,58 @@ class ParentRun(Run):
         if command.phase == ENDED or self.stopped:
             return
         self.give_up(command)
-        child_id = command.start.id
-        self.cancel_child(child_id, command.fingerprint, None)
+        self.cancel_child(command.start.id, command.fingerprint, None)
 
     def cancel_child(self, child_id: str, base: int, future: Answer | None) -> None:
         """Tell a child to end, unless it was told."""
-        if child_id in self.some_waits().cancelled_children:
+        waits = self.some_waits()
+        if child_id in waits.cancelled_children:
             if future is not None:
                 future.set_result(None)
             return
         command = CancelChildCommand(cast("WorkflowRun", self), child_id, future)
-        self.issue(command, base ^ _CANCEL_MARK)
-        self.some_waits().cancelling[child_id] = command
+        # What was told before the workflow was resumed counts no more: the child may have been resumed too.
+        self.issue(command, base ^ _CANCEL_MARK ^ waits.epoch)
+        waits.cancelling[child_id] = command
 
     def tell_to_end(self, command: CancelChildCommand) -> None:
         # A child that may not exist yet could not be told: first it must.
         if command.child_id not in self.some_waits().starting:
             command.send()
 
-    def children_to_end(self) -> tuple[str, ...]:
-        """Children that end with the workflow, and that were not told yet."""
+    def open_children(self) -> tuple[str, ...]:
+        """Children of the code's own whose outcome it still waits for, and that were not told to end."""
         waits = self.waits
         if waits is None:
             return ()
-        wanted = {**waits.closing, **dict.fromkeys(waits.cancelling)}
-        return tuple(id_ for id_ in wanted if id_ not in waits.cancelled_children)
+        return waits.untold(id_ for id_, child in waits.children.items() if child.own and child.phase == LIVE)
+
+    def children_to_end(self) -> tuple[str, ...]:
+        waits = self.waits
+        return () if waits is None else waits.untold({**waits.closing, **dict.fromkeys(waits.cancelling)})
+
+    # The end
+
+    def conclude(self, outcome: Outcome) -> None:
+        """The code has come to this outcome. Children that end with the workflow are told with it; first they must
+        exist."""
+        if not self.must_exist_first(partial(self.conclude, outcome)):
+            self.end(outcome)
+
+    def end(self, outcome: Outcome) -> None:
+        """The workflow ends with this outcome, whatever its code still does."""
+        children = self.children_to_end()
+        if children:
+            outcome = replace(outcome, cancels=tuple(dict.fromkeys((*outcome.cancels, *children))))
+        self.outcome = outcome
+        self.release()
+        self.host.finish(self, outcome)
+
+    def must_exist_first(self, end: Callable[[], None]) -> bool:
+        """Whether a child that is to be told of the end is only just being started. Then ``end`` is called as soon as
+        it exists."""
+        waits = self.waits
+        if waits is None or waits.starting.isdisjoint(self.children_to_end()):
+            return False
+        waits.ending = end
+        return True

@@ -17,40 +17,45 @@ import msgspec
 
 from sharded_wf.clock import Microseconds
 from sharded_wf.errors import ShardedWfError, WorkflowCancelled
-from sharded_wf.model.history import Entry, EntryKind, FailedAttempt, History
+from sharded_wf.limits import HISTORY_WARN_ENTRIES
+from sharded_wf.model.history import Entry, EntryKind, FailedAttempt, History, continuation_of
 from sharded_wf.model.status import Status
-from sharded_wf.model.workflow import CANCEL_TOPIC, OUTCOME_TOPIC, Message, Outcome
+from sharded_wf.model.workflow import (
+    OUTCOME_TOPIC,
+    Message,
+    Outcome,
+)
 from sharded_wf.serialization.exceptions import encode_error
+from sharded_wf.workflow.blame import causes_of
 from sharded_wf.workflow.child_commands import CancelChildCommand
 from sharded_wf.workflow.commands import (
     ReceiveCommand,
     SendCommand,
     TimerCommand,
-    write_cancel,
 )
 from sharded_wf.workflow.context import Context
 from sharded_wf.workflow.durability import explained
+from sharded_wf.workflow.history_limit import history_is_full
 from sharded_wf.workflow.host import Host, Waiting
-from sharded_wf.workflow.mailbox import Mailbox
-from sharded_wf.workflow.parent_run import ParentRun
 from sharded_wf.workflow.replay import LIVE, Replay
+from sharded_wf.workflow.requests import RequestedRun
 from sharded_wf.workflow.steps import StepCommand
 from sharded_wf.workflow.waits import Waits
+
+RESUMED_SENDER = "\x1e"
+"""Between a workflow's ID and how often it was resumed: under that name it numbers its messages anew."""
 
 if TYPE_CHECKING:
     from sharded_wf.workflow.definitions import WorkflowDefinition
 
 
-class WorkflowRun(ParentRun):
+class WorkflowRun(RequestedRun):
     """What async and ``def`` runs share."""
 
     __slots__ = (
         "attempt",
         "cancel_requested",
-        "history",
         "input",
-        "last_ordinal",
-        "replay",
         "started_at",
         "waiting_since",
     )
@@ -77,9 +82,16 @@ class WorkflowRun(ParentRun):
         self.attempt = attempt
         self.busy = 0
         """How many things are under way that forbid parking: running steps, and what is being recorded."""
-        self.last_ordinal = history.entries[-1].ordinal if history.entries else 0
-        self.replay = Replay(history) if history.entries or history.attempts else None
         self.waits: Waits | None = None
+        if history.entries:
+            self.last_ordinal = history.entries[-1].ordinal
+            before = continuation_of(history)
+            if before is not None:
+                self.input = bytes(before.input)
+                self.waits = Waits(host, history)
+        else:
+            self.last_ordinal = 0
+        self.replay = Replay(history) if history.entries or history.attempts else None
         self.stopped = False
         self.cancel_requested = False
         self.waiting_since = 0.0
@@ -108,7 +120,7 @@ class WorkflowRun(ParentRun):
 
     def context(self) -> Context:
         """What ``current()`` gives in the workflow's own code."""
-        return Context(self.id, self.definition.name, self.attempt, self.host.state, replaying=self.replaying)
+        return Context(self.id, self.definition.name, self.attempt, self.host.state, replaying=self.replaying, run=self)
 
     def issue(self, command: Any, base: int) -> None:
         """The code asks for ``command``."""
@@ -132,6 +144,8 @@ class WorkflowRun(ParentRun):
             return
         self.busy += 1
         self.last_ordinal = ordinal = self.last_ordinal + 1
+        if ordinal >= HISTORY_WARN_ENTRIES and history_is_full(self, ordinal):
+            return
         entry = Entry(
             command.place,
             ordinal,
@@ -230,10 +244,14 @@ class WorkflowRun(ParentRun):
                 if child is not None and child.phase == LIVE:
                     child.take(message)
             elif waits.mailbox.accept(message):
-                if message.topic == CANCEL_TOPIC:
-                    self._record_cancels(waits.mailbox)
+                if message.topic.startswith("$"):
+                    self.honour(waits, message.topic)
+                    if self.outcome is not None:
+                        return
                 else:
                     self._serve(waits, message.topic)
+
+    # The mailbox
 
     def _serve(self, waits: Waits, topic: str) -> None:
         """Give what arrived on a topic to those that wait for it."""
@@ -246,20 +264,6 @@ class WorkflowRun(ParentRun):
             if message is None:
                 return
             receivers.popleft().take(message)
-
-    def _record_cancels(self, mailbox: Mailbox) -> None:
-        while (message := mailbox.take(CANCEL_TOPIC)) is not None:
-            if self.replay is None:
-                self.replay = Replay(self.history)
-            self.busy += 1
-            self.last_ordinal += 1
-            now_us = self.host.clock.now_us()
-            place = self.take_place()
-            output = write_cancel(message)
-            entry = Entry(
-                place, self.last_ordinal, EntryKind.CANCEL, "cancel", 0, output, None, message.sent_at, now_us
-            )
-            self.host.record(self, entry, message)
 
     def take_place(self) -> int:
         """A place for an entry that no code asked for."""
@@ -274,11 +278,18 @@ class WorkflowRun(ParentRun):
         Not sooner, because a message that is given up at once must leave no gap; not later, because on replay it must
         get the same number whether or not it was recorded.
         """
-        counts = self.some_waits().send_counts
+        waits = self.some_waits()
+        counts = waits.send_counts
+        # With the moment of its first claim: another workflow that has the ID later numbers its messages from 1 again.
+        # So does this one after a resume, since the numbers of sends that are never asked for again must leave no gap.
+        sender = f"{self.id}@{self.started_at}"
+        if waits.epoch:
+            sender = f"{sender}{RESUMED_SENDER}{waits.epoch}"
         for command in sends:
             if not command.future.done():
                 key = (command.receiver, command.name)
                 command.seq = counts[key] = counts.get(key, 0) + 1
+                command.sender = sender
         sends.clear()
 
     def send(self, command: SendCommand | CancelChildCommand, message: Message) -> None:
@@ -312,26 +323,13 @@ class WorkflowRun(ParentRun):
             return None
         return Waiting(self.waiting_since, None if self.waits is None else self.waits.deadline())
 
-    def conclude(self, outcome: Outcome) -> None:
-        """This is the outcome. Children that end with the workflow are told with it; first they must exist."""
-        children = self.children_to_end()
-        if children:
-            waits = self.some_waits()
-            if not waits.starting.isdisjoint(children):
-                waits.concluding = outcome
-                return
-            told = dict.fromkeys((*outcome.cancels, *children))
-            outcome = msgspec.structs.replace(outcome, cancels=tuple(told))
-        self.outcome = outcome
-        self.release()
-        self.host.finish(self, outcome)
-
     def failed(self, error: BaseException) -> Outcome:
         """The outcome of code that ``error`` left."""
         if isinstance(error, asyncio.CancelledError):
             cancelled = WorkflowCancelled("CancelledError", str(error))
-            return Outcome(Status.CANCELLED, None, encode_error(cancelled))
-        return Outcome(Status.FAILED, None, encode_error(explained(error)))
+            return Outcome(Status.CANCELLED, None, encode_error(cancelled), self.open_children())
+        causes = causes_of(error, None if self.waits is None else self.waits.last_timer)
+        return Outcome(Status.FAILED, None, encode_error(explained(error), causes))
 
     def succeeded(self, value: Any) -> Outcome:
         """The outcome of code that returned ``value``; failed, if that can't be stored."""

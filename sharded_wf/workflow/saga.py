@@ -8,11 +8,14 @@ only dropped from memory (parked, drained) undoes nothing.
 from __future__ import annotations
 
 import asyncio
+from asyncio import _get_running_loop
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from sharded_wf.errors import CompensationFailed, NonDeterminismError
+from sharded_wf.workflow.loop import WorkflowLoop
+from sharded_wf.workflow.run import WorkflowRun
 from sharded_wf.workflow.stop import RunDropped
 from sharded_wf.workflow.thread_run import ThreadRun, thread_run_here
 
@@ -25,9 +28,11 @@ _NO_FAILURE = (GeneratorExit, RunDropped, KeyboardInterrupt, NonDeterminismError
 class Saga:
     """The scope that ``async with saga() as s`` opens. Several tasks may use it at once."""
 
-    __slots__ = ("_running", "_undos")
+    __slots__ = ("_run", "_running", "_undos")
 
     def __init__(self) -> None:
+        loop = _get_running_loop()
+        self._run: WorkflowRun | None = loop.run if type(loop) is WorkflowLoop else None
         self._undos: list[Callable[[], Awaitable[object]]] = []
         self._running: dict[asyncio.Task[Any], None] = {}
 
@@ -78,16 +83,21 @@ class Saga:
         return cancelled
 
     async def __aenter__(self) -> Self:
+        if self._run is not None:
+            self._run.saga_opened()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is None or isinstance(error, _NO_FAILURE):
-            return
-        for task in list(self._running):
-            await _until_done(task)
-        await self._undo_all()
+        try:
+            if error is not None and not isinstance(error, _NO_FAILURE):
+                for task in list(self._running):
+                    await _until_done(task)
+                await self._undo_all()
+        finally:
+            if self._run is not None:
+                self._run.saga_closed()
 
 
 async def _awaited(undo: Callable[[], Awaitable[object]]) -> object:
@@ -159,13 +169,19 @@ class BlockingSaga:
             run.shields -= 1
 
     def __enter__(self) -> Self:
+        if self._run is not None:
+            self._run.saga_opened()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is not None and not isinstance(error, _NO_FAILURE):
-            self.compensate()
+        try:
+            if error is not None and not isinstance(error, _NO_FAILURE):
+                self.compensate()
+        finally:
+            if self._run is not None:
+                self._run.saga_closed()
 
 
 def _raise_failed(failed: list[BaseException]) -> None:

@@ -25,7 +25,6 @@ from sharded_wf.errors import NonDeterminismError
 from sharded_wf.model.history import Entry, EntryKind, History
 from sharded_wf.model.workflow import Outcome, Start
 from sharded_wf.serialization.values import ValueCodec
-from sharded_wf.workflow.child_commands import StartCommand
 from sharded_wf.workflow.commands import ChildCommand, ReceiveCommand, SendCommand, TimerCommand
 from sharded_wf.workflow.context import scope
 from sharded_wf.workflow.loop import current_task
@@ -46,9 +45,8 @@ _STOP = object()
 class ThreadRun(WorkflowRun):
     """One ``def`` workflow in memory."""
 
-    __slots__ = ("given", "idle", "now_us", "queue", "shields", "taken", "thread")
-    # Never None here.
-    replay: Replay
+    __slots__ = ("given", "held_back", "idle", "now_us", "queue", "shields", "taken", "thread")
+    replay: Replay  # never None here
 
     def __init__(
         self,
@@ -75,6 +73,8 @@ class ThreadRun(WorkflowRun):
         self.thread = 0
         self.shields = 0
         """How many calls are under way that a request to cancel must not interrupt."""
+        self.held_back: list[Any] = []
+        """What the code asked for while the workflow was paused."""
 
     # On the host's loop
 
@@ -112,10 +112,17 @@ class ThreadRun(WorkflowRun):
         if self.stopped:
             return
         self.idle = taken == self.given
-        for command in commands:
-            if command.phase == ISSUED:
-                command.begin()
+        self.held_back += commands
+        self.unpaused()
         self.note_waiting()
+
+    def unpaused(self) -> None:
+        if self.waits is None or self.waits.pausing:
+            return
+        commands, self.held_back = self.held_back, []
+        for command in commands:
+            if command.phase == ISSUED and not self.stopped:
+                command.begin()
 
     def run_in_thread(self, command: StepCommand, variables: VariableContext) -> Any:
         if command.step.timeout_seconds is not None:
@@ -133,6 +140,10 @@ class ThreadRun(WorkflowRun):
     def _finished(self, outcome: Outcome) -> None:
         if self.outcome is None and not self.stopped:
             self.conclude(outcome)
+
+    def _left_with(self, error: BaseException) -> None:
+        if self.outcome is None and not self.stopped:
+            self.ended_with(error)
 
     def drop(self) -> None:
         if self.outcome is None and not self.stopped:
@@ -155,10 +166,9 @@ class ThreadRun(WorkflowRun):
         except RunDropped:
             return
         except BaseException as error:  # noqa: BLE001 - whatever left the workflow is its outcome
-            outcome = self.failed(self._mismatch_or(error))
+            self._post(self._left_with, self._mismatch_or(error))
         else:
-            outcome = self.succeeded(value)
-        self._post(self._finished, outcome)
+            self._post(self._finished, self.succeeded(value))
 
     def _mismatch_or(self, error: BaseException) -> BaseException:
         try:
@@ -173,12 +183,18 @@ class ThreadRun(WorkflowRun):
         except RuntimeError:  # the loop has been closed: the process is going down
             raise RunDropped from None
 
-    def issue_step(self, step: StepDefinition[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def issue_step(
+        self,
+        step: StepDefinition[Any, Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        command_class: type[StepCommand] = StepCommand,
+    ) -> Any:
         """Call a step and wait for its result."""
         self._check()
         text = step.arguments.fingerprint_text(args, kwargs)
         answer = ThreadAnswer()
-        command = StepCommand(self, step, args, kwargs, answer)
+        command = command_class(self, step, args, kwargs, answer)
         self.issue(command, mmh3.hash64(text, step.seed)[0])
         if command.phase == ISSUED:
             command.prepare()
@@ -216,22 +232,19 @@ class ThreadRun(WorkflowRun):
         self.number_sends([command])
         self._wait(command, answer)
 
-    def call_child(self, start: Start, base: int, codec: ValueCodec[Any]) -> Any:
+    def ask(self, command: Any, base: int) -> Any:
+        """Ask for something, and wait for its result."""
         self._check()
-        answer = ThreadAnswer()
-        command = ChildCommand(self, start, codec, answer)
         self.issue(command, base)
+        return self._wait(command, command.future)
+
+    def call_child(self, start: Start, base: int, codec: ValueCodec[Any]) -> Any:
+        command = ChildCommand(self, start, codec, ThreadAnswer())
         try:
-            return self._wait(command, answer)
+            return self.ask(command, base)
         except asyncio.CancelledError:
             self.cancel_child(start.id, command.fingerprint, None)
             raise
-
-    def start_and_wait(self, command: StartCommand, base: int) -> None:
-        """Start a child beside which the code goes on; when this returns, it exists."""
-        self._check()
-        self.issue(command, base)
-        self._wait(command, command.future)
 
     def await_answer(self, answer: ThreadAnswer, timeout_us: int | None) -> Any:
         """Wait for an answer that may come later as well. Raises ``TimeoutError``."""
@@ -279,8 +292,9 @@ class ThreadRun(WorkflowRun):
 
     def _let_happen(self) -> None:
         replay = self.replay
-        if replay.position < replay.total:
-            self._hand_over(replay.next_entry())
+        if replay.position < replay.total or replay.late:
+            if (entry := replay.next_entry()) is not None:
+                self._hand_over(entry)
             return
         try:
             item = self.queue.get_nowait()
@@ -312,7 +326,9 @@ class ThreadRun(WorkflowRun):
         if not (len(fresh) == 1 and isinstance(command, StepCommand) and command.phase == ISSUED):
             return False
         step = command.step
-        if step.is_async or step.timeout_seconds is not None or self.last_attempt(command.place) is not None:
+        if self.waits is None or self.waits.pausing or step.is_async:
+            return False
+        if step.timeout_seconds is not None or self.last_attempt(command.place) is not None:
             return False
         variables = command.variables.copy()
         variables.run(scope.set, command)
@@ -325,17 +341,18 @@ class ThreadRun(WorkflowRun):
 
     def _hand_over(self, entry: Entry) -> None:
         """One result enters the workflow; its time goes on."""
-        if entry.completed_at > self.now_us:
-            self.now_us = entry.completed_at
+        self.now_us = max(self.now_us, entry.completed_at)
         command = self.replay.commands.pop(entry.place, None)
         if command is not None:
             command.deliver(entry)
-        elif entry.kind is EntryKind.CANCEL:
+        elif self.is_cancel(entry):
             self.cancel_requested = True
+            self._post(self.note_cancelled, entry)
+        elif entry.kind is EntryKind.RESUME:
+            self.note_resumed(entry)
 
     def _give_up_unless_ended(self, command: Any, answer: ThreadAnswer) -> None:
-        if not answer.done():
-            answer.set_result(None)
+        wake(answer)
         if command.phase != ENDED:
             self.give_up(command)
 
@@ -355,6 +372,12 @@ class ThreadRun(WorkflowRun):
 
     def call_back(self, callback: Callable[..., Any], args: tuple[Any, ...], context: VariableContext | None) -> None:
         callback(*args)
+
+    def on_loop(self, callback: Callable[..., Any], *args: Any) -> None:
+        self._post(callback, *args)
+
+    def code_time_us(self) -> Microseconds:
+        return self.now_us
 
     def replaying(self) -> bool:
         return self.replay.position < self.replay.total

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextvars import Context as VariableContext
 from typing import Any, TypeVar
 
-from sharded_wf.model.history import EMPTY_HISTORY, Entry, FailedAttempt, History
+from sharded_wf.model.history import EMPTY_HISTORY, Entry, EntryKind, FailedAttempt, History, read_cancellation
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import CANCEL_TOPIC, OUTCOME_TOPIC, Message, Outcome, Start
 from sharded_wf.serialization import decode_error, encode_outcome
@@ -21,6 +22,7 @@ from sharded_wf.workflow.attempts import Attempts
 from sharded_wf.workflow.definitions import Bound
 from sharded_wf.workflow.host import Run
 from sharded_wf.workflow.stage import Stage
+from sharded_wf.workflow.transactions import TransactionCommand
 
 T = TypeVar("T")
 START_US = 1_700_000_000_000_000
@@ -211,6 +213,8 @@ class MemoryHost:
         stored.entries.append(entry)
         if consumed is not None:
             stored.mailbox.remove(consumed)
+        if entry.kind is EntryKind.CANCEL:
+            self._cancel(run, read_cancellation(entry.output).told)
         if self.on_record is not None:
             self.on_record(run, entry)
         if self.crash_after is not None:
@@ -226,6 +230,9 @@ class MemoryHost:
             run.attempt_recorded(attempt)
 
         self._later(record)
+
+    def transact(self, run: Run, transaction: TransactionCommand, variables: VariableContext) -> Any:
+        raise NotImplementedError("there is no database here")
 
     def start_child(self, run: Run, start: Start) -> None:
         def begin() -> None:
@@ -250,6 +257,32 @@ class MemoryHost:
     def expect_messages(self, run: Run) -> None:
         self._later(self._offer, run.id)
 
+    def continue_as_new(
+        self, run: Run, entry: Entry, capability: str, queue: str, cancels: tuple[str, ...] = ()
+    ) -> None:
+        self._later(self._continue, run, entry, cancels)
+
+    def _cancel(self, run: Run, children: Iterable[str]) -> None:
+        for child_id in children:
+            self._tell(Message(child_id, CANCEL_TOPIC, run.id, 1, b"null", self.clock.now_us()))
+
+    def _continue(self, run: Run, entry: Entry, cancels: tuple[str, ...]) -> None:
+        self._cancel(run, cancels)
+        stored = self.stored[run.id]
+        stored.entries = [entry]
+        stored.attempts = []
+        stored.mailbox = [message for message in stored.mailbox if message.topic != OUTCOME_TOPIC]
+        stored.started_at = entry.completed_at
+        if self.on_record is not None:
+            self.on_record(run, entry)
+        if self.crash_after is not None:
+            self.crash_after -= 1
+            if self.crash_after <= 0:
+                self.crashed.set()
+                return
+        self.take_up(run.id)
+        self._offer(run.id)
+
     def finish(self, run: Run, outcome: Outcome) -> None:
         self._later(self._finish, run, outcome)
 
@@ -258,8 +291,7 @@ class MemoryHost:
         assert stored.outcome is None, "finished twice"
         stored.outcome = outcome
         self.finished[run.id].set()
-        for child_id in outcome.cancels:
-            self._tell(Message(child_id, CANCEL_TOPIC, run.id, 1, b"null", self.clock.now_us()))
+        self._cancel(run, outcome.cancels)
         parent = stored.start.parent_id
         if parent is not None:
             payload = encode_outcome(outcome)
