@@ -152,8 +152,8 @@ class WorkflowQuarantined(WorkflowFailed):
 
 class CompensationFailed(ShardedWfError):
     """Work in a ``saga()`` failed, and so did some of the compensations that were to undo it; the others were made. The
-    message says what failed: see to it by hand. The first error is the ``__cause__``, what failed before is the
-    ``__context__``."""
+    message says what failed: see to it, and resume the workflow, which makes those again. The error, or a group of
+    them, is the ``__cause__``, what failed before is the ``__context__``."""
 
 
 class MapFailed(ShardedWfError):

@@ -187,7 +187,8 @@ class BlockingSaga:
 def _raise_failed(failed: list[BaseException]) -> None:
     if failed:
         told = "; ".join(f"{type(error).__name__}: {error}" for error in failed)
-        raise CompensationFailed(f"{len(failed)} of the compensations failed: {told}") from failed[0]
+        cause = failed[0] if len(failed) == 1 else BaseExceptionGroup("compensations that failed", failed)
+        raise CompensationFailed(f"{len(failed)} of the compensations failed: {told}") from cause
 
 
 class SagaMaker:

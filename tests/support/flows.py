@@ -343,6 +343,37 @@ async def saga_flow(count: int) -> None:
 
 
 @app.workflow
+async def saga_waits(count: int) -> None:
+    """A saga that only a cancellation ends."""
+    async with saga() as s:
+        for number in range(1, count + 1):
+            await s.step(note(number), undo=lambda _, number=number: undo_note(number))  # type: ignore[misc]
+        await receive("never")
+
+
+@app.workflow
+def saga_waits_blocking(count: int) -> None:
+    with saga.blocking() as s:
+        for number in range(1, count + 1):
+            s.step(lambda n=number: note.blocking(n), undo=lambda _, n=number: undo_note.blocking(n))  # type: ignore[misc]
+        receive.blocking("never")
+
+
+@app.workflow
+async def undoes(number: int) -> None:
+    await undo_note(number)
+
+
+@app.workflow
+async def saga_of_children(count: int) -> None:
+    """What is done and undone are children, on any shard."""
+    async with saga() as s:
+        for number in range(10, 10 + count):
+            await s.step(noted(number), undo=undoes)
+        raise ValueError("on purpose")
+
+
+@app.workflow
 def saga_flow_blocking(count: int) -> None:
     with saga.blocking() as s:
         for number in range(1, count + 1):

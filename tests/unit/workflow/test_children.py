@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from typing import Any
 
 import pytest
 
-from sharded_wf import App, Bound, OutsideWorkflow, WorkflowCancelled, start_child
+from sharded_wf import App, Bound, OutsideWorkflow, WorkflowCancelled, continue_as_new, start_child
 from sharded_wf.model.history import EntryKind
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import CANCEL_TOPIC, Message
@@ -95,6 +96,23 @@ async def leaves_two() -> str:
 async def fails_and_leaves() -> None:
     await start_child(child.bind("closed", 20), parent_close="cancel")
     await work("bad")
+
+
+@app.workflow
+async def awaits_both() -> None:
+    """One is inline, one was started."""
+    handle = await child.start("kept", 20)
+    await asyncio.gather(child("inline", 20), handle.result())
+
+
+@app.workflow
+async def goes_on_as_new(number: int) -> None:
+    if number == 1:
+        await start_child(child.bind("closed", 90), parent_close="cancel")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(child("given up", 90), 2)
+        continue_as_new(goes_on_as_new.bind(2))
+    await work("second run", 3)
 
 
 @app.workflow
@@ -274,6 +292,33 @@ def test_a_parent_that_is_cancelled_while_a_start_is_under_way_takes_the_child_w
         return statuses(host)
 
     assert run_virtual(main()) == {"w": Status.CANCELLED, "w/child-1": Status.CANCELLED}
+
+
+def test_a_cancellation_takes_inline_children_with_it_and_leaves_those_that_were_started() -> None:
+    async def main() -> MemoryHost:
+        host = MemoryHost(app)
+        host.begin(awaits_both.bind())
+        await asyncio.sleep(5)
+        host.post(Message("w", CANCEL_TOPIC, "client", 1, b"null", 0))
+        await host.until(lambda: has_ended(host, all_of_them=True))
+        host.close()
+        return host
+
+    host = run_virtual(main())
+    assert statuses(host) == {"w": Status.CANCELLED, "w/child-1": Status.SUCCEEDED, "w/child-2": Status.CANCELLED}
+    kinds = [entry.kind for entry in host.stored["w"].entries]
+    assert kinds == [EntryKind.START, EntryKind.CANCEL], "told with the request itself"
+
+
+@pytest.mark.parametrize("crash_after", [None, 1, 2])
+def test_continuing_as_new_is_not_the_end(crash_after: int | None) -> None:
+    """What was given up is told with it; what is to close with the parent is closed when its last run ends."""
+    undone.clear()
+    host = live(goes_on_as_new.bind(1), crash_after=crash_after)
+    assert statuses(host) == {"w": Status.SUCCEEDED, "w/child-1": Status.CANCELLED, "w/child-2": Status.CANCELLED}
+    assert sorted(set(undone)) == ["UNDO CLOSED", "UNDO GIVEN UP"]
+    if crash_after is None:
+        assert undone == ["UNDO GIVEN UP", "UNDO CLOSED"]
 
 
 @pytest.mark.parametrize("workflow", [first_wins, group_fails], ids=["wait", "group"])

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 
-from sharded_wf import App, CompensationFailed, saga
-from sharded_wf.model.history import EntryKind
+from sharded_wf import App, CompensationFailed, WorkflowTerminated, saga
+from sharded_wf.model.history import Cancellation, EntryKind
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import CANCEL_TOPIC, Message
+from sharded_wf.serialization import decode_error
 from tests.unit.workflow.memory_host import MemoryHost, run_virtual
 
 app = App("saga")
@@ -71,6 +73,31 @@ async def slow_trip() -> None:
 
 
 @app.workflow
+async def tidy_trip() -> None:
+    """Something to clean up besides, after the saga."""
+    try:
+        async with saga() as s:
+            await s.step(do("first"), undo=undo)
+            await s.step(do("second", 10), undo=undo)
+            await s.step(do("never"), undo=undo)
+    finally:
+        await do("tidied", 3)
+        await do("too late", 300)
+
+
+@app.workflow
+async def undone_by_a_child() -> None:
+    async with saga() as s:
+        await s.step(do("first"), undo=undoing_child)
+        await do("second", 10)
+
+
+@app.workflow
+async def undoing_child(what: str) -> None:
+    await undo(what)
+
+
+@app.workflow
 async def thinks_better_of_it() -> str:
     async with saga() as s:
         await s.step(do("a"), undo=undo)
@@ -91,8 +118,11 @@ async def in_time() -> str:
     return "in time"
 
 
-def live(bound: Any, *, cancels_at: tuple[float, ...] = (), crash_after: int | None = None) -> MemoryHost:
+def live(
+    bound: Any, *, cancels_at: tuple[float, ...] = (), cleanup: float = 60, crash_after: int | None = None
+) -> MemoryHost:
     """The whole life of a workflow, in as many hosts as it takes."""
+    said = msgspec.json.encode(Cancellation(cleanup_seconds=cleanup))
 
     async def one(dead: MemoryHost | None) -> MemoryHost:
         host = MemoryHost(app, crash_after=crash_after)
@@ -103,7 +133,7 @@ def live(bound: Any, *, cancels_at: tuple[float, ...] = (), crash_after: int | N
                 host.inherit(dead)
             if dead is None or all(entry.kind is not EntryKind.CANCEL for entry in host.stored["w"].entries):
                 for number, at in enumerate(cancels_at):
-                    message = Message("w", CANCEL_TOPIC, f"client {number}", 1, b"null", 0)
+                    message = Message("w", CANCEL_TOPIC, f"client {number}", 1, said, 0)
                     host.loop.call_later(at, host.post, message)
             await host.until(lambda: host.dead() or host.stored["w"].outcome is not None)
         finally:
@@ -214,6 +244,24 @@ def test_a_cancelled_def_workflow_finishes_the_step_and_undoes_it(log: list[str]
     done = told(host).count("do") + told(host).count("do_in_thread")
     assert done == len(log) == told(host).count("undo")
     assert log == sorted(log, key=lambda name: (int(name.rstrip("'")), name), reverse=True)
+
+
+@pytest.mark.parametrize("crash_after", [None, 1, 2])
+def test_the_time_to_clean_up_stands_still_while_a_saga_is_open(crash_after: int | None, log: list[str]) -> None:
+    """Then the rest has all of it, however often its executor crashes; and not more."""
+    host = live(tidy_trip.bind(), cancels_at=(3.0,), cleanup=5, crash_after=crash_after)
+    assert list(dict.fromkeys(log)) == ["second", "first"]
+    assert [name for name in told(host) if name != "cancel"] == ["do", "do", "undo", "undo", "do"]
+    outcome = host.stored["w"].ended
+    assert outcome.status is Status.CANCELLED
+    assert isinstance(decode_error(outcome.error or b""), WorkflowTerminated)
+
+
+def test_a_second_request_does_not_reach_children_that_undo(log: list[str]) -> None:
+    host = live(undone_by_a_child.bind(), cancels_at=(3.0, 3.2, 3.4))
+    assert status(host) is Status.CANCELLED
+    assert host.stored["w/undoing_child-1"].ended.status is Status.SUCCEEDED
+    assert log == ["first"]
 
 
 def test_a_timeout_undoes_too(log: list[str]) -> None:
