@@ -73,7 +73,7 @@ def test_killed_at_every_flush_of_a_cancelled_saga(cluster: TestCluster, seed: i
         async def go() -> None:
             async with app.connect(cluster.config) as client:
                 handle = await client.start(workflow.bind(STEPS), id=f"w-{queue[1:]}", queue=queue)
-                await asyncio.to_thread(wait_until, lambda: numbers_of(cluster, handle.id), "the first step")
+                await asyncio.to_thread(wait_until, lambda: bool(numbers_of(cluster, handle.id)), "the first step")
                 await handle.cancel(cleanup=0)
                 await handle.cancel(cleanup=0)
 
