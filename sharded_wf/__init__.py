@@ -10,9 +10,11 @@ from sharded_wf.errors import (
     ClusterNotInitialized,
     ConfigError,
     DefinitionError,
+    EventNeverSet,
     IdConflict,
     LeaseLost,
     LimitExceeded,
+    NaiveMoment,
     NoClusterConfigured,
     NonDeterminismError,
     NotDurableError,
@@ -35,8 +37,10 @@ from sharded_wf.retention import Retention
 from sharded_wf.workflow.by_name import by_name
 from sharded_wf.workflow.context import Context, current
 from sharded_wf.workflow.definitions import AsyncStep, AsyncWorkflow, Bound, SyncStep, SyncWorkflow
+from sharded_wf.workflow.events import set_event, wait_event
 from sharded_wf.workflow.messages import receive, send, sleep_blocking
 from sharded_wf.workflow.retry import Retry
+from sharded_wf.workflow.waiting import heartbeat, sleep_until, wait_until
 
 __all__ = [
     "App",
@@ -53,11 +57,13 @@ __all__ = [
     "ConfigError",
     "Context",
     "DefinitionError",
+    "EventNeverSet",
     "Executor",
     "Handle",
     "IdConflict",
     "LeaseLost",
     "LimitExceeded",
+    "NaiveMoment",
     "NoClusterConfigured",
     "NonDeterminismError",
     "NotDurableError",
@@ -83,7 +89,12 @@ __all__ = [
     "connect",
     "connect_blocking",
     "current",
+    "heartbeat",
     "receive",
     "send",
+    "set_event",
     "sleep_blocking",
+    "sleep_until",
+    "wait_event",
+    "wait_until",
 ]

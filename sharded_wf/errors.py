@@ -20,7 +20,9 @@ ShardedWfError
 ├── NonDeterminismError
 ├── NotDurableError
 ├── OutsideWorkflow
+├── EventNeverSet
 ├── WorkflowStuck
+├── NaiveMoment
 ├── UnstorableValue
 ├── StoredValueMismatch
 ├── LimitExceeded
@@ -132,6 +134,14 @@ class OutsideWorkflow(ShardedWfError, RuntimeError):
 
 class WorkflowStuck(ShardedWfError):
     """The workflow waits for something that can never come: no step, timer, message or child of its is under way."""
+
+
+class EventNeverSet(ShardedWfError):
+    """The workflow ended without setting this event, so waiting for it is in vain. Look at how that workflow ended."""
+
+
+class NaiveMoment(ShardedWfError, ValueError):
+    """A ``datetime`` without a time zone names no moment: write ``datetime(..., tzinfo=UTC)``."""
 
 
 class UnstorableValue(ShardedWfError, TypeError):

@@ -20,6 +20,10 @@ INLINE_INPUT_MAX_BYTES = 512
 TIMER_MAX_SECONDS = 100 * 365 * 86_400
 """A longer sleep or timeout is taken for this long; ``math.inf`` works."""
 
+HEARTBEAT_SAVE_SECONDS = 1.0
+"""What a step reports with ``heartbeat`` is saved at most so often; the first report, and the last before a failure, at
+once."""
+
 # Cluster
 SLOTS_DEFAULT = 48
 SLOTS_MAX = 4096
@@ -101,6 +105,11 @@ SEND_DIRECT_SECONDS = 2.0
 RELAY_AFTER_SECONDS = 5.0
 RELAY_BATCH_MAX_ROWS = 1_000
 TIMERS_PER_BATCH_MAX = 1_000
+
+EVENT_KEY_LENGTH_MAX_BYTES = 128
+VAIN_WAITS_EVERY_SECONDS = 5.0
+"""How often an executor looks whether somebody waits for an event of a workflow that has ended without it."""
+VAIN_WAITS_PER_LOOK_MAX = 1_000
 
 # Vacuum
 VACUUM_EVERY_SECONDS = 2.0

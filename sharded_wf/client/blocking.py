@@ -51,6 +51,15 @@ class BlockingHandle(Generic[T_co]):
         found: T_co = self._call(self._handle.result(timeout))
         return found
 
+    @overload
+    def event(self, key: str, kind: type[T], *, timeout: timedelta | float | None = None) -> T: ...
+    @overload
+    def event(self, key: str, kind: Any = ..., *, timeout: timedelta | float | None = None) -> Any: ...
+
+    def event(self, key: str, kind: Any = Any, *, timeout: timedelta | float | None = None) -> Any:
+        """As ``Handle.event``."""
+        return self._call(self._handle.event(key, kind, timeout=timeout))
+
     def status(self) -> Status:
         """As ``Handle.status``."""
         found: Status = self._call(self._handle.status())

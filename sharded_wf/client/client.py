@@ -155,12 +155,21 @@ class Client:
 
     def wait_for_outcome(self, id_: str, started_at: float | None = None) -> asyncio.Future[Outcome]:
         """The workflow's outcome, undecoded, when it has one. ``Handle.result`` is what users want."""
+        slot, results = self._results_of(id_)
+        return results.wait(slot, id_, started_at)
+
+    def wait_for_event(self, id_: str, key: str) -> asyncio.Future[bytes]:
+        """The latest value of an event, as JSON text, when there is one. ``Handle.event`` is what users want."""
+        slot, results = self._results_of(id_)
+        return results.wait_for_event(slot, id_, key)
+
+    def _results_of(self, id_: str) -> tuple[int, ShardResults]:
         slot = self._shards.map.slot_of(id_)
         shard = self._shards.shard_of_slot(slot)
         results = self._results.get(shard.name)
         if results is None:
             results = self._results[shard.name] = ShardResults(shard, self._clock)
-        return results.wait(slot, id_, started_at)
+        return slot, results
 
     # --- asking of workflows ------------------------------------------------------------------------------------
 

@@ -13,9 +13,11 @@ import contextlib
 import logging
 import uuid
 from collections.abc import Iterable
+from typing import Any
 
 import psycopg
 
+from sharded_wf.client.event_looks import look_for_events
 from sharded_wf.clock import SECOND_US, Clock
 from sharded_wf.cluster.shard import Shard
 from sharded_wf.errors import WorkflowNotFound
@@ -45,12 +47,21 @@ class ShardResults:
         self._channel = f"sharded_wf_result_{uuid.uuid4().hex}"
         self._listener = Listener(shard.dsn, [self._channel], self._heard)
         self._waiting: dict[int, dict[str, list[asyncio.Future[Outcome]]]] = {}
+        self._events: dict[int, dict[tuple[str, str], list[asyncio.Future[bytes]]]] = {}
         self._unseen: dict[int, set[str]] = {}
         self._look_at: set[int] = set()
         self._stir = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._registered_until = 0.0
         self._told_at: dict[int, float] = {}
+
+    def wait_for_event(self, slot: int, workflow_id: str, key: str) -> asyncio.Future[bytes]:
+        """The value of an event of a workflow, when it is set. Cancel the future to wait no longer."""
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._events.setdefault(slot, {}).setdefault((workflow_id, key), []).append(future)
+        self._look_at.add(slot)
+        self._go()
+        return future
 
     def wait(self, slot: int, workflow_id: str, started_at: float | None) -> asyncio.Future[Outcome]:
         """The workflow's outcome, when it has one. Cancel the future to wait no longer. ``started_at``: the monotonic
@@ -61,10 +72,13 @@ class ShardResults:
             self._unseen.setdefault(slot, set()).add(workflow_id)
         if started_at is None or not self._would_be_told(slot, started_at):
             self._look_at.add(slot)
+        self._go()
+        return future
+
+    def _go(self) -> None:
         self._stir.set()
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._look_for_ever(), name=f"results {self._shard.name}")
-        return future
 
     def _would_be_told(self, slot: int, started_at: float) -> bool:
         """Whether the end of a workflow that was started just now can only be ahead of us, with its notification: then
@@ -79,14 +93,14 @@ class ShardResults:
 
     def _heard(self, channel: str, payload: str) -> None:
         if not channel or payload == "*":
-            self._look_at.update(self._waiting)
+            self._look_at.update(self._waiting, self._events)
             self._told_at.clear()
             self._registered_until = 0.0
         else:
             now = self._clock.monotonic()
             for slot in map(int, payload.split(",")):
                 self._told_at[slot] = now
-                if slot in self._waiting:
+                if slot in self._waiting or slot in self._events:
                     self._look_at.add(slot)
         if self._look_at:
             self._stir.set()
@@ -104,7 +118,7 @@ class ShardResults:
         self._listener.start()
         await self._listener.ready.wait()
         tidy_at = self._clock.monotonic() + RESULT_POLL_MAX_SECONDS
-        while self._waiting:
+        while self._waiting or self._events:
             self._stir.clear()
             begun = self._clock.monotonic()
             if begun >= tidy_at:
@@ -114,6 +128,8 @@ class ShardResults:
             try:
                 await self._register()
                 found = bool(slots) and await self._look(slots)
+                if self._events:
+                    found |= await look_for_events(self._link, self._shard.schemas, self._events, slots)
             except (ConnectionLost, psycopg.Error) as error:
                 logger.info("shard %s: results are put off: %s", self._shard.name, error)
                 self._look_at |= slots
@@ -130,16 +146,18 @@ class ShardResults:
                 async with asyncio.timeout(pause):
                     await self._stir.wait()
             except TimeoutError:
-                self._look_at.update(self._waiting)
+                self._look_at.update(self._waiting, self._events)
 
     def _forget_cancelled(self) -> None:
-        for slot, by_id in list(self._waiting.items()):
-            for id_, futures in list(by_id.items()):
-                futures[:] = [future for future in futures if not future.done()]
-                if not futures:
-                    del by_id[id_]
-            if not by_id:
-                del self._waiting[slot]
+        both: tuple[dict[int, dict[Any, list[asyncio.Future[Any]]]], ...] = (self._waiting, self._events)  # type: ignore[assignment]
+        for waiting in both:
+            for slot, by_id in list(waiting.items()):
+                for id_, futures in list(by_id.items()):
+                    futures[:] = [future for future in futures if not future.done()]
+                    if not futures:
+                        del by_id[id_]
+                if not by_id:
+                    del waiting[slot]
 
     async def _look(self, slots: Iterable[int]) -> bool:
         asked = [(slot, list(self._waiting[slot])[:RESULT_IDS_PER_LOOK_MAX]) for slot in slots if slot in self._waiting]

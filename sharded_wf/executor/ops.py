@@ -14,20 +14,21 @@ import msgspec
 
 from sharded_wf.clock import Microseconds
 from sharded_wf.executor.held import Claim, Hold
-from sharded_wf.model.history import Entry, FailedAttempt
+from sharded_wf.model.history import Entry, FailedAttempt, Heartbeat
 from sharded_wf.model.status import Status
-from sharded_wf.model.workflow import OUTCOME_TOPIC, Message, Outcome
+from sharded_wf.model.workflow import OUTCOME_TOPIC, Event, Message, Outcome
 from sharded_wf.postgres.session import Statement
 from sharded_wf.routing import slot_schema
 from sharded_wf.serialization.outcomes import encode_outcome
-from sharded_wf.store import claims, leases, messages, outcomes, steps, timers
+from sharded_wf.store import claims, events, leases, messages, outcomes, steps, timers
 
 
 class OpKind(IntEnum):
     """What one op saves."""
 
     RECORD = 0
-    ATTEMPT = 1
+    ASIDE = 1
+    """What the code does not wait for: a failed attempt, a heartbeat, an event."""
     FINISH = 2
     PARK = 3
     GIVE_BACK = 4
@@ -42,7 +43,7 @@ class Op(msgspec.Struct, frozen=True, gc=False):
     entry: Entry | None = None
     consumed: Message | None = None
     outbox: Message | None = None
-    attempt: FailedAttempt | None = None
+    aside: FailedAttempt | Heartbeat | Event | None = None
     outcome: Outcome | None = None
     due_at: Microseconds | None = None
 
@@ -53,7 +54,7 @@ LEAVING = frozenset({OpKind.FINISH, OpKind.PARK, OpKind.GIVE_BACK, OpKind.REROUT
 
 class Told(msgspec.Struct, gc=False):
     """What a flush tells others: messages that it delivers itself and messages that it leaves in the outbox for the
-    relay, each with its slot; and the slots in which workflows ended, or became ready again."""
+    relay, each with its slot; and the slots in which workflows ended (or set an event), or became ready again."""
 
     delivered: list[tuple[int, Message]]
     outgoing: list[tuple[int, Message]]
@@ -64,12 +65,14 @@ class Told(msgspec.Struct, gc=False):
 class _Slot:
     """The ops of one slot, by statement."""
 
-    __slots__ = ("attempts", "consumed", "delivered", "ended", "entries", "failed", "given", "mailed", "outgoing",
-                 "parked", "released", "rerouted")  # fmt: skip
+    __slots__ = ("attempts", "consumed", "delivered", "ended", "entries", "events", "failed", "given", "heartbeats",
+                 "mailed", "outgoing", "parked", "released", "rerouted")  # fmt: skip
 
     def __init__(self) -> None:
         self.entries: tuple[list[str], list[Entry]] = ([], [])
         self.attempts: tuple[list[str], list[FailedAttempt]] = ([], [])
+        self.heartbeats: list[tuple[str, Heartbeat]] = []
+        self.events: list[tuple[str, Event]] = []
         self.consumed: list[Message] = []
         self.mailed: list[str] = []
         self.delivered: list[Message] = []
@@ -110,10 +113,8 @@ def statements_of(
                 slot.outgoing.append(op.outbox)
                 told.outgoing.append((claim.slot, op.outbox))
             continue
-        if kind is OpKind.ATTEMPT:
-            assert op.attempt is not None
-            slot.attempts[0].append(hold.run.id)
-            slot.attempts[1].append(op.attempt)
+        if kind is OpKind.ASIDE:
+            _aside(op, slot, told)
             continue
         left[claim] = left.get(claim, 0) + 1
         if kind is OpKind.FINISH:
@@ -135,6 +136,19 @@ def statements_of(
     if told.delivered:
         statements.append(leases.notify_wakes(sorted({slot for slot, _ in told.delivered})))
     return statements, told
+
+
+def _aside(op: Op, slot: _Slot, told: Told) -> None:
+    run_id, aside = op.hold.run.id, op.aside
+    if isinstance(aside, FailedAttempt):
+        slot.attempts[0].append(run_id)
+        slot.attempts[1].append(aside)
+    elif isinstance(aside, Heartbeat):
+        slot.heartbeats.append((run_id, aside))
+    else:
+        assert aside is not None
+        slot.events.append((run_id, aside))
+        told.ended.add(op.hold.claim.slot)
 
 
 def _finish(op: Op, slot: _Slot) -> None:
@@ -196,6 +210,10 @@ def _slot_statements(statements: list[Statement], schema: str, slot: _Slot, now:
         statements.append(steps.record_steps(schema, *slot.entries))
     if slot.attempts[0]:
         statements.append(steps.record_attempts(schema, *slot.attempts))
+    if slot.heartbeats:
+        statements.append(steps.save_heartbeats(schema, slot.heartbeats))
+    if slot.events:
+        statements.append(events.set_events(schema, slot.events))
     if slot.consumed:
         statements.append(messages.consume(schema, slot.consumed))
     if slot.mailed:

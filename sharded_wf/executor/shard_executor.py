@@ -29,8 +29,8 @@ from sharded_wf.limits import PARK_SWEEP_SECONDS
 from sharded_wf.maintenance.relay import Relay
 from sharded_wf.maintenance.retention import RetentionLoop
 from sharded_wf.maintenance.vacuum import Vacuum
-from sharded_wf.model.history import EMPTY_HISTORY, History
-from sharded_wf.model.workflow import Message
+from sharded_wf.model.history import EMPTY_HISTORY, FailedAttempt, Heartbeat, History
+from sharded_wf.model.workflow import Event, Message
 from sharded_wf.postgres import binary
 from sharded_wf.postgres.listen import Listener
 from sharded_wf.postgres.session import ConnectionLost
@@ -41,6 +41,13 @@ if TYPE_CHECKING:
     from sharded_wf.executor.executor import Executor
 
 logger = logging.getLogger("sharded_wf.executor")
+
+
+def _tell_aside(run: Run, aside: FailedAttempt | Heartbeat | Event) -> None:
+    if isinstance(aside, FailedAttempt):
+        run.attempt_recorded(aside)
+    elif isinstance(aside, Heartbeat):
+        run.heartbeat_recorded(aside)
 
 
 class ShardExecutor:
@@ -73,7 +80,7 @@ class ShardExecutor:
         )
         self._watch = Watch(
             self._watches, self._listener, self._clock, shard.schemas, self._intake, self._claiming.work,
-            self.lookups.wakes, self.relay.sweep, executor.isolation.wanted,
+            self.lookups.wakes, self.relay.sweep, self.relay.awaited, executor.isolation.wanted,
         )  # fmt: skip
         self._vacuum = Vacuum(shard.dsn, shard.schemas)
         self._host = ShardHost(executor, self)
@@ -286,9 +293,9 @@ class ShardExecutor:
                 if op.entry is not None:
                     if not hold.leaving:
                         hold.run.deliver(op.entry)
-                elif op.attempt is not None:
+                elif op.aside is not None:
                     if not hold.leaving:
-                        hold.run.attempt_recorded(op.attempt)
+                        _tell_aside(hold.run, op.aside)
                 else:
                     finished += kind is OpKind.FINISH
                     # It may have been claimed anew, or everything been dropped, between the commit and this callback.

@@ -45,6 +45,7 @@ class Watch:
         work: Callable[[], None],
         wakes: Callable[[Iterable[int]], None],
         outgoing: Callable[[Iterable[int]], None],
+        awaited: Callable[[Iterable[int]], None],
         suspects: Callable[[], None],
     ) -> None:
         self._link = link
@@ -55,6 +56,7 @@ class Watch:
         self._work = work
         self._wakes = wakes
         self._outgoing = outgoing
+        self._awaited = awaited
         self._suspects = suspects
         self._peek = slots.peek(schemas)
         self._due: dict[int, Microseconds] = {}
@@ -161,6 +163,7 @@ class Watch:
         self._due = glance.due
         self._wakes(glance.wakes)
         self._outgoing(glance.outgoing)
+        self._awaited(glance.awaited)
         if found:
             self._work()
 

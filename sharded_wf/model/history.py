@@ -18,6 +18,8 @@ class EntryKind(IntEnum):
     CHILD = 3
     SEND = 4
     CANCEL = 5
+    EVENT = 20
+    EVENT_WAIT = 21
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -50,11 +52,26 @@ class FailedAttempt(msgspec.Struct, frozen=True, gc=False):
     retry_at: Microseconds
 
 
+class Heartbeat(msgspec.Struct, frozen=True, gc=False):
+    """The last that a step reported while it ran: a row of ``heartbeat``, one for each step that ever did.
+
+    ``attempt`` is the attempt that reported, ``details`` JSON text. Of a sensor, which looks again and again, it is the
+    last look that found nothing, and ``next_at`` the moment of the next.
+    """
+
+    place: int
+    attempt: int
+    beat_at: Microseconds
+    next_at: Microseconds | None
+    details: bytes
+
+
 class History(msgspec.Struct, frozen=True, gc=False):
-    """All that is recorded of one workflow: entries by ordinal, and the failed attempts of steps not yet done."""
+    """All that is recorded of one workflow: entries by ordinal, the failed attempts of steps, the last heartbeats."""
 
     entries: tuple[Entry, ...] = ()
     attempts: tuple[FailedAttempt, ...] = ()
+    heartbeats: tuple[Heartbeat, ...] = ()
 
 
 EMPTY_HISTORY = History()

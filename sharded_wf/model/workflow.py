@@ -12,6 +12,8 @@ OUTCOME_TOPIC = "$outcome"
 """The reserved topic under which a child's outcome reaches its parent."""
 CANCEL_TOPIC = "$cancel"
 """The reserved topic under which a request to cancel reaches a workflow."""
+EVENT_TOPIC = "$event"
+"""The reserved topic under which a workflow that waits for an event is told to look again."""
 
 
 class Start(msgspec.Struct, frozen=True, gc=False):
@@ -33,6 +35,15 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     status: Status
     output: bytes | None = None
     error: bytes | None = None
+
+
+class Event(msgspec.Struct, frozen=True, gc=False):
+    """A value that a workflow sets under a key, for others to see. ``seq`` counts how often it has set it."""
+
+    key: str
+    seq: int
+    value: bytes
+    set_at: Microseconds
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):

@@ -17,7 +17,7 @@ _DELETE_OLD_INPUTS = _SQL["delete_old_inputs"]
 _DELETE_OLD = _SQL["delete_old"]
 _VACUUM = _SQL["vacuum_history"]
 
-HISTORY_TABLES = ("workflow", "input", "step", "attempt", "failed")
+HISTORY_TABLES = ("workflow", "input", "step", "attempt", "heartbeat", "event", "failed")
 Place = tuple[Microseconds, str]
 """Where a walk stands: the moment of creation and the ID of the row that it saw last."""
 START: Place = (binary.POSTGRES_EPOCH_US, "")

@@ -26,6 +26,7 @@ class Glance(msgspec.Struct, gc=False):
     due: dict[int, Microseconds] = {}
     wakes: list[int] = []
     outgoing: list[int] = []
+    awaited: list[int] = []
 
 
 def peek(schemas: Mapping[int, str]) -> Statement:
@@ -50,8 +51,10 @@ def glance_of(result: Result) -> Glance:
                 glance.due[slot] = binary.read_timestamp(due or b"")
             case b"\x00\x02":
                 glance.wakes.append(slot)
-            case _:
+            case b"\x00\x03":
                 glance.outgoing.append(slot)
+            case _:
+                glance.awaited.append(slot)
     return glance
 
 

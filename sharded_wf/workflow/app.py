@@ -96,7 +96,14 @@ class App:
     def step(self, function: Callable[P, R], /) -> SyncStep[P, R]: ...
     @overload
     def step(
-        self, /, *, retry: Retry | None = None, timeout: timedelta | float | None = None, name: str | None = None
+        self,
+        /,
+        *,
+        retry: Retry | None = None,
+        timeout: timedelta | float | None = None,
+        total_timeout: timedelta | float | None = None,
+        heartbeat: timedelta | float | None = None,
+        name: str | None = None,
     ) -> StepDecorator: ...
 
     def step(
@@ -106,13 +113,18 @@ class App:
         *,
         retry: Retry | None = None,
         timeout: timedelta | float | None = None,
+        total_timeout: timedelta | float | None = None,
+        heartbeat: timedelta | float | None = None,
         name: str | None = None,
     ) -> Any:
         """Make a function a step: in a workflow its result is recorded before the next line runs, and never lost.
 
         ``retry``: when it is tried again, by default never. ``timeout``: seconds or ``timedelta`` for each attempt; an
-        ``async def`` is cancelled, a ``def`` can't be stopped, and what it returns later is ignored. ``name``: what it
-        is recorded as, by default the function's name. Raises :class:`DefinitionError` for a method, or a name that is
+        ``async def`` is cancelled, a ``def`` can't be stopped, and what it returns later is ignored. ``total_timeout``:
+        for all attempts together with the waits between them, counted from the call (the field's schedule-to-close).
+        ``heartbeat``: how long it may be silent; an attempt that does not call ``heartbeat(...)`` for so long has
+        failed (``math.inf``: it may be silent, and still reports). ``name``: what it is recorded as, by default the
+        function's name. Raises :class:`DefinitionError` for a method, or a name that is
         taken.
         """
 
@@ -123,7 +135,9 @@ class App:
             step_name = check_name(function.__name__ if name is None else name, "step")
             namespace = local_namespace(function, frames)
             kind = AsyncStep if inspect.iscoroutinefunction(function) else SyncStep
-            definition: StepDefinition[Any, Any] = kind(self, function, step_name, namespace, retry, timeout)
+            definition: StepDefinition[Any, Any] = kind(
+                self, function, step_name, namespace, retry, timeout, total_timeout, heartbeat
+            )
             _add(self._steps, definition, "step")
             return definition
 

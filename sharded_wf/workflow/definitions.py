@@ -23,10 +23,12 @@ from sharded_wf.serialization.values import ValueCodec
 from sharded_wf.workflow.async_run import AsyncRun
 from sharded_wf.workflow.context import Context, scope
 from sharded_wf.workflow.durability import not_durable
+from sharded_wf.workflow.guarded import GuardedStepCommand
 from sharded_wf.workflow.host import Host, Run
 from sharded_wf.workflow.loop import WorkflowLoop
 from sharded_wf.workflow.retry import ONCE, Retry
 from sharded_wf.workflow.signatures import Signature
+from sharded_wf.workflow.steps import StepCommand
 from sharded_wf.workflow.stop import RunDropped
 from sharded_wf.workflow.thread_run import ThreadRun, thread_run_here
 
@@ -123,14 +125,30 @@ class StepDefinition(Definition[P, R]):
         namespace: dict[str, Any] | None,
         retry: Retry | None,
         timeout: timedelta | float | None,
+        total_timeout: timedelta | float | None = None,
+        heartbeat: timedelta | float | None = None,
     ) -> None:
         super().__init__(app, function, name, namespace)
         self.retry = ONCE if retry is None else retry
         self.once = self.retry.attempts == 1
         """Whether a call makes one attempt and no other, so that nothing need be kept for the next."""
-        self.timeout_seconds = None if timeout is None else seconds_of(timeout)
-        if self.timeout_seconds is not None and not self.timeout_seconds > 0:
-            raise DefinitionError(f"step {name!r}: timeout={timeout!r}: more than 0 seconds, or None")
+        self.timeout_seconds = _limit(f"step {name!r}: timeout", timeout)
+        self.total_seconds = _limit(f"step {name!r}: total_timeout", total_timeout)
+        self.heartbeat_seconds = _limit(f"step {name!r}: heartbeat", heartbeat)
+        guarded = total_timeout is not None or heartbeat is not None
+        self.command: type[StepCommand] = GuardedStepCommand if guarded else StepCommand
+        """What a call of it is to a run."""
+        self.in_own_thread = guarded or timeout is not None
+        """Whether a ``def`` step called by a ``def`` workflow may have to be left behind."""
+
+
+def _limit(what: str, duration: timedelta | float | None) -> float | None:
+    if duration is None:
+        return None
+    seconds = seconds_of(duration)
+    if not seconds > 0:
+        raise DefinitionError(f"{what}={duration!r}: more than 0 seconds, or None")
+    return seconds
 
 
 class _Alone:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from asyncio import _get_running_loop
 from collections.abc import Coroutine
 from datetime import timedelta
 from typing import Any, TypeVar, overload
 
 import mmh3
 
-from sharded_wf.clock import SECOND_US, seconds_of
+from sharded_wf.clock import seconds_of
 from sharded_wf.errors import LimitExceeded, OutsideWorkflow
-from sharded_wf.limits import TIMER_MAX_SECONDS, TOPIC_LENGTH_MAX_BYTES
+from sharded_wf.limits import TOPIC_LENGTH_MAX_BYTES
 from sharded_wf.serialization.values import codec_for
 from sharded_wf.workflow.async_run import AsyncRun
-from sharded_wf.workflow.loop import WorkflowLoop
-from sharded_wf.workflow.thread_run import ThreadRun, thread_run_here
+from sharded_wf.workflow.thread_run import thread_run_here
+from sharded_wf.workflow.whose_code import async_run_here, microseconds_of, thread_run_or_raise
 
 T = TypeVar("T")
 
@@ -38,22 +37,6 @@ def _receive_base(topic: str) -> int:
 
 def _send_base(receiver: str, topic: str, payload: bytes) -> int:
     return int(mmh3.hash64(f"{receiver}\0{_check_topic(topic)}\0".encode() + payload, _SEND_SEED)[0])
-
-
-def _async_run(what: str) -> AsyncRun:
-    loop = _get_running_loop()
-    if type(loop) is WorkflowLoop:
-        return loop.run
-    if thread_run_here() is not None:
-        raise OutsideWorkflow(f"{what}(...) in a def workflow: call {what}.blocking(...)")
-    raise OutsideWorkflow(f"{what}() works only in a workflow's own code, not in a step or outside")
-
-
-def _thread_run(what: str) -> ThreadRun:
-    run = thread_run_here()
-    if run is None:
-        raise OutsideWorkflow(f"{what}.blocking() works only in a def workflow; in an async one, await {what}(...)")
-    return run
 
 
 class Receive:
@@ -79,7 +62,7 @@ class Receive:
         which its sender sent them. Raises ``TimeoutError``; :class:`StoredValueMismatch` if the message is no ``kind``;
         :class:`OutsideWorkflow` anywhere but in an async workflow's code.
         """
-        return self._receive(_async_run("receive"), topic, kind, timeout)
+        return self._receive(async_run_here("receive"), topic, kind, timeout)
 
     async def _receive(self, run: AsyncRun, topic: str, kind: Any, limit: timedelta | float | None) -> Any:
         base = _receive_base(topic)
@@ -110,9 +93,9 @@ class Receive:
 
     def blocking(self, topic: str, kind: Any = Any, *, timeout: timedelta | float | None = None) -> Any:
         """The same for ``def`` workflows."""
-        run = _thread_run("receive")
+        run = thread_run_or_raise("receive")
         base = _receive_base(topic)
-        return run.receive(topic, base, codec_for(kind), None if timeout is None else _microseconds(timeout))
+        return run.receive(topic, base, codec_for(kind), None if timeout is None else microseconds_of(timeout))
 
 
 class Send:
@@ -126,7 +109,7 @@ class Send:
         Returns when the message is sure to arrive. Raises :class:`UnstorableValue` if the value has no JSON form,
         :class:`OutsideWorkflow` anywhere but in an async workflow's code.
         """
-        return self._send(_async_run("send"), receiver, topic, value)
+        return self._send(async_run_here("send"), receiver, topic, value)
 
     async def _send(self, run: AsyncRun, receiver: str, topic: str, value: object) -> None:
         payload = _encode(value)
@@ -139,7 +122,7 @@ class Send:
 
     def blocking(self, receiver: str, topic: str, value: object) -> None:
         """The same for ``def`` workflows."""
-        run = _thread_run("send")
+        run = thread_run_or_raise("send")
         payload = _encode(value)
         run.send_message(receiver, topic, _send_base(receiver, topic, payload), payload)
 
@@ -155,13 +138,9 @@ def sleep_blocking(duration: timedelta | float) -> None:
         raise OutsideWorkflow(
             "sleep_blocking() works only in a def workflow; in an async one, await asyncio.sleep(...)"
         )
-    delay_us = _microseconds(duration)
+    delay_us = microseconds_of(duration)
     if delay_us > 0:
         run.sleep(delay_us)
-
-
-def _microseconds(duration: timedelta | float) -> int:
-    return max(0, round(min(seconds_of(duration), TIMER_MAX_SECONDS) * SECOND_US))
 
 
 def _encode(value: object) -> bytes:

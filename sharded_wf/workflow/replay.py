@@ -168,6 +168,10 @@ def describe_entry(entry: Entry) -> str:
             return f"child workflow {entry.name!r}"
         case EntryKind.SEND:
             return f"a message sent on topic {entry.name!r}"
+        case EntryKind.EVENT:
+            return f"setting event {entry.name!r}"
+        case EntryKind.EVENT_WAIT:
+            return f"waiting for event {entry.name!r}"
         case EntryKind.CANCEL:
             return "a request to cancel"
         case _:

@@ -11,15 +11,18 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextvars import Context as VariableContext
+from hashlib import blake2b
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from sharded_wf.clock import Microseconds
 from sharded_wf.errors import ShardedWfError, WorkflowCancelled
-from sharded_wf.model.history import Entry, EntryKind, FailedAttempt, History
+from sharded_wf.model.history import Entry, EntryKind, FailedAttempt, Heartbeat, History
+from sharded_wf.model.notices import read_notice
 from sharded_wf.model.status import Status
-from sharded_wf.model.workflow import CANCEL_TOPIC, OUTCOME_TOPIC, Message, Outcome
+from sharded_wf.model.workflow import CANCEL_TOPIC, EVENT_TOPIC, OUTCOME_TOPIC, Message, Outcome
 from sharded_wf.serialization.exceptions import encode_error
 from sharded_wf.workflow.commands import (
     NULL,
@@ -30,10 +33,12 @@ from sharded_wf.workflow.commands import (
 )
 from sharded_wf.workflow.context import Context
 from sharded_wf.workflow.durability import explained
+from sharded_wf.workflow.guarded import GuardedAttempt, GuardedStepCommand
 from sharded_wf.workflow.host import Host, Run, Waiting
 from sharded_wf.workflow.mailbox import Mailbox
 from sharded_wf.workflow.replay import LIVE, Replay
 from sharded_wf.workflow.steps import StepCommand
+from sharded_wf.workflow.stop import RunDropped
 from sharded_wf.workflow.waits import Waits
 
 if TYPE_CHECKING:
@@ -102,7 +107,7 @@ class WorkflowRun(Run):
         """A timer has gone off."""
 
     @abstractmethod
-    def run_in_thread(self, command: StepCommand, variables: VariableContext) -> None:
+    def run_in_thread(self, command: StepCommand | GuardedAttempt, variables: VariableContext) -> None:
         """Call a ``def`` step where it may block."""
 
     @abstractmethod
@@ -111,7 +116,22 @@ class WorkflowRun(Run):
 
     def context(self) -> Context:
         """What ``current()`` gives in the workflow's own code."""
-        return Context(self.id, self.definition.name, self.attempt, self.host.state, replaying=self.replaying)
+        return Context(self.id, self.definition.name, self.attempt, self.host.state, code=self)
+
+    @abstractmethod
+    def time_us(self) -> Microseconds:
+        """The workflow's own time."""
+
+    def stream(self, name: str) -> Random:
+        """The random numbers of one stream; the workflow's ID and the beginning of its time are the seed."""
+        if self.stopped:
+            raise RunDropped
+        streams = self.some_waits().streams
+        found = streams.get(name)
+        if found is None:
+            seed = blake2b(f"{self.id}\0{self.started_at}\0{name}".encode("utf-8", "surrogatepass")).digest()
+            found = streams[name] = Random(int.from_bytes(seed, "big"))
+        return found
 
     def issue(self, command: Any, base: int) -> None:
         """The code asks for ``command``."""
@@ -167,6 +187,24 @@ class WorkflowRun(Run):
         command = self._command(attempt.place)
         if isinstance(command, StepCommand):
             command.attempt_recorded(attempt)
+        self.note_waiting()
+
+    def last_heartbeat(self, place: int) -> Heartbeat | None:
+        """The last heartbeat that the history knows of the step at ``place``."""
+        return next((beat for beat in self.history.heartbeats if beat.place == place), None)
+
+    def record_heartbeat(self, beat: Heartbeat) -> None:
+        if not self.stopped:
+            self.busy += 1
+            self.host.record_heartbeat(self, beat)
+
+    def heartbeat_recorded(self, beat: Heartbeat) -> None:
+        if self.stopped:
+            return
+        self.busy -= 1
+        command = self._command(beat.place)
+        if isinstance(command, GuardedStepCommand):
+            command.heartbeat_recorded(beat)
         self.note_waiting()
 
     def await_retry(self, command: StepCommand, when: Microseconds) -> None:
@@ -232,6 +270,8 @@ class WorkflowRun(Run):
                 child = waits.children.pop(message.sender, None)
                 if child is not None and child.phase == LIVE:
                     child.take(message)
+            elif message.topic == EVENT_TOPIC:
+                self._event_told(waits, message)
             elif waits.mailbox.accept(message):
                 if message.topic == CANCEL_TOPIC:
                     self._record_cancels(waits.mailbox)
@@ -265,6 +305,35 @@ class WorkflowRun(Run):
         """A place for an entry that no code asked for."""
         assert self.replay is not None
         return self.replay.free_place()
+
+    # Events
+
+    def look_for_event(self, target: str, key: str) -> None:
+        self.busy += 1
+        self.host.look_for_event(self, target, key)
+
+    def event_looked(self, workflow_id: str, key: str, value: bytes | None, error: BaseException | None) -> None:
+        if self.stopped:
+            return
+        self.busy -= 1
+        events = self.some_waits().events
+        waiting = [command for command in events.get((workflow_id, key), ()) if command.phase == LIVE]
+        if value is not None or error is not None:
+            events.pop((workflow_id, key), None)
+            for command in waiting:
+                command.take(value, error)
+        elif waiting:
+            self.host.expect_messages(self)
+        self.note_waiting()
+
+    def _event_told(self, waits: Waits, message: Message) -> None:
+        """An event may have been set: look."""
+        target, key = read_notice(message.sender)
+        waiting = [command for command in waits.events.get((target, key), ()) if command.phase == LIVE]
+        if waiting and message.sender not in waits.notices:
+            waits.notices.add(message.sender)
+            waiting[0].message = message
+            self.look_for_event(target, key)
 
     # Sending, children
 

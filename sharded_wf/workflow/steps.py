@@ -14,7 +14,7 @@ import hashlib
 import threading
 from contextvars import Context as VariableContext
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sharded_wf.clock import Microseconds
 from sharded_wf.model.history import Entry, EntryKind, FailedAttempt
@@ -266,12 +266,20 @@ class StepCommand:
         del self.variables
 
 
+class Threaded(Protocol):
+    """What a thread calls."""
+
+    name: str
+
+    def run_and_report(self, variables: VariableContext) -> None: ...
+
+
 class OwnThread:
     """Runs a ``def`` step in a thread of its own; looks like the future of a pool."""
 
     __slots__ = ()
 
-    def __init__(self, command: StepCommand, variables: VariableContext) -> None:
+    def __init__(self, command: Threaded, variables: VariableContext) -> None:
         threading.Thread(target=command.run_and_report, args=(variables,), name=command.name, daemon=True).start()
 
     def cancel(self) -> bool:

@@ -27,6 +27,7 @@ from sharded_wf.model.workflow import Outcome, Start
 from sharded_wf.serialization.values import ValueCodec
 from sharded_wf.workflow.commands import ChildCommand, ReceiveCommand, SendCommand, TimerCommand
 from sharded_wf.workflow.context import scope
+from sharded_wf.workflow.guarded import GuardedAttempt
 from sharded_wf.workflow.loop import current_task
 from sharded_wf.workflow.replay import ENDED, ISSUED, LIVE, Replay
 from sharded_wf.workflow.run import WorkflowRun
@@ -134,8 +135,8 @@ class ThreadRun(WorkflowRun):
                 command.begin()
         self.note_waiting()
 
-    def run_in_thread(self, command: StepCommand, variables: VariableContext) -> Any:
-        if command.step.timeout_seconds is not None:
+    def run_in_thread(self, command: StepCommand | GuardedAttempt, variables: VariableContext) -> Any:
+        if command.step.in_own_thread:
             return OwnThread(command, variables)
         self._give((command, variables))
         return _InThisThread()
@@ -195,7 +196,7 @@ class ThreadRun(WorkflowRun):
         self._check()
         text = step.arguments.fingerprint_text(args, kwargs)
         answer = ThreadAnswer()
-        command = StepCommand(self, step, args, kwargs, answer)
+        command = step.command(self, step, args, kwargs, answer)
         self.issue(command, mmh3.hash64(text, step.seed)[0])
         if command.phase == ISSUED:
             command.prepare()
@@ -208,7 +209,8 @@ class ThreadRun(WorkflowRun):
         command = ReceiveCommand(self, topic, codec, answer)
         timer = None
         if timeout_us is not None:
-            timer = TimerCommand(self, self.now_us, timeout_us, _time_out, (answer, topic), None)
+            late = f"no message on topic {topic!r} in time"
+            timer = TimerCommand(self, self.now_us, timeout_us, _time_out, (answer, late), None)
             self.issue(timer, timer.delay_ms)
         payload = self.returned_message(topic)
         if payload is not None:
@@ -221,7 +223,7 @@ class ThreadRun(WorkflowRun):
     def sleep(self, delay_us: int) -> None:
         self._check()
         answer = ThreadAnswer()
-        command = TimerCommand(self, self.now_us, delay_us, _wake, (answer,), None)
+        command = self.timer(answer, delay_us)
         self.issue(command, command.delay_ms)
         self._wait(command, answer)
 
@@ -239,6 +241,22 @@ class ThreadRun(WorkflowRun):
         command = ChildCommand(self, start, codec, answer)
         self.issue(command, base)
         return self._wait(command, answer)
+
+    def ask(self, command: Any, answer: ThreadAnswer, base: int, timeout_us: int | None = None, late: str = "") -> Any:
+        """Ask for anything else and wait for its answer. Raises ``TimeoutError(late)``."""
+        self._check()
+        timer = None
+        if timeout_us is not None:
+            timer = TimerCommand(self, self.now_us, timeout_us, _time_out, (answer, late), None)
+            self.issue(timer, timer.delay_ms)
+        self.issue(command, base)
+        if command.kind is EntryKind.STEP and command.phase == ISSUED:
+            command.prepare()
+        return self._wait(command, answer, timer)
+
+    def timer(self, answer: ThreadAnswer, delay_us: int) -> TimerCommand:
+        """A timer that answers."""
+        return TimerCommand(self, self.now_us, delay_us, _wake, (answer,), None)
 
     def _check(self) -> None:
         if self.stopped:
@@ -297,7 +315,7 @@ class ThreadRun(WorkflowRun):
         if not (len(fresh) == 1 and isinstance(command, StepCommand) and command.phase == ISSUED):
             return False
         step = command.step
-        if step.is_async or step.timeout_seconds is not None or self.last_attempt(command.place) is not None:
+        if step.is_async or step.in_own_thread or self.last_attempt(command.place) is not None:
             return False
         variables = command.variables.copy()
         variables.run(scope.set, command)
@@ -341,6 +359,9 @@ class ThreadRun(WorkflowRun):
     def call_back(self, callback: Callable[..., Any], args: tuple[Any, ...], context: VariableContext | None) -> None:
         callback(*args)
 
+    def time_us(self) -> Microseconds:
+        return self.now_us
+
     def replaying(self) -> bool:
         return self.replay.position < self.replay.total
 
@@ -359,9 +380,9 @@ def _wake(answer: ThreadAnswer) -> None:
         answer.set_result(None)
 
 
-def _time_out(answer: ThreadAnswer, topic: str) -> None:
+def _time_out(answer: ThreadAnswer, text: str) -> None:
     if not answer.done():
-        answer.set_exception(TimeoutError(f"no message on topic {topic!r} in time"))
+        answer.set_exception(TimeoutError(text))
 
 
 def thread_run_here() -> ThreadRun | None:

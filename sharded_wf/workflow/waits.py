@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import deque
+from random import Random
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -16,6 +17,7 @@ from sharded_wf.workflow.mailbox import Mailbox
 from sharded_wf.workflow.replay import LIVE
 
 if TYPE_CHECKING:
+    from sharded_wf.workflow.events import WaitEventCommand
     from sharded_wf.workflow.host import Host
 
 
@@ -26,12 +28,16 @@ class Waits:
         "alarm",
         "child_counts",
         "children",
+        "event_counts",
+        "events",
         "host",
         "mailbox",
+        "notices",
         "receivers",
         "retries",
         "returned",
         "send_counts",
+        "streams",
         "timers",
     )
 
@@ -52,6 +58,13 @@ class Waits:
         self.children: dict[str, ChildCommand] = {}
         self.child_counts: dict[str, int] = {}
         self.send_counts: dict[tuple[str, str], int] = {}
+        self.event_counts: dict[str, int] = {}
+        self.events: dict[tuple[str, str], list[WaitEventCommand]] = {}
+        """Those who wait for an event, by workflow and key."""
+        self.notices: set[str] = set()
+        """Senders of messages about events, by which each is known, that have been acted on."""
+        self.streams: dict[str, Random] = {}
+        """Random numbers that the code has begun to draw."""
 
     def arm(self, timer: TimerCommand) -> None:
         """Wait for a timer's deadline."""

@@ -12,9 +12,11 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from sharded_wf.model.history import EMPTY_HISTORY, Entry, FailedAttempt, History
+from sharded_wf.errors import EventNeverSet, WorkflowNotFound
+from sharded_wf.model.history import EMPTY_HISTORY, Entry, FailedAttempt, Heartbeat, History
+from sharded_wf.model.notices import notice_of
 from sharded_wf.model.status import Status
-from sharded_wf.model.workflow import OUTCOME_TOPIC, Message, Outcome, Start
+from sharded_wf.model.workflow import EVENT_TOPIC, OUTCOME_TOPIC, Event, Message, Outcome, Start
 from sharded_wf.serialization import decode_error, encode_outcome
 from sharded_wf.workflow.app import App
 from sharded_wf.workflow.attempts import Attempts
@@ -73,12 +75,15 @@ class Stored:
         self.started_at = started_at
         self.entries: list[Entry] = []
         self.attempts: list[FailedAttempt] = []
+        self.heartbeats: dict[int, Heartbeat] = {}
         self.mailbox: list[Message] = []
+        self.events: dict[str, Event] = {}
+        self.awaited_by: set[tuple[str, str]] = set()
         self.outcome: Outcome | None = None
         self.taken_up = 0
 
     def history(self) -> History:
-        return History(tuple(self.entries), tuple(self.attempts))
+        return History(tuple(self.entries), tuple(self.attempts), tuple(self.heartbeats.values()))
 
 
 class MemoryHost:
@@ -100,6 +105,8 @@ class MemoryHost:
         self.finished: dict[str, asyncio.Event] = {}
         self.on_record: Callable[[Run, Entry], None] | None = None
         self.sent: list[Message] = []
+        self.beats = 0
+        self.crash_after_beats: int | None = None
 
     def dead(self) -> bool:
         return self.crashed.is_set()
@@ -122,6 +129,7 @@ class MemoryHost:
         stored = Stored(start, self.clock.now_us() if started_at is None else started_at)
         stored.entries = list(history.entries)
         stored.attempts = list(history.attempts)
+        stored.heartbeats = {beat.place: beat for beat in history.heartbeats}
         self.stored[workflow_id] = stored
         return self.take_up(workflow_id)
 
@@ -209,6 +217,48 @@ class MemoryHost:
             run.attempt_recorded(attempt)
 
         self._later(record)
+
+    def record_heartbeat(self, run: Run, beat: Heartbeat) -> None:
+        def record() -> None:
+            if self.runs.get(run.id) is not run:
+                return
+            self.stored[run.id].heartbeats[beat.place] = beat
+            self.beats += 1
+            if self.crash_after_beats is not None and self.beats >= self.crash_after_beats:
+                self.crashed.set()
+                return
+            run.heartbeat_recorded(beat)
+
+        self._later(record)
+
+    def set_event(self, run: Run, event: Event) -> None:
+        self._later(self._set_event, run.id, event)
+
+    def _set_event(self, workflow_id: str, event: Event) -> None:
+        stored = self.stored[workflow_id]
+        known = stored.events.get(event.key)
+        if known is None or known.seq < event.seq:
+            stored.events[event.key] = event
+        for key, waiter in sorted(stored.awaited_by):
+            if key == event.key:
+                stored.awaited_by.discard((key, waiter))
+                sender = notice_of(workflow_id, key, event.set_at)
+                self.post(Message(waiter, EVENT_TOPIC, sender, 1, b"null", self.clock.now_us()))
+
+    def look_for_event(self, run: Run, workflow_id: str, key: str) -> None:
+        def look() -> None:
+            stored = self.stored.get(workflow_id)
+            event = None if stored is None else stored.events.get(key)
+            error: Exception | None = None
+            if stored is None:
+                error = WorkflowNotFound(workflow_id)
+            elif event is None and stored.outcome is not None:
+                error = EventNeverSet(key)
+            elif event is None:
+                stored.awaited_by.add((key, run.id))
+            run.event_looked(workflow_id, key, None if event is None else event.value, error)
+
+        self._later(look)
 
     def start_child(self, run: Run, start: Start) -> None:
         def begin() -> None:
