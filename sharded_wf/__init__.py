@@ -30,6 +30,7 @@ from sharded_wf.errors import (
     WorkflowNotFound,
     WorkflowQuarantined,
     WorkflowStuck,
+    WorkflowTimedOut,
 )
 from sharded_wf.executor import Executor
 from sharded_wf.model.status import Status
@@ -85,6 +86,7 @@ __all__ = [
     "WorkflowNotFound",
     "WorkflowQuarantined",
     "WorkflowStuck",
+    "WorkflowTimedOut",
     "by_name",
     "connect",
     "connect_blocking",

@@ -16,6 +16,7 @@ ShardedWfError
 ├── ResultTimeout
 ├── WorkflowFailed
 │   ├── WorkflowCancelled
+│   ├── WorkflowTimedOut
 │   └── WorkflowQuarantined
 ├── NonDeterminismError
 ├── NotDurableError
@@ -111,6 +112,11 @@ class WorkflowFailed(ShardedWfError):
 
 class WorkflowCancelled(WorkflowFailed):
     """The workflow was cancelled before it had a result."""
+
+
+class WorkflowTimedOut(WorkflowFailed):
+    """The workflow's time was over (``timeout=`` or ``run_timeout=``, its own or its parent's) before it had a
+    result."""
 
 
 class WorkflowQuarantined(WorkflowFailed):

@@ -36,6 +36,9 @@ KIND_STYLES = {
     EntryKind.CHILD: "blue",
     EntryKind.SEND: "cyan",
     EntryKind.CANCEL: "yellow",
+    EntryKind.EVENT: "cyan",
+    EntryKind.EVENT_WAIT: "cyan",
+    EntryKind.TIMEOUT: "yellow",
 }
 VALUE_MAX_CHARACTERS = 1_500
 TRACEBACK_SHOWN_LINES = 12

@@ -116,6 +116,7 @@ class BlockingClient:
         queue: str | None = None,
         priority: int = 0,
         delay: timedelta | float | None = None,
+        timeout: timedelta | float | None = None,
         on_conflict: OnConflict = "error",
         wait_seconds: float = WRITE_DEADLINE_SECONDS,
     ) -> BlockingHandle[T]:
@@ -126,6 +127,7 @@ class BlockingClient:
             queue=queue,
             priority=priority,
             delay=delay,
+            timeout=timeout,
             on_conflict=on_conflict,
             wait_seconds=wait_seconds,
         )

@@ -17,8 +17,8 @@ from sharded_wf.clock import SECOND_US, SYSTEM_CLOCK, Clock, Microseconds, secon
 from sharded_wf.cluster.shard import Shard
 from sharded_wf.cluster.shards import ShardSet
 from sharded_wf.config import ClusterConfig
-from sharded_wf.errors import IdConflict, ShardUnavailable, WorkflowNotFound
-from sharded_wf.limits import READ_DEADLINE_SECONDS, START_MANY_CHUNK_ROWS, WRITE_DEADLINE_SECONDS
+from sharded_wf.errors import IdConflict, LimitExceeded, ShardUnavailable, WorkflowNotFound
+from sharded_wf.limits import READ_DEADLINE_SECONDS, START_MANY_CHUNK_ROWS, TIMER_MAX_SECONDS, WRITE_DEADLINE_SECONDS
 from sharded_wf.model.history import EMPTY_HISTORY, History
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import CANCEL_TOPIC, DEFAULT_QUEUE, Message, Outcome, Start
@@ -67,6 +67,7 @@ class Client:
         queue: str | None = None,
         priority: int = 0,
         delay: timedelta | float | None = None,
+        timeout: timedelta | float | None = None,  # noqa: ASYNC109 - of the workflow, not of this call
         on_conflict: OnConflict = "error",
         wait_seconds: float = WRITE_DEADLINE_SECONDS,
     ) -> Handle[T]:
@@ -75,13 +76,14 @@ class Client:
         ``bound``: what to run, made by ``function.bind(...)``. ``id``: yours, or one is made; the same ID again returns
         the existing workflow (``handle.created`` is False). ``queue``: None is the workflow's own. ``priority``: lower
         numbers first, within a queue. ``delay``: not before so much time (seconds or ``timedelta``) has passed.
+        ``timeout``: how long it may take, from now or from the end of the delay on; None is the workflow's own.
         ``on_conflict``: "error" raises ``IdConflict`` if the ID exists with another name or other arguments, "existing"
         returns that workflow. ``wait_seconds``: how long to wait for a shard that does not answer.
 
         Raises ``IdConflict``, ``LimitExceeded``, ``ShardUnavailable`` (then it is unknown whether it was started:
         starting it again with the same ID makes sure).
         """
-        start = self._start_of(bound, self._shards.id_maker()() if id is None else id, queue, priority, delay)
+        start = self._start_of(bound, self._shards.id_maker()() if id is None else id, queue, priority, delay, timeout)
         check_start(start)
         begun = self._clock.monotonic()
         existing = await self._shards.start((start,), wait_seconds=wait_seconds)
@@ -130,14 +132,26 @@ class Client:
         return handles
 
     def _start_of(
-        self, bound: Bound[Any], id_: str, queue: str | None, priority: int, delay: timedelta | float | None
+        self,
+        bound: Bound[Any],
+        id_: str,
+        queue: str | None,
+        priority: int,
+        delay: timedelta | float | None,
+        timeout: timedelta | float | None = None,
     ) -> Start:
         not_before: Microseconds | None = None
         if delay is not None and (seconds := seconds_of(delay)) > 0:
             not_before = self._clock.now_us() + int(seconds * SECOND_US)
+        limit = bound.timeout_seconds if timeout is None else seconds_of(timeout)
+        deadline: Microseconds | None = None
+        if limit is not None:
+            if not limit > 0:
+                raise LimitExceeded(f"timeout={timeout!r}: more than 0 seconds, or None")
+            deadline = (not_before or self._clock.now_us()) + int(min(limit, TIMER_MAX_SECONDS) * SECOND_US)
         return Start(
             id_, bound.name, bound.capability,
-            queue or bound.queue or DEFAULT_QUEUE, priority, bound.input, not_before,
+            queue or bound.queue or DEFAULT_QUEUE, priority, bound.input, not_before, None, deadline,
         )  # fmt: skip
 
     # --- handles ------------------------------------------------------------------------------------------------

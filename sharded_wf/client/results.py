@@ -149,7 +149,7 @@ class ShardResults:
                 self._look_at.update(self._waiting, self._events)
 
     def _forget_cancelled(self) -> None:
-        both: tuple[dict[int, dict[Any, list[asyncio.Future[Any]]]], ...] = (self._waiting, self._events)  # type: ignore[assignment]
+        both: tuple[dict[int, dict[Any, list[asyncio.Future[Any]]]], ...] = (self._waiting, self._events)
         for waiting in both:
             for slot, by_id in list(waiting.items()):
                 for id_, futures in list(by_id.items()):

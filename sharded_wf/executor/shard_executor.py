@@ -257,6 +257,11 @@ class ShardExecutor:
         run = definition.new_run(self._host, claimed.id, claimed.input, history, claimed.started_at, claimed.claims)
         run.claim = hold
         hold.run = run
+        if claimed.deadline is not None or definition.run_seconds is not None:
+            deadline = definition.deadline(claimed.started_at, claimed.deadline)
+            if deadline is not None and not run.limit(deadline):
+                run.expire()
+                return False
         run.start()
         return True
 

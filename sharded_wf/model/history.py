@@ -20,6 +20,11 @@ class EntryKind(IntEnum):
     CANCEL = 5
     EVENT = 20
     EVENT_WAIT = 21
+    TIMEOUT = 22
+
+
+UNASKED = (EntryKind.CANCEL, EntryKind.TIMEOUT)
+"""What enters a history without a request of the code."""
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):

@@ -27,6 +27,8 @@ class Start(msgspec.Struct, frozen=True, gc=False):
     input: bytes
     not_before: Microseconds | None = None
     parent_id: str | None = None
+    deadline: Microseconds | None = None
+    """When its time is over."""
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):

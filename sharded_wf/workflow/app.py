@@ -148,7 +148,15 @@ class App:
     @overload
     def workflow(self, function: Callable[P, R], /) -> SyncWorkflow[P, R]: ...
     @overload
-    def workflow(self, /, *, name: str | None = None, queue: str = DEFAULT_QUEUE) -> WorkflowDecorator: ...
+    def workflow(
+        self,
+        /,
+        *,
+        name: str | None = None,
+        queue: str = DEFAULT_QUEUE,
+        timeout: timedelta | float | None = None,
+        run_timeout: timedelta | float | None = None,
+    ) -> WorkflowDecorator: ...
 
     def workflow(
         self,
@@ -157,10 +165,15 @@ class App:
         *,
         name: str | None = None,
         queue: str = DEFAULT_QUEUE,
+        timeout: timedelta | float | None = None,
+        run_timeout: timedelta | float | None = None,
     ) -> Any:
         """Make a function a workflow, known as ``app/function`` or ``app/name``.
 
-        ``queue``: where it waits to be taken up, unless ``client.start`` says otherwise. Raises
+        ``queue``: where it waits to be taken up, unless ``client.start`` says otherwise. ``timeout``: how
+        long it may take from its start on (unless ``client.start`` says otherwise), ``run_timeout``: from the moment on
+        when it is first taken up; seconds or ``timedelta``. When the time is over its code is cancelled at its next
+        ``await``, and it fails with :class:`WorkflowTimedOut`. Its children have no more time than itself. Raises
         :class:`DefinitionError` for a method, or a name that is taken.
         """
         if not queue or len(queue.encode()) > QUEUE_LENGTH_MAX_BYTES:
@@ -173,7 +186,9 @@ class App:
             full_name = check_name(f"{self.name}/{function.__name__ if name is None else name}", "workflow")
             namespace = local_namespace(function, frames)
             kind = AsyncWorkflow if inspect.iscoroutinefunction(function) else SyncWorkflow
-            definition: WorkflowDefinition[Any, Any] = kind(self, function, full_name, namespace, queue)
+            definition: WorkflowDefinition[Any, Any] = kind(
+                self, function, full_name, namespace, queue, timeout, run_timeout
+            )
             _add(self._workflows, definition, "workflow")
             return definition
 

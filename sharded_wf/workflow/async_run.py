@@ -188,6 +188,9 @@ class AsyncRun(WorkflowRun):
             command.deliver(entry)
         elif entry.kind is EntryKind.CANCEL and self.task is not None:
             self.task.cancel("the workflow was cancelled")
+        elif entry.kind is EntryKind.TIMEOUT and self.task is not None:
+            self.some_waits().timed_out = True
+            self.task.cancel("the workflow's time is over")
 
     # Turns
 

@@ -13,9 +13,9 @@ from uuid import uuid4
 import mmh3
 import msgspec
 
-from sharded_wf.clock import Microseconds, seconds_of
+from sharded_wf.clock import SECOND_US, Microseconds, seconds_of
 from sharded_wf.errors import DefinitionError, LimitExceeded
-from sharded_wf.limits import ID_LENGTH_MAX_BYTES
+from sharded_wf.limits import ID_LENGTH_MAX_BYTES, TIMER_MAX_SECONDS
 from sharded_wf.model.history import History
 from sharded_wf.model.workflow import Start
 from sharded_wf.serialization.arguments import ArgumentsCodec
@@ -52,6 +52,7 @@ class Bound(msgspec.Struct, Generic[R_co], frozen=True):
     queue: str
     input: bytes
     result: ValueCodec[R_co]
+    timeout_seconds: float | None = None
 
 
 class _on_first_use(Generic[T]):  # noqa: N801 - a decorator, as cached_property is
@@ -258,11 +259,20 @@ class WorkflowDefinition(Definition[P, R]):
     run_class: type[AsyncRun] | type[ThreadRun]
 
     def __init__(
-        self, app: App, function: Callable[..., Any], name: str, namespace: dict[str, Any] | None, queue: str
+        self,
+        app: App,
+        function: Callable[..., Any],
+        name: str,
+        namespace: dict[str, Any] | None,
+        queue: str,
+        timeout: timedelta | float | None = None,
+        run_timeout: timedelta | float | None = None,
     ) -> None:
         super().__init__(app, function, name, namespace)
         self.short_name = name.partition("/")[2]
         self.queue = queue
+        self.timeout_seconds = _limit(f"workflow {name!r}: timeout", timeout)
+        self.run_seconds = _limit(f"workflow {name!r}: run_timeout", run_timeout)
 
     def bind(self, *args: P.args, **kwargs: P.kwargs) -> Bound[R]:
         """The workflow with its arguments, to be given to ``client.start``.
@@ -270,7 +280,15 @@ class WorkflowDefinition(Definition[P, R]):
         Raises ``TypeError`` if they don't fit the signature, :class:`UnstorableValue` or :class:`StoredValueMismatch`
         if one can't be stored as it is.
         """
-        return Bound(self.name, self.app.capability, self.queue, self.arguments.encode(args, kwargs), self.result)
+        data = self.arguments.encode(args, kwargs)
+        return Bound(self.name, self.app.capability, self.queue, data, self.result, self.timeout_seconds)
+
+    def deadline(self, started_at: Microseconds, deadline: Microseconds | None) -> Microseconds | None:
+        """When the time of a workflow is over that first ran then: as its start says, or as this definition does."""
+        if self.run_seconds is None:
+            return deadline
+        own = started_at + round(min(self.run_seconds, TIMER_MAX_SECONDS) * SECOND_US)
+        return own if deadline is None else min(deadline, own)
 
     def new_run(
         self,
@@ -292,7 +310,11 @@ class WorkflowDefinition(Definition[P, R]):
         child_id = f"{run.id}/{self.short_name}-{number}"
         if len(child_id.encode()) > ID_LENGTH_MAX_BYTES:
             raise LimitExceeded(f"the child's ID {child_id!r} is longer than {ID_LENGTH_MAX_BYTES} bytes")
-        start = Start(child_id, self.name, self.app.capability, self.queue, 0, data, None, run.id)
+        deadline = run.some_waits().limit_us
+        if self.timeout_seconds is not None:
+            own = run.time_us() + round(min(self.timeout_seconds, TIMER_MAX_SECONDS) * SECOND_US)
+            deadline = own if deadline is None else min(deadline, own)
+        start = Start(child_id, self.name, self.app.capability, self.queue, 0, data, None, run.id, deadline)
         return start, mmh3.hash64(data, self.seed)[0]
 
     async def _as_child(self, run: AsyncRun, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -113,6 +113,15 @@ class Run(ABC):
         """Replay the history and go on from there until everything waits."""
 
     @abstractmethod
+    def limit(self, deadline_us: Microseconds) -> bool:
+        """Before ``start``: the workflow's time is over then. False if it was over before anything was recorded: then
+        ``expire`` instead of ``start``."""
+
+    @abstractmethod
+    def expire(self) -> None:
+        """It ends without having run, because its time is over."""
+
+    @abstractmethod
     def deliver(self, entry: Entry) -> None:
         """An entry given to ``Host.record`` is durable: hand its result to the code."""
 

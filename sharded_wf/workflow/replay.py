@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any, Protocol, assert_never
 
 from sharded_wf.errors import NonDeterminismError
-from sharded_wf.model.history import Entry, EntryKind, FailedAttempt, History
+from sharded_wf.model.history import UNASKED, Entry, EntryKind, FailedAttempt, History
 
 ISSUED = 0
 """Asked for by the code; nothing is recorded of it and nothing done about it yet."""
@@ -80,7 +80,7 @@ class Replay:
         self.next_place = 0
         self.recorded: dict[int, Entry] | None = None
         if entries:
-            self.recorded = {e.fingerprint: e for e in reversed(entries) if e.kind is not EntryKind.CANCEL}
+            self.recorded = {e.fingerprint: e for e in reversed(entries) if e.kind not in UNASKED}
         # The last attempt of each step; earlier ones are only for the reader.
         self.attempts: dict[int, FailedAttempt] | None = None
         if history.attempts:
@@ -127,7 +127,7 @@ class Replay:
         Raises :class:`NonDeterminismError` if the code, which has gone as far as it can, never asked for it.
         """
         entry = self.entries[self.position]
-        if entry.kind is not EntryKind.CANCEL and entry.place not in self.commands:
+        if entry.place not in self.commands and entry.kind not in UNASKED:
             raise NonDeterminismError(self._mismatch(entry, "the code now asks for"))
         self.position += 1
         return entry
@@ -139,7 +139,7 @@ class Replay:
         """
         for position in range(self.position, self.total):
             entry = self.entries[position]
-            if entry.kind is not EntryKind.CANCEL and entry.place not in self.commands:
+            if entry.place not in self.commands and entry.kind not in UNASKED:
                 raise NonDeterminismError(self._mismatch(entry, "the code ended; it last asked for"))
 
     def _mismatch(self, entry: Entry, instead: str) -> str:
@@ -174,5 +174,7 @@ def describe_entry(entry: Entry) -> str:
             return f"waiting for event {entry.name!r}"
         case EntryKind.CANCEL:
             return "a request to cancel"
+        case EntryKind.TIMEOUT:
+            return "the end of the workflow's time"
         case _:
             assert_never(entry.kind)

@@ -11,21 +11,17 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextvars import Context as VariableContext
-from hashlib import blake2b
-from random import Random
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from sharded_wf.clock import Microseconds
 from sharded_wf.errors import ShardedWfError, WorkflowCancelled
-from sharded_wf.model.history import Entry, EntryKind, FailedAttempt, Heartbeat, History
-from sharded_wf.model.notices import read_notice
+from sharded_wf.model.history import Entry, EntryKind, FailedAttempt, History
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import CANCEL_TOPIC, EVENT_TOPIC, OUTCOME_TOPIC, Message, Outcome
 from sharded_wf.serialization.exceptions import encode_error
 from sharded_wf.workflow.commands import (
-    NULL,
     ChildCommand,
     ReceiveCommand,
     SendCommand,
@@ -33,34 +29,26 @@ from sharded_wf.workflow.commands import (
 )
 from sharded_wf.workflow.context import Context
 from sharded_wf.workflow.durability import explained
-from sharded_wf.workflow.guarded import GuardedAttempt, GuardedStepCommand
-from sharded_wf.workflow.host import Host, Run, Waiting
+from sharded_wf.workflow.guarded import GuardedAttempt
+from sharded_wf.workflow.host import Host, Waiting
+from sharded_wf.workflow.limited_run import LimitedRun, timed_out
 from sharded_wf.workflow.mailbox import Mailbox
 from sharded_wf.workflow.replay import LIVE, Replay
 from sharded_wf.workflow.steps import StepCommand
-from sharded_wf.workflow.stop import RunDropped
 from sharded_wf.workflow.waits import Waits
 
 if TYPE_CHECKING:
     from sharded_wf.workflow.definitions import WorkflowDefinition
 
 
-class WorkflowRun(Run):
+class WorkflowRun(LimitedRun):
     """What async and ``def`` runs share."""
 
     __slots__ = (
-        "attempt",
-        "busy",
         "cancel_requested",
-        "history",
-        "host",
         "input",
-        "last_ordinal",
-        "replay",
         "started_at",
-        "stopped",
         "waiting_since",
-        "waits",
     )
     replay: Replay | None
 
@@ -118,21 +106,6 @@ class WorkflowRun(Run):
         """What ``current()`` gives in the workflow's own code."""
         return Context(self.id, self.definition.name, self.attempt, self.host.state, code=self)
 
-    @abstractmethod
-    def time_us(self) -> Microseconds:
-        """The workflow's own time."""
-
-    def stream(self, name: str) -> Random:
-        """The random numbers of one stream; the workflow's ID and the beginning of its time are the seed."""
-        if self.stopped:
-            raise RunDropped
-        streams = self.some_waits().streams
-        found = streams.get(name)
-        if found is None:
-            seed = blake2b(f"{self.id}\0{self.started_at}\0{name}".encode("utf-8", "surrogatepass")).digest()
-            found = streams[name] = Random(int.from_bytes(seed, "big"))
-        return found
-
     def issue(self, command: Any, base: int) -> None:
         """The code asks for ``command``."""
         replay = self.replay
@@ -187,24 +160,6 @@ class WorkflowRun(Run):
         command = self._command(attempt.place)
         if isinstance(command, StepCommand):
             command.attempt_recorded(attempt)
-        self.note_waiting()
-
-    def last_heartbeat(self, place: int) -> Heartbeat | None:
-        """The last heartbeat that the history knows of the step at ``place``."""
-        return next((beat for beat in self.history.heartbeats if beat.place == place), None)
-
-    def record_heartbeat(self, beat: Heartbeat) -> None:
-        if not self.stopped:
-            self.busy += 1
-            self.host.record_heartbeat(self, beat)
-
-    def heartbeat_recorded(self, beat: Heartbeat) -> None:
-        if self.stopped:
-            return
-        self.busy -= 1
-        command = self._command(beat.place)
-        if isinstance(command, GuardedStepCommand):
-            command.heartbeat_recorded(beat)
         self.note_waiting()
 
     def await_retry(self, command: StepCommand, when: Microseconds) -> None:
@@ -271,7 +226,7 @@ class WorkflowRun(Run):
                 if child is not None and child.phase == LIVE:
                     child.take(message)
             elif message.topic == EVENT_TOPIC:
-                self._event_told(waits, message)
+                self.event_told(waits, message)
             elif waits.mailbox.accept(message):
                 if message.topic == CANCEL_TOPIC:
                     self._record_cancels(waits.mailbox)
@@ -292,48 +247,12 @@ class WorkflowRun(Run):
 
     def _record_cancels(self, mailbox: Mailbox) -> None:
         while (message := mailbox.take(CANCEL_TOPIC)) is not None:
-            if self.replay is None:
-                self.replay = Replay(self.history)
-            self.busy += 1
-            self.last_ordinal += 1
-            now_us = self.host.clock.now_us()
-            place = self.take_place()
-            entry = Entry(place, self.last_ordinal, EntryKind.CANCEL, "cancel", 0, NULL, None, message.sent_at, now_us)
-            self.host.record(self, entry, message)
+            self.record_unasked(EntryKind.CANCEL, "cancel", message.sent_at, message)
 
     def take_place(self) -> int:
         """A place for an entry that no code asked for."""
         assert self.replay is not None
         return self.replay.free_place()
-
-    # Events
-
-    def look_for_event(self, target: str, key: str) -> None:
-        self.busy += 1
-        self.host.look_for_event(self, target, key)
-
-    def event_looked(self, workflow_id: str, key: str, value: bytes | None, error: BaseException | None) -> None:
-        if self.stopped:
-            return
-        self.busy -= 1
-        events = self.some_waits().events
-        waiting = [command for command in events.get((workflow_id, key), ()) if command.phase == LIVE]
-        if value is not None or error is not None:
-            events.pop((workflow_id, key), None)
-            for command in waiting:
-                command.take(value, error)
-        elif waiting:
-            self.host.expect_messages(self)
-        self.note_waiting()
-
-    def _event_told(self, waits: Waits, message: Message) -> None:
-        """An event may have been set: look."""
-        target, key = read_notice(message.sender)
-        waiting = [command for command in waits.events.get((target, key), ()) if command.phase == LIVE]
-        if waiting and message.sender not in waits.notices:
-            waits.notices.add(message.sender)
-            waiting[0].message = message
-            self.look_for_event(target, key)
 
     # Sending, children
 
@@ -413,6 +332,8 @@ class WorkflowRun(Run):
     def failed(self, error: BaseException) -> Outcome:
         """The outcome of code that ``error`` left."""
         if isinstance(error, asyncio.CancelledError):
+            if self.waits is not None and self.waits.timed_out:
+                return Outcome(Status.FAILED, None, encode_error(timed_out(self.id)))
             cancelled = WorkflowCancelled("CancelledError", str(error))
             return Outcome(Status.CANCELLED, None, encode_error(cancelled))
         return Outcome(Status.FAILED, None, encode_error(explained(error)))

@@ -335,6 +335,9 @@ class ThreadRun(WorkflowRun):
             command.deliver(entry)
         elif entry.kind is EntryKind.CANCEL:
             self.cancel_requested = True
+        elif entry.kind is EntryKind.TIMEOUT:
+            self.some_waits().timed_out = True
+            self.cancel_requested = True
 
     def _give_up_unless_ended(self, command: Any, answer: ThreadAnswer) -> None:
         if not answer.done():

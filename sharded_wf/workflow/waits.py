@@ -31,6 +31,8 @@ class Waits:
         "event_counts",
         "events",
         "host",
+        "limit_alarm",
+        "limit_us",
         "mailbox",
         "notices",
         "receivers",
@@ -38,6 +40,7 @@ class Waits:
         "returned",
         "send_counts",
         "streams",
+        "timed_out",
         "timers",
     )
 
@@ -61,6 +64,11 @@ class Waits:
         self.event_counts: dict[str, int] = {}
         self.events: dict[tuple[str, str], list[WaitEventCommand]] = {}
         """Those who wait for an event, by workflow and key."""
+        self.limit_us: Microseconds | None = None
+        """When the workflow's time is over; ``None`` when it has been told so."""
+        self.limit_alarm: asyncio.TimerHandle | None = None
+        self.timed_out = False
+        """Whether the code has been told that its time is over."""
         self.notices: set[str] = set()
         """Senders of messages about events, by which each is known, that have been acted on."""
         self.streams: dict[str, Random] = {}
@@ -78,7 +86,9 @@ class Waits:
         deadline = timers[0][0] if timers else None
         if self.retries:
             earliest = min(self.retries.values())
-            return earliest if deadline is None else min(deadline, earliest)
+            deadline = earliest if deadline is None else min(deadline, earliest)
+        if self.limit_us is not None:
+            deadline = self.limit_us if deadline is None else min(deadline, self.limit_us)
         return deadline
 
     def stop(self) -> None:
@@ -86,6 +96,8 @@ class Waits:
         if self.alarm is not None:
             self.alarm.cancel()
             self.alarm = None
+        if self.limit_alarm is not None:
+            self.limit_alarm.cancel()
 
     def _live_timers(self) -> list[tuple[Microseconds, int, TimerCommand]]:
         """The heap of timers, with one on top that nobody gave up."""
@@ -95,7 +107,9 @@ class Waits:
         return timers
 
     def _set_alarm(self) -> None:
-        self.stop()
+        if self.alarm is not None:
+            self.alarm.cancel()
+            self.alarm = None
         timers = self._live_timers()
         if timers:
             delay_us = max(0, timers[0][0] - self.host.clock.now_us())

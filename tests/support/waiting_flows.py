@@ -84,3 +84,26 @@ async def relay_race(target: str | None, hops: int) -> int:
     found = 0 if target is None else await wait_event(target, "hop", int)
     await set_event("hop", found + 1)
     return hops
+
+
+@app.workflow(timeout=3)
+async def limited(child_too: bool) -> str:
+    if child_too:
+        return await unlimited()
+    await asyncio.sleep(3600)
+    return "never"
+
+
+@app.workflow
+async def unlimited() -> str:
+    try:
+        await asyncio.sleep(3600)
+    finally:
+        await file_is_there("cleaned up")
+    return "never"
+
+
+@app.workflow(run_timeout=0.5)
+async def limited_run() -> str:
+    await asyncio.sleep(3600)
+    return "never"

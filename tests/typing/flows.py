@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import reveal_type
 
-from sharded_wf import App, Bound, Retry, receive, send, sleep_blocking
+from sharded_wf import App, Bound, Handle, Retry, receive, send, set_event, sleep_blocking, wait_event, wait_until
 
 app = App("typing")
 
@@ -83,3 +83,19 @@ summary.bind([1])  # error: wrong type
 wrong: Bound[int] = checkout.bind("o")  # error: wrong type
 app.step(retries=3)  # error: no such option
 Retry(attempts="3")  # error: wrong type
+
+
+@app.workflow(timeout=timedelta(days=1), run_timeout=60)
+async def waits(handle: Handle[int]) -> None:
+    reveal_type(await wait_until(charge, "o-1", 5, every=1))  # reveal: str
+    reveal_type(await wait_until(count, "x", every=timedelta(seconds=5), timeout=9))  # reveal: int
+    reveal_type(await wait_event("w", "key", int))  # reveal: int
+    reveal_type(await handle.event("key", str))  # reveal: str
+    await set_event("key", 1)
+    set_event("key", 2)  # error: forgotten await
+
+
+@app.workflow
+def waits_sync() -> None:
+    reveal_type(wait_until.blocking(plain, 1, every=1))  # reveal: int
+    reveal_type(wait_event.blocking("w", "key", str))  # reveal: str

@@ -17,7 +17,7 @@ from sharded_wf.store import slots
 from tests.support.cluster import TestCluster
 
 ROWS = 100_000
-FAMILIES = ("claims", "starts", "steps", "outcomes", "timers", "messages", "leases", "retention")
+FAMILIES = ("claims", "starts", "steps", "outcomes", "timers", "messages", "events", "leases", "retention")
 SLOT = "wf_0000"
 FILL = f"""
     insert into {SLOT}.workflow (created_at, status, priority, id, name, capability, queue, claims, input)
@@ -35,6 +35,9 @@ FILL = f"""
     insert into {SLOT}.wake select 'w' || n, gen_random_uuid() from generate_series(1, {ROWS}) n;
     insert into {SLOT}.timer select now() + n * interval '1 ms', 'w' || n from generate_series(1, {ROWS}) n;
     insert into {SLOT}.outbox select 'r' || n, 'mail', 's', 1, now(), '1' from generate_series(1, {ROWS}) n;
+    insert into {SLOT}.heartbeat select 'w' || n, 1, 1, now(), null, '1' from generate_series(1, {ROWS}) n;
+    insert into {SLOT}.event select 'w' || n, 'k', 1, now(), '1' from generate_series(1, {ROWS}) n;
+    insert into {SLOT}.event_waiter select 'w' || n, 'k', 'v' || n from generate_series(1, {ROWS}) n;
     insert into {SLOT}.failed select now() + n * interval '1 ms', 'w' || n, 4 from generate_series(1, {ROWS}) n;
 """
 INTENDED: dict[str, tuple[str, ...]] = {
@@ -48,7 +51,7 @@ INTENDED: dict[str, tuple[str, ...]] = {
     "read_orphans": ("claim_pkey", "workflow_pkey", "step_pkey"),
     "read_starts": ("workflow_pkey",),
     "read_steps": ("step_pkey",),
-    "read_attempts": ("attempt_pkey",),
+    "read_attempts": ("attempt_pkey", "heartbeat_pkey"),
     "succeed": ("workflow_pkey",),
     "fail": ("workflow_pkey",),
     "cancel_unclaimed": ("ready_pkey", "workflow_pkey"),
@@ -71,7 +74,23 @@ INTENDED: dict[str, tuple[str, ...]] = {
     "find_unfinished_parents": ("workflow_pkey",),
     "read_old": ("workflow_", "input_pkey", "step_pkey", "attempt_pkey"),
     "delete_old_inputs": ("workflow_", "input_pkey"),
-    "delete_old": ("workflow_", "step_pkey", "attempt_pkey", "message_pkey", "wake_pkey", "failed_pkey"),
+    "delete_old": (
+        "workflow_",
+        "step_pkey",
+        "attempt_pkey",
+        "heartbeat_pkey",
+        "event_pkey",
+        "message_pkey",
+        "wake_pkey",
+        "failed_pkey",
+    ),
+    "save_heartbeats": (),
+    "set_events": (),
+    "forget_answered": ("event_waiter_pkey", "event_pkey"),
+    "look_for_events": ("workflow_pkey", "event_pkey"),
+    "read_event_waiters": ("event_pkey", "event_waiter_pkey"),
+    "read_vain_waiters": ("event_waiter_pkey", "workflow_pkey", "event_pkey"),
+    "forget_event_waiters": ("event_waiter_pkey",),
     "peek": ("ready_pkey", "timer_pkey", "wake_pkey", "outbox_pkey"),
 }
 SORTS_A_BATCH = {
@@ -82,12 +101,16 @@ SORTS_A_BATCH = {
 FIRST_ROWS_ONLY = {
     # A limit, or a loose scan, ends these at their first rows.
     ("peek", "ready_pkey"), ("peek", "timer_pkey"), ("peek", "wake_pkey"), ("peek", "outbox_pkey"),
+    ("peek", "event_waiter_pkey"),
     ("read_orphans", "claim_pkey"), ("read_outbox", "outbox_pkey"),
     ("find_old", "outbox_pkey"),
 }  # fmt: skip
 SCANNED = {"give_back_lease": {"claim"}}
 """One row a batch that is under way, and no index on its lease: read whole when an executor says goodbye."""
-CHURNING = r"Seq Scan on (workflow|ready|claim|step|attempt|input|message|wake|timer|outbox|failed)\b"
+CHURNING = (
+    r"Seq Scan on (workflow|ready|claim|step|attempt|input|message|wake|timer|outbox|failed"
+    r"|heartbeat|event|event_waiter)\b"
+)
 
 
 def queries() -> dict[str, str]:

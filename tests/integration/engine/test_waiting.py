@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sharded_wf import EventNeverSet, ResultTimeout, WorkflowNotFound
+from sharded_wf import EventNeverSet, ResultTimeout, WorkflowNotFound, WorkflowTimedOut
+from sharded_wf.model.history import EMPTY_HISTORY
 from sharded_wf.model.status import Status
 from tests.support.cluster import TestCluster
 from tests.support.processes import wait_until
@@ -15,12 +16,15 @@ from tests.support.waiting_flows import (
     DIRECTORY,
     app,
     copying,
+    limited,
+    limited_run,
     place,
     relay_race,
     sensor,
     setter,
     sleeper,
     sync_watcher,
+    unlimited,
     watcher,
 )
 
@@ -50,7 +54,7 @@ def test_a_killed_executor_loses_neither_heartbeats_nor_looks(cluster: TestClust
     asyncio.run(start())
     with cluster.worker(app=APP) as first:
         wait_until(lambda: place("done-3").exists(), "the third heartbeat", 30)
-        wait_until(lambda: cluster.ask_all("heartbeat", "details::text = '2' or details::text = '3'"), "a saved one")
+        wait_until(lambda: bool(cluster.ask_all("heartbeat", "details::text in ('2', '3')")), "a saved one")
         wait_until(lambda: len(place("looks").read_text().split()) >= 3, "three looks")
         first.kill()
     place("file").write_text("found")
@@ -145,3 +149,36 @@ def test_a_chain_of_events_over_two_shards_with_executors_killed(two_shards: Tes
         asyncio.run(check())
     rows = two_shards.ask_all("event", "true")
     assert len(rows) == len(ids)
+
+
+def test_the_time_of_workflows_and_their_children_is_over(two_shards: TestCluster) -> None:
+    """Also of one that is parked, of one whose executor was killed, and of one that comes too late to run at all."""
+
+    async def start() -> None:
+        async with app.connect(two_shards.config) as client:
+            await client.start(limited.bind(False), id="limited")
+            await client.start(limited.bind(True), id="parent")
+            await client.start(limited_run.bind(), id="run")
+            await client.start(unlimited.bind(), id="at-start", timeout=2)
+            await client.start(unlimited.bind(), id="free")
+            await client.start(unlimited.bind(), id="late", timeout=0.5, delay=0.01, queue="unserved")
+
+    async def check() -> None:
+        async with app.connect(two_shards.config) as client, asyncio.timeout(40):
+            for id_ in ("limited", "parent", "run", "at-start", "parent/unlimited-1"):
+                with pytest.raises(WorkflowTimedOut):
+                    await client.get_handle(id_).result()
+            async with app.executor(two_shards.config, queues=["unserved"]):
+                with pytest.raises(WorkflowTimedOut):
+                    await client.get_handle("late").result()
+            assert await client.history("late") == EMPTY_HISTORY
+            await client.cancel("free")
+            cleaned = [entry.name for entry in (await client.history("parent/unlimited-1")).entries]
+            assert cleaned[-1] == "file_is_there", "its `finally` ran"
+
+    asyncio.run(start())
+    with two_shards.worker("--park-after", "0.1", "--queues", "default", app=APP) as first:
+        wait_until(lambda: 2 in statuses(two_shards), "one that is parked", 20)
+        first.kill()
+    with two_shards.worker("--park-after", "0.1", "--queues", "default", app=APP):
+        asyncio.run(check())

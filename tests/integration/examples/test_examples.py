@@ -38,6 +38,15 @@ def test_the_readme_s_first_program(tmp_path: Path) -> None:
     ("name", "lines"),
     [
         ("checkout", [r"receipt for o-1, 42\.00 €, key .*", "Ada approved", "lamp is on its way .*", "shade is .*"]),
+        (
+            "waiting",
+            [
+                "the lamp is in Lyon",
+                "the neighbour knows: the lamp is in Lyon",
+                "the lamp is in Lyon, unpacked in 2 attempts under a number of version 4",
+                "its time was over",
+            ],
+        ),
         ("fanout", [r"1000 workflows started and finished in [\d.]+ s", "the longest sequence .* begins with 871"]),
     ],
 )
@@ -49,4 +58,4 @@ def test_an_example(tmp_path: Path, name: str, lines: list[str]) -> None:
 
 
 def test_every_example_is_run() -> None:
-    assert {path.stem for path in (PROJECT / "examples").glob("*.py")} == {"checkout", "fanout"}
+    assert {path.stem for path in (PROJECT / "examples").glob("*.py")} == {"checkout", "fanout", "waiting"}

@@ -125,7 +125,9 @@ class MemoryHost:
         history: History = EMPTY_HISTORY,
         started_at: int | None = None,
     ) -> Run:
-        start = Start(workflow_id, bound.name, bound.capability, bound.queue, 0, bound.input)
+        began = self.clock.now_us() if started_at is None else started_at
+        deadline = None if bound.timeout_seconds is None else began + round(bound.timeout_seconds * 1_000_000)
+        start = Start(workflow_id, bound.name, bound.capability, bound.queue, 0, bound.input, None, None, deadline)
         stored = Stored(start, self.clock.now_us() if started_at is None else started_at)
         stored.entries = list(history.entries)
         stored.attempts = list(history.attempts)
@@ -142,7 +144,9 @@ class MemoryHost:
         )
         self.runs[workflow_id] = run
         self.finished.setdefault(workflow_id, asyncio.Event())
-        self.loop.call_soon(run.start)
+        deadline = definition.deadline(stored.started_at, stored.start.deadline)
+        in_time = deadline is None or run.limit(deadline)
+        self.loop.call_soon(run.start if in_time else run.expire)
         return run
 
     async def outcome(self, workflow_id: str = "w") -> Outcome:

@@ -124,7 +124,8 @@ def test_a_crash_after_each_entry_sets_and_finds_the_same(crash_after: int) -> N
         ends = [asyncio.create_task(host.outcome(id_)) for id_ in bounds]
         died = asyncio.create_task(host.crashed.wait())
         everything = asyncio.gather(*ends)
-        await asyncio.wait([everything, died], return_when=asyncio.FIRST_COMPLETED)
+        either: list[asyncio.Future[Any]] = [everything, died]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         crashed = host.dead()
         everything.cancel()
         died.cancel()
