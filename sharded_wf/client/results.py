@@ -13,7 +13,7 @@ import contextlib
 import logging
 import uuid
 from collections.abc import Iterable
-from typing import Any
+from typing import TypeVar
 
 import psycopg
 
@@ -34,6 +34,8 @@ from sharded_wf.postgres.listen import Listener
 from sharded_wf.postgres.session import ConnectionLost, Statement
 from sharded_wf.store import leases, outcomes
 
+K = TypeVar("K")
+V = TypeVar("V")
 logger = logging.getLogger("sharded_wf.results")
 
 
@@ -149,15 +151,8 @@ class ShardResults:
                 self._look_at.update(self._waiting, self._events)
 
     def _forget_cancelled(self) -> None:
-        both: tuple[dict[int, dict[Any, list[asyncio.Future[Any]]]], ...] = (self._waiting, self._events)
-        for waiting in both:
-            for slot, by_id in list(waiting.items()):
-                for id_, futures in list(by_id.items()):
-                    futures[:] = [future for future in futures if not future.done()]
-                    if not futures:
-                        del by_id[id_]
-                if not by_id:
-                    del waiting[slot]
+        _tidy(self._waiting)
+        _tidy(self._events)
 
     async def _look(self, slots: Iterable[int]) -> bool:
         asked = [(slot, list(self._waiting[slot])[:RESULT_IDS_PER_LOOK_MAX]) for slot in slots if slot in self._waiting]
@@ -203,3 +198,14 @@ class ShardResults:
             with contextlib.suppress(ConnectionLost, psycopg.Error):  # it expires
                 await self._link.fetch(leases.stop_waiting(self._channel, self._clock.now_us()), deadline=2.0)
         self._link.close()
+
+
+def _tidy(waiting: dict[int, dict[K, list[asyncio.Future[V]]]]) -> None:
+    """Without those who wait no longer."""
+    for slot, by_key in list(waiting.items()):
+        for key, futures in list(by_key.items()):
+            futures[:] = [future for future in futures if not future.done()]
+            if not futures:
+                del by_key[key]
+        if not by_key:
+            del waiting[slot]

@@ -196,7 +196,7 @@ def heartbeat(details: object = None) -> None:
     without ``heartbeat=``, :class:`OutsideWorkflow` anywhere but in a step. In a step that runs outside any workflow it
     does nothing.
     """
-    attempt = scope.get(None)
+    attempt: Any = scope.get(None)
     if type(attempt) is not GuardedAttempt:
         _refuse_heartbeat(attempt)
         return
