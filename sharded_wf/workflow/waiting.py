@@ -210,10 +210,11 @@ def heartbeat(details: object = None) -> None:
 
 
 def _refuse_heartbeat(found: Any) -> None:
-    step = None if found is None else found.context().step
-    if step is None:
+    context = None if found is None else found.context()
+    step = None if context is None else context.step
+    if context is None or step is None:
         raise OutsideWorkflow("heartbeat() works only in a step")
-    if found.context().workflow_id:
+    if context.workflow_id:
         raise DefinitionError(
             f"step {step!r} reports heartbeats: declare it as @app.step(heartbeat=seconds), the longest that it may be"
             " silent (math.inf: for ever)"
