@@ -16,13 +16,19 @@ SCRIPTS = $(sort $(dir $(wildcard bench/*.py examples/*.py)))
 PYTEST = $(VENV)/bin/python -m pytest -n $(WORKERS) --maxprocesses=8 --dist=worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full check format clean venv venv-check
+.PHONY: help demo bench test test-full check format clean venv venv-check
 
 help: ## List the chores
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 demo: venv ## Run the demo: four shards, two executors, a workflow per file of the standard library
 	@$(VENV)/bin/sharded-wf demo
+
+bench: venv ## Measure speed beside the bare loop, and latency: a regression run of under 3 minutes
+	@$(VENV)/bin/python -m bench run --workload noop --seconds 10
+	@$(VENV)/bin/python -m bench run --workload steps --steps 3 --seconds 10
+	@$(VENV)/bin/python -m bench run --workload mixed --embedded 2 --rate 20 --seconds 10
+	@$(VENV)/bin/python -m bench latency --rounds 200
 
 test: venv ## Run the tests, sampled and seeded (repeat a run with SHARDED_WF_TEST_SEED=...)
 	@$(PYTEST) $(ARGS)
@@ -54,4 +60,4 @@ venv:
 	@.ci/install $(VENV) embedded,fast,test
 
 venv-check: venv
-	@.ci/install $(VENV) embedded,fast,test,check
+	@.ci/install $(VENV) embedded,fast,test,check,bench

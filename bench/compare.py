@@ -1,24 +1,19 @@
 """sharded_wf beside the bare loop, DBOS, PgQueuer and procrastinate: same server, same run, alternating rounds.
 
-    python -m bench.compare [--seconds 10] [--rounds 3] [--steps 0 1 3] [--executors 2] [--slots 48] [--only NAME ...]
-                            [--dsn DSN] [--json FILE] [--markdown FILE] [--png FILE]
-
-Without --dsn it starts an embedded PostgreSQL 18. fsync and synchronous_commit must be on. Each contender gets a fresh
-database for each window, and processes of its own; every second round goes backwards, so that a drift of the machine,
-or what one leaves behind in the caches, hits all. Peers are installed with the extra ``bench-peers``; who is not is
-named. See peers/README.md.
+Without a DSN `bench compare` starts an embedded PostgreSQL 18. fsync and synchronous_commit must be on. Each contender
+gets a fresh database for each window, and processes of its own; every second round goes backwards, so that a drift of
+the machine, or what one leaves behind in the caches, hits all. Peers are installed with the extra ``bench-peers``; who
+is not is named. See peers/README.md.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +21,10 @@ import msgspec
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
-from rich.console import Console
 
-from sharded_wf.dev.embedded import EmbeddedServer
+from sharded_wf.errors import BenchFailed
 
-from .comparison import Comparison, Described, Measured, draw, make_markdown, make_table
+from .comparison import Comparison, Described, Measured, draw, make_markdown
 from .peers import CONTENDERS, find_version
 from .peers.contender import WARM_UP_SECONDS, Contender, Process, Shape, Told, Window
 
@@ -45,7 +39,7 @@ POLL_SECONDS = 0.2
 GONE_SECONDS_MAX = 30.0
 
 
-class CompareError(Exception):
+class CompareError(BenchFailed):
     """A comparison that cannot be made, or a window that gave no figure; the text says why."""
 
 
@@ -235,38 +229,3 @@ def write(comparison: Comparison, json: Path | None, markdown: Path | None, png:
         markdown.write_text(make_markdown(comparison))
     if png:
         draw(comparison, png)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="sharded_wf beside others.")
-    parser.add_argument("--seconds", type=float, default=10)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, nargs="+", default=[0, 1, 3])
-    parser.add_argument("--executors", type=int, default=2)
-    parser.add_argument("--slots", type=int, default=48)
-    parser.add_argument("--only", nargs="+", default=[])
-    parser.add_argument("--dsn")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", type=Path)
-    parser.add_argument("--png", type=Path)
-    options = parser.parse_args()
-    console = Console(soft_wrap=True)
-    with ExitStack() as exits:
-        dsn = options.dsn
-        if dsn is None:
-            dsn = exits.enter_context(EmbeddedServer.create(settings=SERVER_SETTINGS)).dsn("postgres")
-        try:
-            comparison = compare(
-                dsn, seconds=options.seconds, rounds=options.rounds, steps=options.steps, executors=options.executors,
-                slots=options.slots, only=options.only, say=lambda line: console.print(line, highlight=False),
-            )  # fmt: skip
-        except CompareError as error:
-            sys.exit(str(error))
-    console.print(make_table(comparison))
-    write(comparison, options.json, options.markdown, options.png)
-    if comparison.failed:
-        sys.exit("Some windows gave no figure: see above.")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,100 +1,95 @@
 """Start → result through an idle system, beside what one commit costs on the same server.
 
-    python -m bench.latency [--rounds 500] [--dsn DSN]
-
-One executor process, one client, 48 slots on one shard; each workflow (no step) is started when the last one's result
-has come. Prints one JSON object, times in milliseconds: the bound that we hold ourselves to is p50 ≤ 3 commits + 3 ms,
-and p99 ≤ 3 times that.
+One executor process, one client, on one shard; each workflow (no step) is started when the last one's result has come.
+The bound that we hold ourselves to is p50 ≤ 3 commits + 3 ms, and p99 ≤ 3 times that.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
-import multiprocessing as mp
 import time
-from contextlib import ExitStack
 
+import msgspec
 import psycopg
-from psycopg.conninfo import make_conninfo
 
-from bench import speed
-from sharded_wf import ClusterConfig, ShardConfig, connect
-from sharded_wf.cluster.initialize import init_cluster
-from sharded_wf.dev.embedded import EmbeddedServer
+from sharded_wf import ClusterConfig, connect
+
+from .certificate import Certificate, Expected, certify
+from .cluster import Cluster
+from .conditions import conditions_of
+from .percentiles import Latency, latency_of
+from .processes import open_processes
+from .run import Say
+from .workloads import OK, TEXT, steps
 
 WARM_UP_ROUNDS = 50
+RESULT_SECONDS_MAX = 30
+COMMITS_BOUND = 3
+EXTRA_BOUND_MS = 3.0
+P99_BOUND_FACTOR = 3
 
 
-def percentiles(seconds: list[float]) -> dict[str, float]:
-    ordered = sorted(seconds)
-    return {f"p{p}": round(ordered[min(len(ordered) - 1, len(ordered) * p // 100)] * 1000, 2) for p in (50, 95, 99)}
+class Bound(msgspec.Struct, frozen=True):
+    """Milliseconds that p50 and p99 may have."""
+
+    p50: float
+    p99: float
 
 
-def measure_commits(dsn: str, rounds: int) -> dict[str, float]:
-    """What inserting one row costs, committed."""
-    taken = []
+class Idle(msgspec.Struct, frozen=True):
+    """What ``bench latency`` found."""
+
+    rounds: int
+    commit_ms: Latency
+    start_to_result_ms: Latency
+    bound_ms: Bound
+    within: bool
+    certificate: Certificate
+    conditions: dict[str, dict[str, str]]
+
+
+def measure(cluster: Cluster, rounds: int, say: Say) -> Idle:
+    """Measure both, one after the other: while one is measured nothing else goes on."""
+    say("what one commit costs")
+    commit = latency_of(_commits(cluster.bare, rounds), "one insert of one row, committed")
+    say("start to result, one at a time")
+    with open_processes(cluster.config, cluster.ledger) as processes:
+        processes.start_executors(1)
+        seconds = asyncio.run(_results(cluster.config, cluster.ledger, rounds))
+        processes.end(processes.executors)
+    result = latency_of(seconds, "start to result in the client's hand, one at a time")
+    assert commit.p50 is not None and result.p50 is not None and result.p99 is not None
+    p50 = round(COMMITS_BOUND * commit.p50 + EXTRA_BOUND_MS, 3)
+    bound = Bound(p50, round(P99_BOUND_FACTOR * p50, 3))
+    certificate = certify(cluster.config, cluster.ledger, Expected({steps.name: 0}))
+    within = result.p50 <= bound.p50 and result.p99 <= bound.p99
+    return Idle(rounds, commit, result, bound, within, certificate, conditions_of(cluster.first))
+
+
+def _commits(dsn: str, rounds: int) -> list[float]:
+    taken: list[float] = []
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute("create table if not exists commits (number int)")
         for number in range(rounds + WARM_UP_ROUNDS):
             begun = time.perf_counter()
             conn.execute("insert into commits values (%s)", (number,), prepare=True)
             taken.append(time.perf_counter() - begun)
-    return percentiles(taken[WARM_UP_ROUNDS:])
+    return taken[WARM_UP_ROUNDS:]
 
 
-def measure_results(config: ClusterConfig, rounds: int) -> dict[str, float]:
-    """Start → result, one at a time."""
-
-    async def main() -> list[float]:
-        taken = []
-        async with connect(config) as client:
-            for number in range(rounds + WARM_UP_ROUNDS):
-                begun = time.perf_counter()
-                handle = await client.start(speed.steps.bind(0, str(number)))
-                await handle.result(30)
-                taken.append(time.perf_counter() - begun)
-        return taken[WARM_UP_ROUNDS:]
-
-    return percentiles(asyncio.run(main()))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Start → result through an idle system.")
-    parser.add_argument("--rounds", type=int, default=500)
-    parser.add_argument("--slots", type=int, default=48)
-    parser.add_argument("--dsn")
-    options = parser.parse_args()
-    with ExitStack() as exits:
-        dsn = options.dsn
-        if dsn is None:
-            server = exits.enter_context(EmbeddedServer.create(settings=speed.SERVER_SETTINGS))
-            dsn = server.dsn("postgres")
-        with psycopg.connect(dsn, autocommit=True) as conn:
-            conn.execute("drop database if exists latency with (force)")
-            conn.execute("create database latency")
-        shard = make_conninfo(dsn, dbname="latency")
-        config = ClusterConfig("bench", (ShardConfig("main", shard),))
-        init_cluster(config, options.slots)
-        commit = measure_commits(shard, options.rounds)
-        executor = mp.Process(target=speed.execute_for_ever, args=(config, mp.Value("q", 0)), daemon=True)
-        executor.start()
-        result = measure_results(config, options.rounds)
-        executor.terminate()
-        executor.join()
-        bound = 3 * commit["p50"] + 3
-        print(
-            json.dumps(
-                {
-                    "commit_ms": commit,
-                    "start_to_result_ms": result,
-                    "bound_ms": {"p50": round(bound, 2), "p99": round(3 * bound, 2)},
-                    "within": result["p50"] <= bound and result["p99"] <= 3 * bound,
-                }
-            )
+async def _results(config: ClusterConfig, ledger: str, rounds: int) -> list[float]:
+    taken: list[float] = []
+    ids: list[str] = []
+    async with connect(config) as client:
+        for _ in range(rounds + WARM_UP_ROUNDS):
+            begun = time.perf_counter()
+            handle = await client.start(steps.bind(0, TEXT))
+            answer = await handle.result(RESULT_SECONDS_MAX)
+            taken.append(time.perf_counter() - begun)
+            assert answer == OK
+            ids.append(handle.id)
+    with psycopg.connect(ledger, autocommit=True) as conn:
+        conn.execute(
+            "insert into acknowledged (client, ids) values (0, %s::text::uuid[])", ("{" + ",".join(ids) + "}",)
         )
-
-
-if __name__ == "__main__":
-    main()
+    return taken[WARM_UP_ROUNDS:]

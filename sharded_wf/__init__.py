@@ -1,7 +1,7 @@
 """Durable workflows for Python, straight on Postgres, sharded over as many Postgres servers as you have."""
 
 from sharded_wf.application import App, connect, connect_blocking
-from sharded_wf.client import Client, Handle
+from sharded_wf.client import Client, Failed, Handle, Repaired
 from sharded_wf.client.blocking import BlockingClient, BlockingHandle
 from sharded_wf.config import ClusterConfig, ShardConfig
 from sharded_wf.errors import (
@@ -11,6 +11,7 @@ from sharded_wf.errors import (
     ConfigError,
     DefinitionError,
     EventNeverSet,
+    HistoryTooLong,
     IdConflict,
     LeaseLost,
     LimitExceeded,
@@ -19,34 +20,44 @@ from sharded_wf.errors import (
     NonDeterminismError,
     NotDurableError,
     OutsideWorkflow,
+    ReplayFailed,
     ResultTimeout,
     SchemaOutOfDate,
     ShardedWfError,
     ShardUnavailable,
+    StepNotFound,
     StoredValueMismatch,
+    TransactionRefused,
     UnstorableValue,
     WorkflowCancelled,
     WorkflowFailed,
     WorkflowNotFound,
     WorkflowQuarantined,
     WorkflowStuck,
+    WorkflowTerminated,
     WorkflowTimedOut,
 )
 from sharded_wf.executor import Executor
+from sharded_wf.model.attributes import Where, attr
 from sharded_wf.model.status import Status
 from sharded_wf.retention import Retention
+from sharded_wf.workflow.attributes import set_attributes
 from sharded_wf.workflow.by_name import by_name
 from sharded_wf.workflow.context import Context, current
 from sharded_wf.workflow.definitions import AsyncStep, AsyncWorkflow, Bound, SyncStep, SyncWorkflow
 from sharded_wf.workflow.events import set_event, wait_event
 from sharded_wf.workflow.messages import receive, send, sleep_blocking
+from sharded_wf.workflow.renewal import continue_as_new
 from sharded_wf.workflow.retry import Retry
+from sharded_wf.workflow.transactions import AsyncTransaction, SyncTransaction
+from sharded_wf.workflow.versions import deprecate_patch, patched
 from sharded_wf.workflow.waiting import heartbeat, sleep_until, wait_until
 
 __all__ = [
     "App",
     "AppNotFound",
     "AsyncStep",
+    "AsyncTransaction",
     "AsyncWorkflow",
     "BlockingClient",
     "BlockingHandle",
@@ -60,7 +71,9 @@ __all__ = [
     "DefinitionError",
     "EventNeverSet",
     "Executor",
+    "Failed",
     "Handle",
+    "HistoryTooLong",
     "IdConflict",
     "LeaseLost",
     "LimitExceeded",
@@ -69,6 +82,8 @@ __all__ = [
     "NonDeterminismError",
     "NotDurableError",
     "OutsideWorkflow",
+    "Repaired",
+    "ReplayFailed",
     "ResultTimeout",
     "Retention",
     "Retry",
@@ -77,23 +92,33 @@ __all__ = [
     "ShardUnavailable",
     "ShardedWfError",
     "Status",
+    "StepNotFound",
     "StoredValueMismatch",
     "SyncStep",
+    "SyncTransaction",
     "SyncWorkflow",
+    "TransactionRefused",
     "UnstorableValue",
+    "Where",
     "WorkflowCancelled",
     "WorkflowFailed",
     "WorkflowNotFound",
     "WorkflowQuarantined",
     "WorkflowStuck",
+    "WorkflowTerminated",
     "WorkflowTimedOut",
+    "attr",
     "by_name",
     "connect",
     "connect_blocking",
+    "continue_as_new",
     "current",
+    "deprecate_patch",
     "heartbeat",
+    "patched",
     "receive",
     "send",
+    "set_attributes",
     "set_event",
     "sleep_blocking",
     "sleep_until",

@@ -15,6 +15,9 @@ write to the wrong shard.
     [[shard]]
     name = "pg2"
     dsn_env = "PG2_DSN"     # the DSN is in this environment variable
+    [[outbox]]              # a database of your own, for `start_in` and `send_in` in its transactions
+    name = "orders"
+    dsn = "postgresql://wf@orders/orders"
     [retention]             # optional: finished workflows are kept for ever unless this says otherwise
     default = "30 days"
 """
@@ -74,6 +77,8 @@ class ClusterConfig:
     name: str
     shards: tuple[ShardConfig, ...]
     source: str = field(default="ClusterConfig", compare=False)
+    outboxes: tuple[ShardConfig, ...] = ()
+    """Databases that are no shards, from whose outboxes (``sharded-wf outbox init``) the executors carry."""
     retention: Retention | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
@@ -92,6 +97,15 @@ class ClusterConfig:
                 raise ConfigError(f"{where} has the same dsn as {other!r}; each shard is a database of its own")
             names.add(shard.name)
             by_dsn[shard.dsn] = shard.name
+        for outbox in self.outboxes:
+            where = f"{self.source}: [[outbox]] {outbox.name!r}"
+            _check_name(outbox.name, f"{where}: name")
+            _check_dsn(outbox.dsn, where)
+            if other := by_dsn.get(outbox.dsn):
+                raise ConfigError(
+                    f"{where} has the dsn of {other!r}; a shard has its outbox anyway: leave this one out"
+                )
+            by_dsn[outbox.dsn] = outbox.name
 
     @classmethod
     def from_dsn(cls, dsn: str, source: str = "the argument") -> ClusterConfig:
@@ -113,7 +127,7 @@ class ClusterConfig:
             raise ConfigError(f"{source} can't be read: {error}") from None
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{source} is no valid TOML: {error}") from None
-        _check_keys(document, ("cluster", "shard", "retention"), source)
+        _check_keys(document, ("cluster", "shard", "outbox", "retention"), source)
         cluster = document.get("cluster", {})
         if not isinstance(cluster, dict) or "name" not in cluster:
             raise ConfigError(f'{source}: the cluster has no name; write [cluster] and below it name = "shop"')
@@ -121,9 +135,15 @@ class ClusterConfig:
         shards = document.get("shard", [])
         if not isinstance(shards, list) or not all(isinstance(shard, dict) for shard in shards):
             raise ConfigError(f"{source}: shards are written as [[shard]], with two brackets on each side")
+        outboxes = document.get("outbox", [])
+        if not isinstance(outboxes, list) or not all(isinstance(outbox, dict) for outbox in outboxes):
+            raise ConfigError(f"{source}: outboxes are written as [[outbox]], with two brackets on each side")
         name = _string(cluster, "name", f"{source}: [cluster]")
-        retention = _retention(document.get("retention"), source)
-        return cls(name, tuple(_shard(shard, source, environ) for shard in shards), source, retention)
+        return cls(
+            name, tuple(_database(shard, "shard", source, environ) for shard in shards), source,
+            tuple(_database(outbox, "outbox", source, environ) for outbox in outboxes),
+            _retention(document.get("retention"), source),
+        )  # fmt: skip
 
     def shard(self, name: str) -> ShardConfig:
         """The shard of this name; ``ConfigError`` names those that there are."""
@@ -179,17 +199,17 @@ def _read(named: str, source: str, environ: Mapping[str, str]) -> ClusterConfig:
     return ClusterConfig.from_file(named, environ)
 
 
-def _shard(shard: dict[str, object], source: str, environ: Mapping[str, str]) -> ShardConfig:
-    if "name" not in shard:
-        raise ConfigError(f'{source}: a [[shard]] has no name; write name = "pg1"')
-    name = _string(shard, "name", f"{source}: [[shard]]")
-    where = f"{source}: [[shard]] {name!r}"
-    _check_keys(shard, ("name", "dsn", "dsn_env"), where)
-    if ("dsn" in shard) == ("dsn_env" in shard):
+def _database(table: dict[str, object], kind: str, source: str, environ: Mapping[str, str]) -> ShardConfig:
+    if "name" not in table:
+        raise ConfigError(f'{source}: a [[{kind}]] has no name; write name = "pg1"')
+    name = _string(table, "name", f"{source}: [[{kind}]]")
+    where = f"{source}: [[{kind}]] {name!r}"
+    _check_keys(table, ("name", "dsn", "dsn_env"), where)
+    if ("dsn" in table) == ("dsn_env" in table):
         raise ConfigError(f'{where} needs either dsn = "{_DSN_EXAMPLE}" or dsn_env = "PG1_DSN", one of the two')
-    if "dsn" in shard:
-        return ShardConfig(name, _string(shard, "dsn", where))
-    variable = _string(shard, "dsn_env", where)
+    if "dsn" in table:
+        return ShardConfig(name, _string(table, "dsn", where))
+    variable = _string(table, "dsn_env", where)
     dsn = environ.get(variable)
     if not dsn:
         raise ConfigError(f"{where}: dsn_env names {variable}, which is not set; set it to a DSN ({_DSN_EXAMPLE})")

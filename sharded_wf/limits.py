@@ -16,6 +16,18 @@ ERROR_TRACEBACK_MAX_CHARACTERS = 16_000
 INLINE_INPUT_MAX_BYTES = 512
 """A larger input lives in its own insert-only table, because every update copies the workflow's row."""
 
+PAYLOAD_WARN_BYTES = 1024 * 1024
+"""A larger value is stored, with a warning in the log."""
+
+# Histories
+HISTORY_WARN_ENTRIES = 10_000
+"""From here on a warning is logged, at each doubling: replay reads all of it."""
+HISTORY_MAX_ENTRIES = 50_000
+"""A workflow that wants more recorded fails with ``HistoryTooLong``."""
+CONTINUE_AS_NEW_SUGGESTED_ENTRIES = 5_000
+CONTINUED_SENDERS_MAX = 10_000
+"""Messages of clients that are remembered as received from one run of a workflow to the next."""
+
 # Durations
 TIMER_MAX_SECONDS = 100 * 365 * 86_400
 """A longer sleep or timeout is taken for this long; ``math.inf`` works."""
@@ -32,6 +44,7 @@ POSTGRES_VERSION_MIN_NUM = 140000
 MIGRATION_LOCK_TIMEOUT_SECONDS = 2.0
 MIGRATION_PATIENCE_SECONDS = 60.0
 STATUS_DEADLINE_SECONDS = 10.0
+VERSIONS_DEADLINE_SECONDS = 120.0
 STATUS_LANES_MAX = 1_000
 STATUS_COUNT_MAX_ROWS = 10_000
 STATUS_EXACT_MAX_ROWS = 5_000
@@ -92,6 +105,20 @@ WRITE_SUSPICIOUS_SECONDS = 1.0
 FLUSH_MARKS_KEPT = 1_000
 """How many flushes' marks a lease leaves behind before it removes them."""
 
+# Transactions with the user's data
+TRANSACTION_TIMEOUT_SECONDS = 30.0
+"""For one try of a body, unless its decorator says otherwise: an open transaction holds back the shard's vacuum."""
+TRANSACTION_CONNECTIONS_MAX = 8
+"""Of one executor to one shard."""
+TRANSACTION_TRIES_MAX = 20
+"""After so many serialization failures, deadlocks or lost connections in a row, the last is the body's error."""
+TRANSACTION_BACKOFF_FIRST_SECONDS = 0.005
+TRANSACTION_BACKOFF_MAX_SECONDS = 2.0
+TRANSACTION_FLUSH_WAIT_SECONDS = 2.0
+"""How long a transaction that is ready to commit waits, at a time, for what its workflow recorded before."""
+TRANSACTION_LOCK_TIMEOUT_SECONDS = 5.0
+"""For what a commit itself may wait for: deferred constraints."""
+
 # Claims
 CLAIM_LANES_MAX = 32
 MARK_MARGIN_SECONDS = 1.0
@@ -107,9 +134,15 @@ RELAY_BATCH_MAX_ROWS = 1_000
 TIMERS_PER_BATCH_MAX = 1_000
 
 EVENT_KEY_LENGTH_MAX_BYTES = 128
-VAIN_WAITS_EVERY_SECONDS = 5.0
-"""How often an executor looks whether somebody waits for an event of a workflow that has ended without it."""
-VAIN_WAITS_PER_LOOK_MAX = 1_000
+MISSED_WAITS_EVERY_SECONDS = 5.0
+"""How often an executor looks whether somebody waits in vain for an event, or was not told of one."""
+MISSED_WAITS_PER_LOOK_MAX = 1_000
+
+# Outboxes of users' own transactions
+OUTBOX_POLL_SECONDS = 0.5
+"""In a database that is no shard. On shards, executors find out by the way."""
+OUTBOX_BATCH_MAX_ROWS = 1_000
+OUTBOX_SHOWN_MAX_ROWS = 1_000
 
 # Vacuum
 VACUUM_EVERY_SECONDS = 2.0
@@ -122,6 +155,22 @@ PARK_SWEEP_SECONDS = 0.5
 PARK_UNDER_PRESSURE_SECONDS = 0.05
 CLAIM_DEADLINE_SECONDS = 10.0
 ROOM_RECHECK_SECONDS = 1.0
+
+# Attributes
+ATTRIBUTES_MAX = 32
+"""How many one call sets."""
+ATTRIBUTE_NAME_MAX_BYTES = 128
+ATTRIBUTE_VALUE_MAX_BYTES = 1024
+"""So that an index entry has room for it."""
+
+# Cancelling
+CANCEL_CLEANUP_SECONDS = 60.0
+"""How long a cancelled workflow may go on to clean up; then it is ended as it is."""
+PAUSED_RETRY_LOOK_SECONDS = 0.5
+
+# Repair
+REPAIR_PAGE_ROWS = 500
+"""How many workflows of one slot are resumed, or counted, in one transaction."""
 
 # Waiting for results
 RESULT_IDS_PER_LOOK_MAX = 5_000
@@ -138,6 +187,40 @@ GC_THRESHOLDS_OBJECTS = (200_000, 20, 100)
 """For ``gc.set_threshold``, in a process that is all ours."""
 RESTART_FIRST_SECONDS = 0.5
 RESTART_MAX_SECONDS = 10.0
+
+# Moving slots
+MOVE_CHUNK_ROWS = 5_000
+MOVE_PACE_FACTOR = 4.0
+"""After each chunk a move rests for so many times as long as the chunk took: the other slots need the machine as
+well."""
+MOVE_LOCK_TIMEOUT_SECONDS = 0.1
+"""How long a move waits in line for a slot's tables; writers wait behind it for as long."""
+MOVE_LOCK_PAUSE_SECONDS = 0.3
+MOVE_LOCK_ATTEMPTS = 60
+MOVE_DEPARTED_ATTEMPTS = 150
+"""To end the lease of an executor that had the slot before: for longer than a user's transaction may take."""
+MOVE_ROW_LOCK_TIMEOUT_SECONDS = 1.0
+MOVE_IDLE_SECONDS = 3.0
+"""A coordinator that hangs with the slot locked is cut off after this long; the slot works on where it was."""
+MOVE_PASS_IDLE_SECONDS = 120.0
+MOVE_CUTOVER_DEADLINE_SECONDS = 20.0
+MOVE_SHORT_PASS_SECONDS = 0.1
+"""A pass over the changes that took no longer is short enough to make the last one with the slot locked."""
+MOVE_PASSES_MAX = 200
+MOVE_STALE_SECONDS = 10.0
+"""A coordinator that was silent for so long is taken for dead: its move may be resumed, and nobody drains for it."""
+MOVE_DRAIN_SECONDS = 8.0
+SLOT_DRAIN_SECONDS = 4.0
+"""How long the steps that run when a slot is to be moved may take, before their workflows are given back."""
+MOVES_AT_ONCE_MAX = 4
+MOVES_POLL_SECONDS = 1.0
+"""How often an executor looks whether slots move, where it is not notified."""
+MOVES_POLL_TOLD_SECONDS = 5.0
+"""The same where it is: for what was missed."""
+MAP_RELOAD_PATIENCE_SECONDS = 1.0
+"""A shard that hangs must not delay those who look for a slot elsewhere."""
+MAP_RELOAD_FIRST_SECONDS = 0.01
+MAP_RELOAD_MAX_SECONDS = 0.5
 
 # Retention
 RETENTION_AGE_MIN_SECONDS = 60.0
@@ -165,3 +248,8 @@ RETENTION_VACUUM_AFTER_ROWS = 20_000
 RETENTION_VACUUM_PART = 0.1
 """A slot's history is vacuumed after so many deleted workflows, but not before a tenth of those that are left."""
 RETENTION_DRY_RUN_MAX_ROWS = 1_000_000
+
+# Testing kit
+TESTING_LOOK_SECONDS = 0.001
+REPLAY_DEADLINE_SECONDS = 10.0
+REPLAY_FAILURES_SHOWN = 20

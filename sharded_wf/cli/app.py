@@ -15,18 +15,20 @@ from typing import Annotated
 
 import typer
 
-from sharded_wf.cli import demo, dev, retention, shards, worker, workflow
+from sharded_wf.cli import bench, demo, dev, outbox, repair, retention, shards, versions, worker, workflow
 from sharded_wf.cli.output import print_error
 from sharded_wf.errors import ShardedWfError
 
 EXIT_CANNOT = 2
 
 GROUPS: dict[str, typer.Typer] = {
+    "outbox": outbox.app,
     "retention": retention.app,
     "shards": shards.app,
     "workflow": workflow.app,
 }
 COMMANDS: dict[str, Callable[..., None]] = {
+    "versions": versions.versions,
     "worker": worker.worker,
     "dev": dev.dev,
     "demo": demo.demo,
@@ -57,10 +59,13 @@ def root(
     """Durable workflows straight on Postgres, sharded."""
 
 
+workflow.app.command()(repair.resume)
+workflow.app.command()(repair.fork)
 for _name, _group in GROUPS.items():
     app.add_typer(_group, name=_name)
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
+app.command("bench", context_settings=bench.PASSED_ON, add_help_option=False)(bench.bench)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import msgspec
 import typer
 from rich.text import Text
 
+from sharded_wf.cli import moves
 from sharded_wf.cli.options import ClusterOption, JsonOption
 from sharded_wf.cli.output import console, duration, print_error, print_json, table
 from sharded_wf.cluster.fleet import Count, FleetStatus, ShardStatus, fleet_status, migrate_fleet
@@ -16,12 +17,18 @@ from sharded_wf.cluster.initialize import init_cluster
 from sharded_wf.config import find_config
 from sharded_wf.errors import ShardedWfError
 from sharded_wf.limits import SLOTS_DEFAULT
+from sharded_wf.reshard.fleet import unfinished_moves
 
-app = typer.Typer(help="The shards of the cluster: make them, look at them, migrate them.", no_args_is_help=True)
+app = typer.Typer(
+    help="The shards of the cluster: make them, look at them, migrate them, move slots between them.",
+    no_args_is_help=True,
+)
 
 ADDRESS_FROM_COLUMNS = 110
 """A narrower terminal shows no addresses, so that everything else fits in."""
 NOTHING = "-"
+for _name, _command in moves.COMMANDS.items():
+    app.command(_name)(_command)
 _COLUMNS: tuple[str, ...] = (
     "",
     "shard",
@@ -64,13 +71,18 @@ def init(
 @app.command()
 def status(cluster: ClusterOption = None, json: JsonOption = False) -> None:
     """Show each shard: whether it answers, its slots, its backlog, who works there. Exits with 1 if one is not well."""
-    found = fleet_status(find_config(cluster))
+    config = find_config(cluster)
+    found = fleet_status(config)
+    hanging = unfinished_moves(config) if found.cluster_id is not None else []
+    # A slot that was retired by a process that is gone is nowhere, until somebody finishes its move.
+    stuck = any(one.move.state == "retired" and one.move.abandoned for one in hanging)
     if json:
         plain: dict[str, Any] = msgspec.to_builtins(found)
-        print_json({"healthy": found.healthy, **plain})
+        print_json({"healthy": found.healthy and not stuck, **plain, "moves": [moves.plain(one) for one in hanging]})
     else:
         _print_status(found)
-    if not found.healthy:
+        moves.print_unfinished(hanging)
+    if not found.healthy or stuck:
         raise typer.Exit(1)
 
 

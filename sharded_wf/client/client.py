@@ -5,32 +5,41 @@ from __future__ import annotations
 import asyncio
 import itertools
 import uuid
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, Literal, TypeVar, overload
 
+import psycopg
+
+from sharded_wf.client import repair, requests, search
 from sharded_wf.client.handle import Handle
-from sharded_wf.client.results import ShardResults
-from sharded_wf.client.validation import check_id, check_queue, check_start
+from sharded_wf.client.in_transaction import LEFT, InTransaction, drive_async
+from sharded_wf.client.repair import Failed, Repaired
+from sharded_wf.client.results import Results
+from sharded_wf.client.validation import check_id, check_queue, check_same, check_start, deadline_of
 from sharded_wf.clock import SECOND_US, SYSTEM_CLOCK, Clock, Microseconds, seconds_of
-from sharded_wf.cluster.shard import Shard
 from sharded_wf.cluster.shards import ShardSet
 from sharded_wf.config import ClusterConfig
-from sharded_wf.errors import IdConflict, LimitExceeded, ShardUnavailable, WorkflowNotFound
-from sharded_wf.limits import READ_DEADLINE_SECONDS, START_MANY_CHUNK_ROWS, TIMER_MAX_SECONDS, WRITE_DEADLINE_SECONDS
+from sharded_wf.errors import WorkflowNotFound
+from sharded_wf.limits import READ_DEADLINE_SECONDS, START_MANY_CHUNK_ROWS, WRITE_DEADLINE_SECONDS
+from sharded_wf.model.attributes import Value, Where, attributes_of
 from sharded_wf.model.history import EMPTY_HISTORY, History
 from sharded_wf.model.status import Status
-from sharded_wf.model.workflow import CANCEL_TOPIC, DEFAULT_QUEUE, Message, Outcome, Start
-from sharded_wf.postgres.session import ConnectionLost, Result, Statement
-from sharded_wf.serialization import codec_for, encode_error, encode_outcome
-from sharded_wf.store import outcomes, steps, workflows
+from sharded_wf.model.workflow import DEFAULT_QUEUE, Message, Outcome, Start
+from sharded_wf.postgres.session import Result, Statement
+from sharded_wf.routing import new_id, slot_schema
+from sharded_wf.serialization import codec_for
+from sharded_wf.serialization.histories import StoredHistory
+from sharded_wf.store import attributes, steps, workflows
 from sharded_wf.store.starts import Existing
 from sharded_wf.store.workflows import Description
 from sharded_wf.workflow.definitions import Bound
 
 T = TypeVar("T")
 OnConflict = Literal["error", "existing"]
+KEY_PREFIX = "$key:"
+"""Before the idempotency keys of messages from outside, which stand where a sending workflow's ID would stand."""
 
 
 class Client:
@@ -39,7 +48,9 @@ class Client:
     def __init__(self, shards: ShardSet) -> None:
         self._shards = shards
         self._clock = shards.clock
-        self._results: dict[str, ShardResults] = {}
+        self._results = Results(shards)
+        self._last_sent_at: Microseconds = 0
+        self.in_transaction = InTransaction(shards, shards.clock)
 
     @classmethod
     @asynccontextmanager
@@ -47,6 +58,7 @@ class Client:
         """Connect to a cluster for as long as the ``async with`` block runs. Raises ``ConfigError`` and its kinds,
         ``ShardUnavailable`` if no shard answers."""
         client = cls(await ShardSet.open(config, clock))
+        client._shards.on_change.append(client._results.follow_moves)
         try:
             yield client
         finally:
@@ -54,7 +66,7 @@ class Client:
 
     async def close(self) -> None:
         """Close every connection. Closing twice is fine."""
-        await asyncio.gather(*(results.close() for results in self._results.values()))
+        await self._results.close()
         await self._shards.close()
 
     # --- starting -----------------------------------------------------------------------------------------------
@@ -68,7 +80,10 @@ class Client:
         priority: int = 0,
         delay: timedelta | float | None = None,
         timeout: timedelta | float | None = None,  # noqa: ASYNC109 - of the workflow, not of this call
+        attributes: Mapping[str, Value] | None = None,
         on_conflict: OnConflict = "error",
+        message: tuple[str, object] | None = None,
+        idempotency_key: str | None = None,
         wait_seconds: float = WRITE_DEADLINE_SECONDS,
     ) -> Handle[T]:
         """Start a workflow; when this returns, it is durable.
@@ -77,20 +92,99 @@ class Client:
         the existing workflow (``handle.created`` is False). ``queue``: None is the workflow's own. ``priority``: lower
         numbers first, within a queue. ``delay``: not before so much time (seconds or ``timedelta``) has passed.
         ``timeout``: how long it may take, from now or from the end of the delay on; None is the workflow's own.
+        ``attributes``: what it can be searched by from the beginning.
         ``on_conflict``: "error" raises ``IdConflict`` if the ID exists with another name or other arguments, "existing"
-        returns that workflow. ``wait_seconds``: how long to wait for a shard that does not answer.
+        returns that workflow. ``message``: a topic and a value, sent to the workflow in the same transaction; one that
+        exists gets just the message, whatever its arguments (``IdConflict`` if its name is another: then it gets
+        nothing), once for each ``idempotency_key``. ``wait_seconds``: how long to wait for a shard that doesn't answer.
 
         Raises ``IdConflict``, ``LimitExceeded``, ``ShardUnavailable`` (then it is unknown whether it was started:
         starting it again with the same ID makes sure).
         """
-        start = self._start_of(bound, self._shards.id_maker()() if id is None else id, queue, priority, delay, timeout)
-        check_start(start)
+        id = self._shards.id_maker()() if id is None else id
+        start = self.prepare_start(bound, id, queue, priority, delay, attributes, timeout)
         begun = self._clock.monotonic()
-        existing = await self._shards.start((start,), wait_seconds=wait_seconds)
+        if message is None:
+            existing = await self._shards.start((start,), wait_seconds=wait_seconds)
+        else:
+            first = self.message_of(start.id, *message, idempotency_key)
+            existing = await self._shards.start_with_message(start, first, wait_seconds=wait_seconds)
         found = existing.get(start.id)
-        if found is not None and on_conflict == "error":
-            _check_same(start, found)
+        if found is not None and (message is not None or on_conflict == "error"):
+            check_same(start, found, name_only=message is not None)
         return Handle(self, start.id, bound.result.decode, found is None, begun)
+
+    async def start_in(
+        self,
+        connection: psycopg.AsyncConnection[Any],
+        bound: Bound[T],
+        *,
+        id: str | None = None,
+        queue: str | None = None,
+        priority: int = 0,
+        delay: timedelta | float | None = None,
+        timeout: timedelta | float | None = None,  # noqa: ASYNC109 - of the workflow
+        attributes: Mapping[str, Value] | None = None,
+        on_conflict: OnConflict = "error",
+    ) -> Handle[T]:
+        """Start a workflow in the transaction that ``connection`` is in: it exists when that commits, and never if it
+        rolls back. The connection leads to any shard of the cluster, or to a database with an outbox (``sharded-wf
+        outbox init``). Options as ``start``.
+
+        ``handle.created`` is None where only the executors will know; a conflict of IDs is then found by them, and kept
+        in the table ``request_refused`` beside the outbox. Raises as ``start``, but never ``ShardUnavailable``;
+        ``TransactionRefused`` for a connection that is in no transaction or leads elsewhere; ``psycopg.Error``.
+        """
+        start = self.prepare_start(bound, id, queue, priority, delay, attributes, timeout)
+        asking = self.in_transaction.start(start, same=on_conflict == "error")
+        return self.handle_of(bound, start, await drive_async(connection, asking, "start_in"), on_conflict)
+
+    async def send_in(
+        self,
+        connection: psycopg.AsyncConnection[Any],
+        id: str,
+        topic: str,
+        value: object,
+        *,
+        idempotency_key: str | None = None,
+    ) -> None:
+        """Send a message in the transaction that ``connection`` is in; see ``start_in``. Raises ``WorkflowNotFound``
+        where the workflow would live in that database; elsewhere executors find that out, and keep it in
+        ``request_refused``."""
+        message = self.message_of(id, topic, value, idempotency_key)
+        await drive_async(connection, self.in_transaction.send(message), "send_in")
+
+    def prepare_start(
+        self,
+        bound: Bound[Any],
+        id_: str | None,
+        queue: str | None,
+        priority: int,
+        delay: timedelta | float | None,
+        attributes: Mapping[str, Value] | None,
+        timeout: timedelta | float | None = None,
+    ) -> Start:
+        """A start as the caller decided it, checked; without an ID it gets one."""
+        not_before: Microseconds | None = None
+        if delay is not None and (seconds := seconds_of(delay)) > 0:
+            not_before = self._clock.now_us() + int(seconds * SECOND_US)
+        start = Start(
+            new_id(self._clock) if id_ is None else id_, bound.name, bound.capability,
+            queue or bound.queue or DEFAULT_QUEUE, priority, bound.input, not_before,
+            attributes=attributes_of(attributes) if attributes else (),
+            deadline=deadline_of(bound, timeout, not_before, self._clock),
+        )  # fmt: skip
+        check_start(start)
+        return start
+
+    def handle_of(
+        self, bound: Bound[T], start: Start, found: Existing | str | None, on_conflict: OnConflict
+    ) -> Handle[T]:
+        """The handle on what ``in_transaction.start`` did."""
+        if isinstance(found, Existing) and on_conflict == "error":
+            check_same(start, found)
+        created = None if found == LEFT else found is None
+        return Handle(self, start.id, bound.result.decode, created, None)
 
     async def start_many(
         self,
@@ -98,6 +192,7 @@ class Client:
         *,
         queue: str | None = None,
         priority: int = 0,
+        attributes: Mapping[str, Value] | None = None,
         on_conflict: OnConflict = "error",
         wait_seconds: float = WRITE_DEADLINE_SECONDS,
     ) -> list[Handle[T]]:
@@ -114,8 +209,7 @@ class Client:
             begun = self._clock.monotonic()
             for item in chunk:
                 id_, one = item if isinstance(item, tuple) else (new_id(), item)
-                start = self._start_of(one, id_, queue, priority, None)
-                check_start(start)
+                start = self.prepare_start(one, id_, queue, priority, None, attributes)
                 if start.id in starts:
                     repeated.append(start)
                 else:
@@ -124,35 +218,12 @@ class Client:
             existing = await self._shards.start(starts.values(), wait_seconds=wait_seconds)
             if on_conflict == "error":
                 for id_, found in existing.items():
-                    _check_same(starts[id_], found)
+                    check_same(starts[id_], found)
                 for again in repeated:
                     first = starts[again.id]
-                    _check_same(again, Existing(first.id, first.name, 0, first.input, None))
+                    check_same(again, Existing(first.id, first.name, 0, first.input, None))
             handles += [Handle(self, id_, one.result.decode, id_ not in existing, begun) for id_, one in pairs]
         return handles
-
-    def _start_of(
-        self,
-        bound: Bound[Any],
-        id_: str,
-        queue: str | None,
-        priority: int,
-        delay: timedelta | float | None,
-        timeout: timedelta | float | None = None,
-    ) -> Start:
-        not_before: Microseconds | None = None
-        if delay is not None and (seconds := seconds_of(delay)) > 0:
-            not_before = self._clock.now_us() + int(seconds * SECOND_US)
-        limit = bound.timeout_seconds if timeout is None else seconds_of(timeout)
-        deadline: Microseconds | None = None
-        if limit is not None:
-            if not limit > 0:
-                raise LimitExceeded(f"timeout={timeout!r}: more than 0 seconds, or None")
-            deadline = (not_before or self._clock.now_us()) + int(min(limit, TIMER_MAX_SECONDS) * SECOND_US)
-        return Start(
-            id_, bound.name, bound.capability,
-            queue or bound.queue or DEFAULT_QUEUE, priority, bound.input, not_before, None, deadline,
-        )  # fmt: skip
 
     # --- handles ------------------------------------------------------------------------------------------------
 
@@ -169,43 +240,85 @@ class Client:
 
     def wait_for_outcome(self, id_: str, started_at: float | None = None) -> asyncio.Future[Outcome]:
         """The workflow's outcome, undecoded, when it has one. ``Handle.result`` is what users want."""
-        slot, results = self._results_of(id_)
-        return results.wait(slot, id_, started_at)
+        slot = self._shards.map.slot_of(id_)
+        return self._results.at(slot).wait(slot, id_, started_at)
 
     def wait_for_event(self, id_: str, key: str) -> asyncio.Future[bytes]:
         """The latest value of an event, as JSON text, when there is one. ``Handle.event`` is what users want."""
-        slot, results = self._results_of(id_)
-        return results.wait_for_event(slot, id_, key)
-
-    def _results_of(self, id_: str) -> tuple[int, ShardResults]:
         slot = self._shards.map.slot_of(id_)
-        shard = self._shards.shard_of_slot(slot)
-        results = self._results.get(shard.name)
-        if results is None:
-            results = self._results[shard.name] = ShardResults(shard, self._clock)
-        return slot, results
+        return self._results.at(slot).wait_for_event(slot, id_, key)
 
     # --- asking of workflows ------------------------------------------------------------------------------------
 
     async def send(self, id: str, topic: str, value: object, *, idempotency_key: str | None = None) -> None:
         """Send a message to a workflow; when this returns, it is durable. Sending again with the same
         ``idempotency_key`` changes nothing. Raises ``WorkflowNotFound``, ``UnstorableValue``, ``ShardUnavailable``."""
+        await self._deliver(self.message_of(id, topic, value, idempotency_key))
+
+    def message_of(self, id: str, topic: str, value: object, idempotency_key: str | None) -> Message:
+        """A message from outside to a workflow, checked. Its sender is its idempotency key, apart from every ID."""
         check_id(id)
         check_queue(topic, "topic")
-        payload = codec_for(type(value)).encode(value)
-        await self._deliver(Message(id, topic, idempotency_key or uuid.uuid4().hex, 1, payload, self._clock.now_us()))
+        if idempotency_key is not None:
+            check_id(idempotency_key, "idempotency key")
+        sender = uuid.uuid4().hex if idempotency_key is None else KEY_PREFIX + idempotency_key
+        # Never the same moment twice: messages of one client that wait in a mailbox are taken in this order.
+        self._last_sent_at = max(self._clock.now_us(), self._last_sent_at + 1)
+        return Message(id, topic, sender, 1, codec_for(type(value)).encode(value), self._last_sent_at)
 
-    async def cancel(self, id: str) -> None:
+    async def cancel(self, id: str, *, cleanup: timedelta | float | None = None) -> None:
         """As ``Handle.cancel``."""
-        check_id(id)
-        slot = self._shards.map.slot_of(id)
-        shard = self._shards.shard_of_slot(slot)
-        error = encode_error(asyncio.CancelledError())
-        told = encode_outcome(Outcome(Status.CANCELLED, None, error))
-        now = self._clock.now_us()
-        statement = outcomes.cancel_unclaimed(shard.schemas[slot], id, error, told, now)
-        if not len((await self._ask(shard, [statement]))[0]):
-            await self._deliver(Message(id, CANCEL_TOPIC, uuid.uuid4().hex, 1, b"null", now))
+        await requests.cancel(self._shards, id, cleanup)
+
+    async def terminate(self, id: str) -> None:
+        """As ``Handle.terminate``."""
+        await requests.terminate(self._shards, id)
+
+    async def pause(self, id: str) -> None:
+        """As ``Handle.pause``."""
+        await requests.pause(self._shards, id)
+
+    async def unpause(self, id: str) -> None:
+        """As ``Handle.unpause``."""
+        await requests.unpause(self._shards, id)
+
+    # --- repair -------------------------------------------------------------------------------------------------
+
+    async def resume(self, id: str) -> bool:
+        """A workflow that failed, was cancelled or quarantined goes on where it was: what it finished is kept, what
+        it failed of runs again. Returns False, and changes nothing, if it is under way or succeeded. Children whose
+        failure it failed of are resumed with it. Raises ``WorkflowNotFound``, ``ShardUnavailable`` (then ask again)."""
+        return await repair.resume(self._shards, id)
+
+    async def resume_many(
+        self, wanted: Failed, *, dry_run: bool = False, progress: Callable[[Repaired], None] | None = None
+    ) -> Repaired:
+        """Resume all that ended badly, until now, and fits ``wanted``; with ``dry_run`` only count them. ``progress``
+        is called now and then with the counts so far. Raises ``ShardUnavailable`` when the other shards are done."""
+        return await repair.resume_many(self._shards, wanted, dry_run=dry_run, report=progress)
+
+    async def fork(self, id: str, *, from_step: int | str, new_id: str | None = None) -> Handle[Any]:
+        """Start a new workflow with the arguments of another, in whatever state that is, and with its results before
+        ``from_step``: the number of a step in its history, or the name of one (its first call). That step and all that
+        follows run. ``new_id``: yours, or one is made; asking again with the same ID is safe.
+
+        Raises ``WorkflowNotFound``, ``StepNotFound``, ``IdConflict`` if ``new_id`` is another workflow,
+        ``ShardUnavailable``."""
+        made, created = await repair.fork(self._shards, id, from_step, new_id)
+        return Handle(self, made, codec_for(Any).decode, created, None)
+
+    async def fork_many(
+        self,
+        wanted: Failed,
+        *,
+        from_step: int | str,
+        suffix: str = "-fork",
+        dry_run: bool = False,
+        progress: Callable[[Repaired], None] | None = None,
+    ) -> Repaired:
+        """Fork all that ended badly, until now, and fits ``wanted``; the new IDs are the old ones with ``suffix``, so
+        asking again forks nothing twice. As ``fork`` and ``resume_many`` for the rest."""
+        return await repair.fork_many(self._shards, wanted, from_step, suffix, dry_run=dry_run, report=progress)
 
     async def _deliver(self, message: Message) -> None:
         if message.receiver in await self._shards.deliver([message]):
@@ -223,8 +336,7 @@ class Client:
         """All that is known of a workflow now, or None if there is none with this ID."""
         check_id(id)
         slot = self._shards.map.slot_of(id)
-        shard = self._shards.shard_of_slot(slot)
-        answer = (await self._ask(shard, [workflows.read_workflow(shard.schemas[slot], id)]))[0]
+        answer = (await self._ask_slot(slot, [workflows.read_workflow(slot_schema(slot), id)]))[0]
         found = workflows.descriptions_of(answer)
         return found[0] if found else None
 
@@ -232,50 +344,44 @@ class Client:
         """What is recorded of a workflow: its steps, timers and messages in order, and its failed attempts."""
         check_id(id)
         slot = self._shards.map.slot_of(id)
-        shard = self._shards.shard_of_slot(slot)
-        answers = await self._ask(shard, steps.read_histories(shard.schemas[slot], [id]))
+        answers = await self._ask_slot(slot, steps.read_histories(slot_schema(slot), [id]))
         return steps.histories_of(answers[0], answers[1]).get(id, EMPTY_HISTORY)
 
-    async def _ask(self, shard: Shard, statements: Sequence[Statement]) -> list[Result]:
-        if not statements:
-            return []
-        try:
-            return await shard.reader.transact(statements, deadline=READ_DEADLINE_SECONDS)
-        except ConnectionLost as error:
-            raise ShardUnavailable(shard.name, str(error)) from None
+    async def _ask_slot(self, slot: int, statements: Sequence[Statement]) -> list[Result]:
+        """Ask the shard that holds the slot, wherever it moves meanwhile."""
+        return await self._shards.transact(slot, statements, deadline=READ_DEADLINE_SECONDS)
+
+    async def export(self, id: str) -> StoredHistory:
+        """A workflow with all that is recorded of it, to be written with ``encode_history`` and replayed in tests.
+        Raises ``WorkflowNotFound``."""
+        found = await self.describe(id)
+        if found is None:
+            raise WorkflowNotFound(f"no workflow has the ID {id!r}")
+        history = await self.history(id)
+        return StoredHistory(
+            found.id, found.name, found.status, found.input or b"null", found.created_at, found.started_at, history
+        )
+
+    async def attributes(self, id: str) -> dict[str, Value]:
+        """The attributes of a workflow now, by name; none if there is no such workflow."""
+        check_id(id)
+        slot = self._shards.map.slot_of(id)
+        answers = await self._ask_slot(slot, [attributes.read_attributes(slot_schema(slot), id)])
+        return attributes.values_of(answers[0])
 
     async def list(
         self,
         *,
+        where: Where | None = None,
         name: str | None = None,
         status: Status | None = None,
         queue: str | None = None,
         limit: int = 100,
-        before: Microseconds | None = None,
+        before: Microseconds | Description | None = None,
     ) -> list[Description]:
-        """The newest workflows of all shards (of those that failed, were cancelled or quarantined: the last to end), at
-        most ``limit``; ``before`` (microseconds since the epoch) pages on. A shard that is away raises
+        """The newest workflows of all shards (without ``where``, of those that failed, were cancelled or quarantined:
+        the last to end), at most ``limit``. ``where``: only those whose attributes fit, as ``attr("stage") == "paid"``.
+        ``before`` pages on: a moment (microseconds since the epoch), or, with ``where``, the last one of the page
+        before, which misses none that were created at the same moment. A shard that is away raises
         ``ShardUnavailable``: a list with holes is not a list."""
-        moment = self._clock.now_us() + 60 * SECOND_US if before is None else before
-
-        async def of(shard: Shard) -> list[Description]:
-            schemas = [shard.schemas[slot] for slot in shard.slots]
-            asked = [workflows.list_workflows(schema, moment, name, status, queue, limit) for schema in schemas]
-            return [one for answer in await self._ask(shard, asked) for one in workflows.descriptions_of(answer)]
-
-        found = [one for part in await asyncio.gather(*map(of, self._shards.shards.values())) for one in part]
-        found.sort(key=lambda one: (one.created_at, one.id), reverse=True)
-        return found[:limit]
-
-
-def _check_same(start: Start, found: Existing) -> None:
-    if found.name != start.name:
-        raise IdConflict(
-            f"workflow {start.id!r} exists and runs {found.name!r}, not {start.name!r}; use another ID, or "
-            'on_conflict="existing" to get that one'
-        )
-    if found.input != start.input:
-        raise IdConflict(
-            f"workflow {start.id!r} exists with other arguments; use another ID, or "
-            'on_conflict="existing" to get that one'
-        )
+        return await search.list_workflows(self._shards, where, name, status, queue, limit, before)

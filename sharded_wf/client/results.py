@@ -20,6 +20,7 @@ import psycopg
 from sharded_wf.client.event_looks import look_for_events
 from sharded_wf.clock import SECOND_US, Clock
 from sharded_wf.cluster.shard import Shard
+from sharded_wf.cluster.shards import ShardSet
 from sharded_wf.errors import WorkflowNotFound
 from sharded_wf.limits import (
     RESULT_IDS_PER_LOOK_MAX,
@@ -30,8 +31,10 @@ from sharded_wf.limits import (
     WAITER_EXPIRES_SECONDS,
 )
 from sharded_wf.model.workflow import Outcome
+from sharded_wf.postgres.failures import is_moved
 from sharded_wf.postgres.listen import Listener
 from sharded_wf.postgres.session import ConnectionLost, Statement
+from sharded_wf.routing import slot_schema
 from sharded_wf.store import leases, outcomes
 
 K = TypeVar("K")
@@ -42,8 +45,9 @@ logger = logging.getLogger("sharded_wf.results")
 class ShardResults:
     """What one client waits for on one shard."""
 
-    def __init__(self, shard: Shard, clock: Clock) -> None:
+    def __init__(self, shard: Shard, clock: Clock, shards: ShardSet) -> None:
         self._shard = shard
+        self._shards = shards
         self._clock = clock
         self._link = shard.link("results")
         self._channel = f"sharded_wf_result_{uuid.uuid4().hex}"
@@ -81,6 +85,23 @@ class ShardResults:
         self._stir.set()
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._look_for_ever(), name=f"results {self._shard.name}")
+
+    @property
+    def slots(self) -> list[int]:
+        """The slots whose results or events are waited for here."""
+        return list(self._waiting.keys() | self._events.keys())
+
+    def hand_over(self, slot: int, there: ShardResults) -> None:
+        """The slot is on another shard now: ``there`` waits from now on for what is waited for here."""
+        self._look_at.discard(slot)
+        for id_, futures in self._waiting.pop(slot, {}).items():
+            there._waiting.setdefault(slot, {}).setdefault(id_, []).extend(futures)
+        for event, values in self._events.pop(slot, {}).items():
+            there._events.setdefault(slot, {}).setdefault(event, []).extend(values)
+        if unseen := self._unseen.pop(slot, None):
+            there._unseen.setdefault(slot, set()).update(unseen)
+        there._look_at.add(slot)
+        there._go()
 
     def _would_be_told(self, slot: int, started_at: float) -> bool:
         """Whether the end of a workflow that was started just now can only be ahead of us, with its notification: then
@@ -131,9 +152,11 @@ class ShardResults:
                 await self._register()
                 found = bool(slots) and await self._look(slots)
                 if self._events:
-                    found |= await look_for_events(self._link, self._shard.schemas, self._events, slots)
+                    found |= await look_for_events(self._link, self._events, slots - self._shards.away)
             except (ConnectionLost, psycopg.Error) as error:
                 logger.info("shard %s: results are put off: %s", self._shard.name, error)
+                if isinstance(error, psycopg.Error) and is_moved(error):
+                    await self._shards.reload()  # which hands on what is waited for in slots that are elsewhere
                 self._look_at |= slots
                 await self._link.pause()
                 continue
@@ -155,11 +178,12 @@ class ShardResults:
         _tidy(self._events)
 
     async def _look(self, slots: Iterable[int]) -> bool:
-        asked = [(slot, list(self._waiting[slot])[:RESULT_IDS_PER_LOOK_MAX]) for slot in slots if slot in self._waiting]
+        here = [slot for slot in slots if slot in self._waiting and slot not in self._shards.away]
+        asked = [(slot, list(self._waiting[slot])[:RESULT_IDS_PER_LOOK_MAX]) for slot in here]
         unseen = [(slot, sorted(self._unseen[slot])) for slot, _ in asked if slot in self._unseen]
-        statements: list[Statement] = [
-            outcomes.read_outcomes(self._shard.schemas[slot], ids) for slot, ids in asked
-        ] + [outcomes.missing_workflows(self._shard.schemas[slot], ids) for slot, ids in unseen]
+        statements: list[Statement] = [outcomes.read_outcomes(slot_schema(slot), ids) for slot, ids in asked] + [
+            outcomes.missing_workflows(slot_schema(slot), ids) for slot, ids in unseen
+        ]
         if not statements:
             return False
         if len(statements) == 1:
@@ -167,23 +191,24 @@ class ShardResults:
         else:
             answers = await self._link.transact(statements)
         for slot, ids in unseen:
-            self._unseen[slot].difference_update(ids)
-            if not self._unseen[slot]:
-                del self._unseen[slot]
+            if slot in self._unseen:
+                self._unseen[slot].difference_update(ids)
+                if not self._unseen[slot]:
+                    del self._unseen[slot]
         found = False
         for (slot, _), answer in zip(asked, answers, strict=False):
             for id_, outcome in outcomes.outcomes_of(answer):
                 found = True
-                for future in self._waiting[slot].pop(id_, ()):
+                for future in self._waiting.get(slot, {}).pop(id_, ()):
                     if not future.done():
                         future.set_result(outcome)
         for (slot, _), answer in zip(unseen, answers[len(asked) :], strict=True):
             for id_ in outcomes.ids_of(answer):
-                for future in self._waiting[slot].pop(id_, ()):
+                for future in self._waiting.get(slot, {}).pop(id_, ()):
                     if not future.done():
                         future.set_exception(WorkflowNotFound(f"no workflow has the ID {id_!r}"))
         for slot, _ in asked:
-            if not self._waiting[slot]:
+            if slot in self._waiting and not self._waiting[slot]:
                 del self._waiting[slot]
         return found
 
@@ -198,6 +223,36 @@ class ShardResults:
             with contextlib.suppress(ConnectionLost, psycopg.Error):  # it expires
                 await self._link.fetch(leases.stop_waiting(self._channel, self._clock.now_us()), deadline=2.0)
         self._link.close()
+
+
+class Results:
+    """What one client waits for, by shard."""
+
+    def __init__(self, shards: ShardSet) -> None:
+        self._shards = shards
+        self._of: dict[str, ShardResults] = {}
+
+    def at(self, slot: int) -> ShardResults:
+        """Where to wait for what happens in a slot."""
+        return self._of_shard(self._shards.shard_of_slot(slot))
+
+    def _of_shard(self, shard: Shard) -> ShardResults:
+        results = self._of.get(shard.name)
+        if results is None:
+            results = self._of[shard.name] = ShardResults(shard, self._shards.clock, self._shards)
+        return results
+
+    def follow_moves(self) -> None:
+        """Slots have moved: who waits for something of theirs waits where they are now."""
+        for name, results in list(self._of.items()):
+            for slot in results.slots:
+                there = self._shards.map.shard_of_slot(slot)
+                if there != name and there in self._shards.shards:
+                    results.hand_over(slot, self._of_shard(self._shards.shards[there]))
+
+    async def close(self) -> None:
+        """Wait for nothing any more. Closing twice is fine."""
+        await asyncio.gather(*(results.close() for results in self._of.values()))
 
 
 def _tidy(waiting: dict[int, dict[K, list[asyncio.Future[V]]]]) -> None:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from sharded_wf.errors import LimitExceeded
+from datetime import timedelta
+from typing import Any
+
+from sharded_wf.clock import SECOND_US, Clock, Microseconds, seconds_of
+from sharded_wf.errors import IdConflict, LimitExceeded
 from sharded_wf.limits import (
     ID_LENGTH_MAX_BYTES,
     PAYLOAD_MAX_BYTES,
     PRIORITY_MAX,
     PRIORITY_MIN,
     QUEUE_LENGTH_MAX_BYTES,
+    TIMER_MAX_SECONDS,
 )
 from sharded_wf.model.workflow import Start
+from sharded_wf.store.starts import Existing
+from sharded_wf.workflow.definitions import Bound
 
 
-def check_id(id_: str) -> None:
+def check_id(id_: str, what: str = "workflow ID") -> None:
     """A workflow ID is 1 to ``ID_LENGTH_MAX_BYTES`` bytes of text without NUL. Raises ``LimitExceeded``."""
-    _check_text(id_, "workflow ID", ID_LENGTH_MAX_BYTES)
+    _check_text(id_, what, ID_LENGTH_MAX_BYTES)
 
 
 def check_queue(name: str, what: str = "queue") -> None:
@@ -38,6 +45,19 @@ def check_start(start: Start) -> None:
         )
 
 
+def deadline_of(
+    bound: Bound[Any], timeout: timedelta | float | None, not_before: Microseconds | None, clock: Clock
+) -> Microseconds | None:
+    """When the time of a workflow that is started now will be over. ``timeout`` None: the workflow's own. Raises
+    ``LimitExceeded``."""
+    seconds = bound.timeout_seconds if timeout is None else seconds_of(timeout)
+    if seconds is None:
+        return None
+    if not seconds > 0:
+        raise LimitExceeded(f"timeout={timeout!r}: more than 0 seconds, or None")
+    return (not_before or clock.now_us()) + int(min(seconds, TIMER_MAX_SECONDS) * SECOND_US)
+
+
 def _check_text(text: str, what: str, limit: int) -> None:
     if not text or (len(text) * 4 > limit and len(text.encode("utf-8", "surrogatepass")) > limit):
         raise LimitExceeded(f"a {what} has 1 to {limit} bytes; this one has {len(text.encode('utf-8', 'replace'))}")
@@ -51,3 +71,17 @@ def _is_encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def check_same(start: Start, found: Existing, *, name_only: bool = False) -> None:
+    """Raises ``IdConflict`` if what exists under a start's ID is something else."""
+    if found.name != start.name:
+        raise IdConflict(
+            f"workflow {start.id!r} exists and runs {found.name!r}, not {start.name!r}; use another ID, or "
+            'on_conflict="existing" to get that one'
+        )
+    if not name_only and found.input != start.input:
+        raise IdConflict(
+            f"workflow {start.id!r} exists with other arguments; use another ID, or "
+            'on_conflict="existing" to get that one'
+        )

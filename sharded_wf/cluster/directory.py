@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from sharded_wf.cluster.fanout import ask_each
 from sharded_wf.cluster.shard_map import (
     PLANNED_EPOCH,
+    Placement,
     Record,
     check_identity,
     check_same_cluster,
@@ -22,38 +23,55 @@ from sharded_wf.cluster.shard_map import (
 )
 from sharded_wf.config import ClusterConfig, ShardConfig
 from sharded_wf.errors import ClusterMismatch, ClusterNotInitialized, SchemaOutOfDate, ShardUnavailable
-from sharded_wf.limits import CONNECT_TIMEOUT_SECONDS
+from sharded_wf.limits import CONNECT_TIMEOUT_SECONDS, MAP_RELOAD_PATIENCE_SECONDS
 from sharded_wf.postgres.connect import Connection
-from sharded_wf.postgres.migrate import check_schema
+from sharded_wf.postgres.migrate import check_schema, slots_present
 from sharded_wf.routing import ShardMap
 
 
 @dataclass(frozen=True, slots=True)
 class Directory:
-    """The cluster as it was found. ``shards`` are those that belong to it, reachable or not; one that the configuration
-    names and that has not joined the cluster yet (``shards init``) is left out. ``unreachable``: why, by shard."""
+    """The cluster as it was found. ``shards`` are those that belong to it, reachable or not; one that the
+    configuration names and that has not joined the cluster yet (``shards init``) is left out. ``unreachable``: why, by
+    shard. ``placements``: the map, each slot with its own epoch. ``present``: the slots that
+    each shard was found to hold."""
 
     cluster_id: uuid.UUID
     name: str
     shard_map: ShardMap
     shards: tuple[ShardConfig, ...]
     unreachable: Mapping[str, str]
+    placements: tuple[Placement, ...]
+    present: Mapping[str, frozenset[int]]
+
+    def away(self, shard_map: ShardMap) -> frozenset[int]:
+        """Slots that are not where this map says, though their shard answered: they are just being moved."""
+        return frozenset(
+            slot for name, slots in self.present.items() for slot in shard_map.slots_of(name) if slot not in slots
+        )
 
 
-def load_map(config: ClusterConfig) -> Directory:
+def load_map(config: ClusterConfig, *, lenient: bool = False) -> Directory:
     """Ask every shard for the shard map, and check that all of it fits together. Blocks for as long as the slowest
-    shard, some seconds at most.
+    shard, some seconds at most. ``lenient``, for whoever runs already: slots may lie on shards that the
+    configuration does not name, and a shard that hangs is not waited for.
 
     Raises ``ClusterNotInitialized``; ``ClusterMismatch`` if cluster, shards, slots or hash are not what the databases
     hold; ``SchemaOutOfDate``; ``ShardUnavailable`` if no shard answers that knows the cluster.
     """
-    answers = ask_each(config.shards, _look, purpose="directory", deadline_seconds=CONNECT_TIMEOUT_SECONDS)
+    answers = ask_each(
+        config.shards,
+        _look,
+        purpose="directory",
+        deadline_seconds=CONNECT_TIMEOUT_SECONDS,
+        patience_seconds=MAP_RELOAD_PATIENCE_SECONDS if lenient else None,
+    )
     unreachable: dict[str, str] = {}
     for name, error in answers.failed.items():
         if not isinstance(error, ShardUnavailable):
             raise error
         unreachable[name] = error.reason
-    records = answers.given
+    records = {name: record for name, (record, _) in answers.given.items()}
     identities = {name: record.identity for name, record in records.items() if record.identity is not None}
     if not identities:
         if unreachable:
@@ -63,7 +81,8 @@ def load_map(config: ClusterConfig) -> Directory:
     for name, identity in identities.items():
         check_identity(config, config.shard(name), identity)
     identity = check_same_cluster(identities)
-    shard_map = map_of(config, identity, merge(record.placements for record in records.values()))
+    placements = merge(record.placements for record in records.values())
+    shard_map = map_of(config, identity, placements, lenient=lenient)
     if shard_map.epoch == PLANNED_EPOCH:
         raise ClusterNotInitialized(
             f"the making of the cluster {config.name!r} was interrupted, or is under way; run: sharded-wf shards init"
@@ -72,7 +91,8 @@ def load_map(config: ClusterConfig) -> Directory:
     for name in absent:
         check_absent(config.shard(name), shard_map)
     shards = tuple(shard for shard in config.shards if shard.name not in absent)
-    return Directory(identity.cluster_id, identity.name, shard_map, shards, unreachable)
+    present = {name: slots for name, (_, slots) in answers.given.items()}
+    return Directory(identity.cluster_id, identity.name, shard_map, shards, unreachable, placements, present)
 
 
 def check_absent(shard: ShardConfig, shard_map: ShardMap) -> None:
@@ -84,11 +104,11 @@ def check_absent(shard: ShardConfig, shard_map: ShardMap) -> None:
         )
 
 
-def _look(shard: ShardConfig, conn: Connection) -> Record:
+def _look(shard: ShardConfig, conn: Connection) -> tuple[Record, frozenset[int]]:
     record = read_record(conn)
     if record.identity is not None and any(row.epoch > PLANNED_EPOCH for row in record.placements):
         try:
             check_schema(conn)
         except SchemaOutOfDate as error:
             raise SchemaOutOfDate(f"shard {shard.name!r}: {error}") from None
-    return record
+    return record, frozenset(slots_present(conn))

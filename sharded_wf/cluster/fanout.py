@@ -38,12 +38,13 @@ def ask_each(
     *,
     purpose: str,
     deadline_seconds: float | None,
+    patience_seconds: float | None = None,
 ) -> Answers[T]:
     """Ask every shard, each in a thread and on a connection of its own.
 
     A shard that can't be reached, or breaks off, fails with ``ShardUnavailable``; whatever else ``question`` raises
-    fails as it is. ``deadline_seconds`` counts from the connection (``None``: no deadline).
-    """
+    fails as it is. ``deadline_seconds`` counts from the connection (``None``: no deadline). ``patience_seconds``: how
+    long to wait for answers in all, connecting included; unless said, until the deadline of the slowest."""
     asked = list(shards)
     answers: Answers[T] = Answers()
 
@@ -58,6 +59,8 @@ def ask_each(
     for thread in threads.values():
         thread.start()
     give_up = None if deadline_seconds is None else time.monotonic() + deadline_seconds + 2 * CONNECT_TIMEOUT_SECONDS
+    if patience_seconds is not None:
+        give_up = time.monotonic() + patience_seconds
     for thread in threads.values():
         thread.join(None if give_up is None else max(give_up - time.monotonic(), 0))
     in_time: Answers[T] = Answers()

@@ -188,7 +188,7 @@ def _inspect(config: ClusterConfig, shard: ShardConfig, record: Record, conn: Co
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
         # A slot was moved away while we looked.
         slots, backlog, running, parked = _count(conn)
-    executors = _executors(conn)
+    executors = read_executors(conn)
     ready = sum(backlog.values(), Count())
     stranded = tuple(
         Stranded(capability, queue, count)
@@ -255,7 +255,8 @@ def _ask(conn: Connection, schema: str) -> tuple[_Cursor, _Cursor, _Cursor, _Cur
     )
 
 
-def _executors(conn: Connection) -> tuple[ExecutorStatus, ...]:
+def read_executors(conn: Connection) -> tuple[ExecutorStatus, ...]:
+    """The leases of a shard."""
     found: list[ExecutorStatus] = []
     for row in conn.execute(_FLEET["read_executors"].on()).fetchall():
         lease, executor, beat_age, up, idle, isolated, capabilities, queues, version = row

@@ -17,12 +17,16 @@ class Shard:
     def __init__(self, name: str, dsn: str, slots: tuple[int, ...], clock: Clock) -> None:
         self.name = name
         self.dsn = dsn
-        self.slots = slots
         self.clock = clock
-        self.schemas = {slot: slot_schema(slot) for slot in slots}
+        self.assign(slots)
         # What is avoided while it is away is asked by nobody: these two find out by themselves when it is back.
         self.reader = Link(dsn, "reader", clock, recovers=True)
         self.writer = Writer(name, Link(dsn, "writer", clock, recovers=True), clock)
+
+    def assign(self, slots: tuple[int, ...]) -> None:
+        """The slots that lie here from now on."""
+        self.slots = slots
+        self.schemas = {slot: slot_schema(slot) for slot in slots}
 
     def link(self, purpose: str) -> Link:
         """A further connection of its own to this shard."""

@@ -72,17 +72,22 @@ def read_record(conn: Connection) -> Record:
 def write_record(conn: Connection, identity: Identity, placements: Iterable[Placement]) -> None:
     """Store identity and map copy in one transaction. Rows of the map only ever go to higher epochs. Raises
     ``ClusterMismatch`` if the database is, or by now has become, another shard."""
-    rows = list(placements)
     with conn.transaction():
         values = (identity.cluster_id, identity.name, identity.shard, identity.slots, identity.hash, identity.hash_seed)
         conn.execute(_SQL["write_cluster"].on(), values)
         stored = read_record(conn).identity
         if stored != identity:
             raise ClusterMismatch(f"the database of shard {identity.shard!r} is something else by now: {stored}")
-        conn.execute(
-            _SQL["write_shard_map"].on(),
-            ([row.slot for row in rows], [row.shard for row in rows], [row.epoch for row in rows]),
-        )
+        write_placements(conn, placements)
+
+
+def write_placements(conn: Connection, placements: Iterable[Placement]) -> None:
+    """Raise rows of this shard's copy of the map to higher epochs; rows that are as new already stay."""
+    rows = list(placements)
+    conn.execute(
+        _SQL["write_shard_map"].on(),
+        ([row.slot for row in rows], [row.shard for row in rows], [row.epoch for row in rows]),
+    )
 
 
 def raise_fences(conn: Connection, shard: str, slots: Iterable[int]) -> None:
@@ -144,15 +149,17 @@ def merge(copies: Iterable[Iterable[Placement]]) -> tuple[Placement, ...]:
     return tuple(newest[slot] for slot in sorted(newest))
 
 
-def map_of(config: ClusterConfig, identity: Identity, placements: tuple[Placement, ...]) -> ShardMap:
+def map_of(
+    config: ClusterConfig, identity: Identity, placements: tuple[Placement, ...], *, lenient: bool = False
+) -> ShardMap:
     """The merged placements as a ``ShardMap``. ``ClusterMismatch`` if slots are missing, or lie on a shard that the
-    configuration does not name."""
+    configuration does not name (unless ``lenient``)."""
     if [row.slot for row in placements] != list(range(len(placements))) or len(placements) < identity.slots:
         raise ClusterMismatch(
             f"the shard map has {len(placements)} slots, with gaps, and the cluster was made with {identity.slots}"
         )
     named = {shard.name for shard in config.shards}
-    if unnamed := sorted({row.shard for row in placements} - named):
+    if not lenient and (unnamed := sorted({row.shard for row in placements} - named)):
         raise ClusterMismatch(
             f"the cluster also has {', '.join(unnamed)}, which {config.source} does not name: add a [[shard]] for each"
         )

@@ -1,20 +1,45 @@
-"""The set of shards as one process reaches them, and the way from a workflow ID to its shard."""
+"""The set of shards as one process reaches them, and the way from a workflow ID to its shard.
+
+Slots move while processes run. Whoever meets a slot that is not where the map says (``SlotMoved``) reads the map anew
+and asks again; so a move costs a caller a few milliseconds, and a move that hangs makes callers of that slot wait, as
+if its shard were away. A shard that is new in ``shards.toml`` is found in the same way: the file is read again when
+the map names a shard that this process does not know.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+import logging
+import uuid
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import psycopg
 
 from sharded_wf.clock import SYSTEM_CLOCK, Clock
-from sharded_wf.cluster.directory import load_map
+from sharded_wf.cluster.directory import Directory, load_map
 from sharded_wf.cluster.shard import Shard
+from sharded_wf.cluster.shard_map import Placement, merge
+from sharded_wf.cluster.writer import SlotMoved
 from sharded_wf.config import ClusterConfig, ShardConfig
-from sharded_wf.errors import ShardUnavailable
-from sharded_wf.limits import WRITE_DEADLINE_SECONDS
+from sharded_wf.errors import ShardedWfError, ShardUnavailable
+from sharded_wf.limits import (
+    MAP_RELOAD_FIRST_SECONDS,
+    MAP_RELOAD_MAX_SECONDS,
+    READ_DEADLINE_SECONDS,
+    WRITE_DEADLINE_SECONDS,
+)
 from sharded_wf.model.workflow import Message, Start
+from sharded_wf.postgres.failures import moved_slot
+from sharded_wf.postgres.session import ConnectionLost, Result, Statement
 from sharded_wf.routing import ShardMap, new_id, new_id_avoiding
 from sharded_wf.store.starts import Existing
+
+logger = logging.getLogger("sharded_wf.shards")
+
+T = TypeVar("T")
 
 
 class ShardSet:
@@ -27,21 +52,122 @@ class ShardSet:
         self.config = config
         self.map = shard_map
         self.clock = clock
+        self.cluster_id: uuid.UUID | None = None
         self.shards = {
             shard.name: Shard(shard.name, shard.dsn, shard_map.slots_of(shard.name), clock) for shard in members
         }
+        self.away: frozenset[int] = frozenset()
+        """Slots that are nowhere at this moment: they are being moved."""
+        self.on_change: list[Callable[[], None]] = []
+        """Called when the map, the shards or the slots that are away have changed."""
         self._by_slot = [self.shards.get(name) for name in shard_map.placement]
+        self._reloading = asyncio.Lock()
+        self._reload_begun = 0.0
+        self._left: list[Shard] = []
+        self._placements: tuple[Placement, ...] = ()
 
     @classmethod
     async def open(cls, config: ClusterConfig, clock: Clock = SYSTEM_CLOCK) -> ShardSet:
         """Read the shard map from the databases. Raises as ``load_map``; a shard that is away is tolerated as long as
         one answers."""
         directory = await asyncio.to_thread(load_map, config)
-        return cls(config, directory.shard_map, directory.shards, clock)
+        opened = cls(config, directory.shard_map, directory.shards, clock)
+        opened.cluster_id = directory.cluster_id
+        opened._placements = directory.placements
+        opened.away = directory.away(directory.shard_map)
+        return opened
 
     async def close(self) -> None:
         """Close every connection. Closing twice is fine."""
-        await asyncio.gather(*(shard.close() for shard in self.shards.values()))
+        await asyncio.gather(*(shard.close() for shard in (*self.shards.values(), *self._left)))
+
+    # --- when slots move ----------------------------------------------------------------------------------------
+
+    async def reload(self) -> None:
+        """Read the map anew. Callers at the same time share one look, which begins after they asked. If no shard
+        answers, everything stays as it is."""
+        asked = self.clock.monotonic()
+        async with self._reloading:
+            if self._reload_begun >= asked:
+                return
+            self._reload_begun = self.clock.monotonic()
+            try:
+                self._adopt(await asyncio.to_thread(self._load))
+            except ShardedWfError as error:
+                logger.info("the shard map could not be read anew: %s", error)
+
+    def _load(self) -> Directory:
+        directory = load_map(self.config, lenient=True)
+        known = {shard.name for shard in self.config.shards}
+        # Only a file can have changed since this process began: see `ClusterConfig.source`.
+        if any(name not in known for name in directory.shard_map.placement) and Path(self.config.source).is_file():
+            newer = ClusterConfig.from_file(self.config.source)
+            if newer.name == self.config.name:
+                self.config = newer
+                directory = load_map(newer, lenient=True)
+        return directory
+
+    def _adopt(self, directory: Directory) -> None:
+        # Slot by slot: the shards that answered this time may know less than we do.
+        self._placements = merge((directory.placements, self._placements))
+        names = tuple(row.shard for row in self._placements)
+        newer, here = ShardMap(max(row.epoch for row in self._placements), names, base=self.map.base), self.map
+        away = directory.away(newer)
+        if (newer, away, {shard.name for shard in directory.shards}) == (here, self.away, set(self.shards)):
+            return
+        for config in directory.shards:
+            if config.name not in self.shards:
+                self.shards[config.name] = Shard(config.name, config.dsn, (), self.clock)
+        for name in self.shards.keys() - {shard.name for shard in directory.shards}:
+            self._left.append(self.shards.pop(name))
+        self.map, self.away = newer, away
+        for shard in (*self.shards.values(), *self._left):
+            shard.assign(newer.slots_of(shard.name))
+        self._by_slot = [self.shards.get(name) for name in newer.placement]
+        for changed in self.on_change:
+            changed()
+
+    async def find_slot(self, slot: int, until: float | None, attempt: int) -> None:
+        """After a slot was not where we looked for it: read the map anew, until the slot lies somewhere. ``until``: the
+        monotonic time to give up (``ShardUnavailable``)."""
+        pause = MAP_RELOAD_FIRST_SECONDS * 2 ** min(attempt, 10)
+        if attempt:
+            await asyncio.sleep(min(pause, MAP_RELOAD_MAX_SECONDS))
+        while True:
+            await self.reload()
+            if slot not in self.away:
+                return
+            if until is not None and self.clock.monotonic() > until:
+                raise ShardUnavailable(self.map.shard_of_slot(slot), f"slot {slot} is being moved")
+            pause = min(pause * 2, MAP_RELOAD_MAX_SECONDS)
+            await asyncio.sleep(pause)
+
+    async def ask(self, slot: int, question: Callable[[Shard], Awaitable[T]]) -> T:
+        """Ask the shard of a slot; if the slot has moved, the one where it is now. Raises what ``question`` raises."""
+        until = self.clock.monotonic() + READ_DEADLINE_SECONDS
+        attempt = 0
+        while True:
+            try:
+                return await question(self.shard_of_slot(slot))
+            except psycopg.Error as error:
+                if moved_slot(error) is None or self.clock.monotonic() > until:
+                    raise
+            await self.find_slot(slot, until, attempt)
+            attempt += 1
+
+    async def transact(self, slot: int, statements: Sequence[Statement], *, deadline: float) -> list[Result]:
+        """One transaction on the shard of a slot, wherever it moves meanwhile; ``deadline`` in seconds. Raises
+        ``ShardUnavailable``; then it is unknown whether it was committed."""
+
+        async def question(shard: Shard) -> list[Result]:
+            try:
+                return await shard.reader.transact(statements, deadline=deadline)
+            except ConnectionLost as error:
+                raise ShardUnavailable(shard.name, str(error)) from None
+
+        return await self.ask(slot, question)
+
+    # --- routing ------------------------------------------------------------------------------------------------
 
     def shard_of_slot(self, slot: int) -> Shard:
         """The shard that holds the slot; ``ShardUnavailable`` if this process's configuration does not name it."""
@@ -53,58 +179,98 @@ class ShardSet:
 
     def answers(self, workflow_id: str) -> bool:
         """Whether the shard of this workflow answered when it was last asked."""
-        shard = self._by_slot[self.map.slot_of(workflow_id)]
-        return shard is not None and shard.writer.healthy
+        slot = self.map.slot_of(workflow_id)
+        shard = self._by_slot[slot]
+        return shard is not None and shard.writer.healthy and slot not in self.away
 
     def id_maker(self) -> Callable[[], str]:
         """Makes new workflow IDs, each in a slot of a shard that answers at this moment, if any does."""
         unhealthy = {slot for shard in self.shards.values() if not shard.healthy for slot in shard.slots}
+        unhealthy |= self.away
         if unhealthy:
             return partial(new_id_avoiding, self.clock, self.map, unhealthy)
         return partial(new_id, self.clock)
 
+    # --- writing ------------------------------------------------------------------------------------------------
+
     async def start(
-        self, starts: Iterable[Start], *, wait_seconds: float | None = WRITE_DEADLINE_SECONDS
+        self, starts: Collection[Start], *, wait_seconds: float | None = WRITE_DEADLINE_SECONDS
     ) -> dict[str, Existing]:
         """Start workflows, no ID twice: one transaction a shard. Returns those that existed before, by ID.
 
-        Raises ``ShardUnavailable`` if a shard does not answer within ``wait_seconds`` (None: waits for ever); the other
-        shards' workflows are started then.
-        """
-        slot_of = self.map.slot_of
-        by_shard: dict[Shard, list[tuple[int, Start]]] = {}
-        for start in starts:
-            slot = slot_of(start.id)
-            by_shard.setdefault(self.shard_of_slot(slot), []).append((slot, start))
-        if len(by_shard) == 1:
-            ((shard, rows),) = by_shard.items()
-            return await shard.writer.start(rows, wait_seconds=wait_seconds)
-        answers = await asyncio.gather(
-            *(shard.writer.start(rows, wait_seconds=wait_seconds) for shard, rows in by_shard.items()),
-            return_exceptions=True,
-        )
+        Raises ``ShardUnavailable`` if a shard does not answer, or a slot is nowhere, within ``wait_seconds`` (None:
+        waits for ever); the other shards' workflows are started then."""
         existing: dict[str, Existing] = {}
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
-            existing |= answer
+
+        async def write(shard: Shard, rows: Sequence[tuple[int, Start]], seconds: float | None) -> None:
+            existing.update(await shard.writer.start(rows, wait_seconds=seconds))
+
+        await self._write([(self.map.slot_of(start.id), start) for start in starts], write, wait_seconds)
+        return existing
+
+    async def start_with_message(
+        self, start: Start, message: Message, *, wait_seconds: float | None = WRITE_DEADLINE_SECONDS
+    ) -> dict[str, Existing]:
+        """Start a workflow and deliver a message to it in one transaction; to one of the same name that exists, just
+        the message. Raises as ``start``."""
+        existing: dict[str, Existing] = {}
+
+        async def write(shard: Shard, rows: Sequence[tuple[int, Start]], seconds: float | None) -> None:
+            for slot, row in rows:
+                existing.update(await shard.writer.start_with_message(slot, row, message, wait_seconds=seconds))
+
+        await self._write([(self.map.slot_of(start.id), start)], write, wait_seconds)
         return existing
 
     async def deliver(
         self, messages: Sequence[Message], *, wait_seconds: float | None = WRITE_DEADLINE_SECONDS
     ) -> set[str]:
         """Deliver messages. Returns the receivers that do not exist. Raises as ``start``."""
-        by_shard: dict[Shard, list[tuple[int, Message]]] = {}
-        for message in messages:
-            slot = self.map.slot_of(message.receiver)
-            by_shard.setdefault(self.shard_of_slot(slot), []).append((slot, message))
-        answers = await asyncio.gather(
-            *(shard.writer.deliver(rows, wait_seconds=wait_seconds) for shard, rows in by_shard.items()),
-            return_exceptions=True,
-        )
         unknown: set[str] = set()
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
-            unknown |= answer
+
+        async def write(shard: Shard, rows: Sequence[tuple[int, Message]], seconds: float | None) -> None:
+            unknown.update(await shard.writer.deliver(rows, wait_seconds=seconds))
+
+        slot_of = self.map.slot_of
+        await self._write([(slot_of(message.receiver), message) for message in messages], write, wait_seconds)
         return unknown
+
+    async def _write(
+        self,
+        rows: list[tuple[int, T]],
+        write: Callable[[Shard, Sequence[tuple[int, T]], float | None], Awaitable[None]],
+        wait_seconds: float | None,
+    ) -> None:
+        """Write rows to the shards of their slots; those of slots that have moved meanwhile, again where they are
+        now."""
+        until = None if wait_seconds is None else self.clock.monotonic() + wait_seconds
+        attempt = 0
+        while True:
+            by_shard: dict[Shard, list[tuple[int, T]]] = {}
+            for row in rows:
+                by_shard.setdefault(self.shard_of_slot(row[0]), []).append(row)
+            moved: dict[int, list[tuple[int, T]]] = {}
+            if len(by_shard) == 1:
+                ((shard, part),) = by_shard.items()
+                try:
+                    await write(shard, part, wait_seconds)
+                    return
+                except SlotMoved as error:
+                    moved[error.slot] = part
+            else:
+                answers = await asyncio.gather(
+                    *(write(shard, part, wait_seconds) for shard, part in by_shard.items()), return_exceptions=True
+                )
+                for answer, part in zip(answers, by_shard.values(), strict=True):
+                    if isinstance(answer, SlotMoved):
+                        moved.setdefault(answer.slot, []).extend(part)
+                    elif isinstance(answer, BaseException):
+                        raise answer
+            if not moved:
+                return
+            for slot in moved:
+                await self.find_slot(slot, until, attempt)
+            attempt += 1
+            rows = [row for part in moved.values() for row in part]
+            if until is not None:
+                wait_seconds = max(until - self.clock.monotonic(), 0.0)

@@ -26,11 +26,20 @@ from sharded_wf.limits import (
     WRITE_SUSPICIOUS_SECONDS,
 )
 from sharded_wf.model.workflow import Message, Start
-from sharded_wf.postgres.failures import is_transient
+from sharded_wf.postgres.failures import is_transient, moved_slot
 from sharded_wf.postgres.link import Link
 from sharded_wf.postgres.session import ConnectionLost, Result, Statement
 from sharded_wf.routing import slot_schema
 from sharded_wf.store import leases, messages, outcomes, starts
+
+
+class SlotMoved(Exception):
+    """Nothing was written: the slot is not on this shard any more. The caller looks for it and asks there."""
+
+    def __init__(self, shard: str, slot: int) -> None:
+        super().__init__(f"slot {slot} is not on shard {shard!r}")
+        self.shard = shard
+        self.slot = slot
 
 
 class Written(NamedTuple):
@@ -46,7 +55,7 @@ _NOTHING_SPECIAL = Written({}, set())
 class _Request:
     """Rows that one caller wants written, all by one COMMIT."""
 
-    __slots__ = ("created_at", "done", "messages", "rows", "starts")
+    __slots__ = ("created_at", "done", "first", "messages", "rows", "starts")
 
     def __init__(
         self,
@@ -57,6 +66,8 @@ class _Request:
         self.done = done
         self.starts = start_rows
         self.messages = message_rows
+        self.first: tuple[int, Start, Message] | None = None
+        """A message that comes with one of the starts."""
         self.rows = len(start_rows) + len(message_rows)
         self.created_at: Microseconds | None = None
 
@@ -85,6 +96,13 @@ class Writer:
         """
         return (await self._submit(rows, (), wait_seconds)).existing
 
+    async def start_with_message(
+        self, slot: int, start: Start, message: Message, *, wait_seconds: float | None = WRITE_DEADLINE_SECONDS
+    ) -> dict[str, starts.Existing]:
+        """Start a workflow and deliver its first message in one transaction; to one that exists under the same name,
+        just the message. As ``start`` for the rest."""
+        return (await self._submit(((slot, start),), (), wait_seconds, (slot, start, message))).existing
+
     async def deliver(
         self, rows: Sequence[tuple[int, Message]], *, wait_seconds: float | None = WRITE_DEADLINE_SECONDS
     ) -> set[str]:
@@ -97,10 +115,13 @@ class Writer:
         start_rows: Sequence[tuple[int, Start]],
         message_rows: Sequence[tuple[int, Message]],
         wait_seconds: float | None,
+        first: tuple[int, Start, Message] | None = None,
     ) -> Written:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Written] = loop.create_future()
-        self._waiting.append(_Request(done, start_rows, message_rows))
+        request = _Request(done, start_rows, message_rows)
+        request.first = first
+        self._waiting.append(request)
         if self._pump is None or self._pump.done():
             self._pump = asyncio.create_task(self._write_waiting(), name=f"writer {self._shard}")
         if wait_seconds is None:
@@ -165,6 +186,9 @@ class Writer:
                     self._lost = self._lost or (None if self.link.pooled else self.link.token)
                     patience = min(2 * patience, STATEMENT_DEADLINE_SECONDS)
             except psycopg.Error as error:
+                if (slot := moved_slot(error)) is not None and self._refuse_moved(batch, slot):
+                    batch = [request for request in batch if not request.done.done()]
+                    continue
                 if not is_transient(error):
                     await self._bisect(batch, error)
                     return
@@ -173,6 +197,16 @@ class Writer:
                 self._begun = None
             await self.link.pause()
             batch = [request for request in batch if not request.done.done()]
+
+    def _refuse_moved(self, batch: list[_Request], slot: int) -> bool:
+        """Requests that concern a slot which is not here leave the batch; they must not hold up the others."""
+        refused = False
+        for request in batch:
+            if any(at == slot for at, _ in (*request.starts, *request.messages)):
+                refused = True
+                if not request.done.done():
+                    request.done.set_exception(SlotMoved(self._shard, slot))
+        return refused
 
     async def _end_lost(self, token: str, deadline: float) -> None:
         """End the backend of the connection that was lost: while its network is gone it may sit on half a transaction
@@ -222,8 +256,11 @@ class Writer:
                 statements.append(messages.deliver(schema, told))
                 missing_at.append(len(statements))
                 statements.append(outcomes.missing_workflows(schema, {message.receiver for message in told}))
+        first = [request.first for request in batch if request.first is not None]
+        for slot, start, message in first:
+            statements.append(messages.deliver_with_start(slot_schema(slot), message, start.name))
         starting = [slot for slot, (new, _) in by_slot.items() if new]
-        telling = [slot for slot, (_, told) in by_slot.items() if told]
+        telling = sorted({slot for slot, (_, told) in by_slot.items() if told} | {slot for slot, *_ in first})
         if telling:
             statements.append(leases.notify_wakes(telling))
         if starting:

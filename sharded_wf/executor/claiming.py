@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Protocol
 
 import psycopg
@@ -17,6 +17,7 @@ from sharded_wf.postgres import binary
 from sharded_wf.postgres.failures import is_transient
 from sharded_wf.postgres.link import Link
 from sharded_wf.postgres.session import ConnectionLost, Result
+from sharded_wf.routing import slot_schema
 from sharded_wf.store import claims, leases
 
 
@@ -41,25 +42,32 @@ class Capacity(Protocol):
 
 
 class Claiming:
-    """The claims of one executor on one shard. ``took(claim, workflows)`` is called for each batch that came."""
+    """The claims of one executor on one shard. ``took(claim, workflows)`` is called for each batch that came. What
+    comes from a lane whose capability is in ``adopted`` is of ``capability`` from then on."""
 
     def __init__(
         self,
         link: Link,
         clock: Clock,
         schemas: Mapping[int, str],
+        moved: Callable[[Exception], object],
         intake: Intake,
         capacity: Capacity,
         took: Callable[[Claim, list[claims.Claimed]], None],
         exhausted: Callable[[bool], None],
+        capability: str,
+        adopted: Collection[str],
     ) -> None:
         self._link = link
         self._clock = clock
         self._schemas = schemas
+        self._moved = moved
         self._intake = intake
         self._capacity = capacity
         self._took = took
         self._exhausted = exhausted
+        self._capability = capability
+        self._adopted = adopted
         self._stopping = False
         self._work = asyncio.Event()
         self._stopped = asyncio.Event()
@@ -103,10 +111,17 @@ class Claiming:
         claim_ids = [binary.new_uuid() for _ in picks]
         statements = [leases.fence(lease_id)]
         for pick, claim_id in zip(picks, claim_ids, strict=True):
-            schema = self._schemas[pick.slot]
+            schema = slot_schema(pick.slot)
             statements.append(claims.claim(schema, pick.lane, pick.mark, pick.limit, claim_id, lease_id, now))
+        if self._adopted:
+            statements += [
+                claims.adopt(slot_schema(pick.slot), claim_id, self._capability)
+                for pick, claim_id in zip(picks, claim_ids, strict=True)
+                if pick.lane.capability in self._adopted
+            ]
         try:
-            answers = (await self._link.transact(statements, deadline=CLAIM_DEADLINE_SECONDS))[1:]
+            done = await self._link.transact(statements, deadline=CLAIM_DEADLINE_SECONDS)
+            answers: list[Result | None] = [*done[1 : len(picks) + 1]]
         except ConnectionLost as error:
             if not error.commit_unknown:
                 self._intake.failed(picks)
@@ -116,6 +131,7 @@ class Claiming:
         except psycopg.Error as error:
             if error.sqlstate == leases.LEASE_LOST_SQLSTATE:
                 raise LeaseLost(str(error)) from None
+            self._moved(error)
             self._intake.failed(picks)
             if not is_transient(error):
                 raise
@@ -123,16 +139,16 @@ class Claiming:
             return 0
         total = 0
         for pick, claim_id, answer in zip(picks, claim_ids, answers, strict=True):
-            came = claims.claimed_of(answer)
+            came = [] if answer is None else claims.claimed_of(answer)
             self._intake.came(pick, len(came), max((one.enqueued_at for one in came), default=None))
             total += len(came)
             if came:
-                self._took(Claim(claim_id, pick.slot, self._schemas[pick.slot], len(came)), came)
+                self._took(Claim(claim_id, pick.slot, slot_schema(pick.slot), len(came)), came)
         if not self._intake.has_work:
             self._exhausted(total == 0)
         return total
 
-    async def _read_claims(self, picks: list[Pick], claim_ids: list[bytes]) -> list[Result]:
+    async def _read_claims(self, picks: list[Pick], claim_ids: list[bytes]) -> list[Result | None]:
         """After an answer that was lost: end the old backend, then read what the claims hold, if they exist."""
         if self._link.pooled:
             # Nobody can say which backend was ours. Under a new lease everything is read anew.
@@ -141,11 +157,13 @@ class Claiming:
         while True:
             try:
                 await self._link.wait_backend_gone(token)
-                return await self._link.transact(
-                    [
-                        claims.read_claim(self._schemas[pick.slot], claim_id)
-                        for pick, claim_id in zip(picks, claim_ids, strict=True)
-                    ]
-                )
-            except (ConnectionLost, psycopg.Error):
+                # A slot that has left took its claims with it, given back.
+                asked = [at for at, pick in enumerate(picks) if pick.slot in self._schemas]
+                found: list[Result | None] = [None] * len(picks)
+                statements = [claims.read_claim(slot_schema(picks[at].slot), claim_ids[at]) for at in asked]
+                for at, answer in zip(asked, await self._link.transact(statements), strict=True):
+                    found[at] = answer
+                return found
+            except (ConnectionLost, psycopg.Error) as error:
+                self._moved(error)
                 await self._link.pause()

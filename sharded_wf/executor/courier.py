@@ -8,18 +8,26 @@ late, or one that asks again after a crash, changes nothing.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Coroutine
 from typing import Any
 
+import psycopg
+
 from sharded_wf.clock import SECOND_US
+from sharded_wf.cluster.repair import revive_children
 from sharded_wf.cluster.shards import ShardSet
 from sharded_wf.errors import IdConflict, LimitExceeded, ShardedWfError, ShardUnavailable, WorkflowNotFound
 from sharded_wf.executor import event_looks
 from sharded_wf.executor.held import Hold
 from sharded_wf.limits import SEND_DIRECT_SECONDS, STALE_CHILD_SECONDS
 from sharded_wf.model.workflow import Message, Start
+from sharded_wf.postgres.failures import moved_slot
+from sharded_wf.serialization.outcomes import encode_outcome
 from sharded_wf.store.events import Found
 from sharded_wf.store.starts import Existing
+
+logger = logging.getLogger("sharded_wf.courier")
 
 
 class Courier:
@@ -47,6 +55,11 @@ class Courier:
         """Look for an event; the run learns by ``event_looked``."""
         self._looks.append((hold, workflow_id, key))
         self._schedule()
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing is on its way."""
+        return not (self._tasks or self._starts or self._messages or self._looks)
 
     def _schedule(self) -> None:
         if not self._scheduled:
@@ -105,7 +118,20 @@ class Courier:
                     f"workflow {start.id!r} exists as {found.name!r}, started by "
                     f"{found.parent_id or 'a client'!r}; this child needs another ID"
                 )
+        if again := [start for _, start in rows if start.again and start.id in existing and start.id not in refused]:
+            try:
+                await self._revive(again)
+            except ShardUnavailable:
+                return  # the executor is closing
         asyncio.get_running_loop().call_soon(_answer_starts, rows, refused)
+
+    async def _revive(self, starts: list[Start]) -> None:
+        while True:
+            try:
+                return await revive_children(self._shards, starts, encode_outcome)
+            except (ShardUnavailable, psycopg.Error) as error:
+                logger.info("children of resumed workflows have to wait: %s", error)
+                await asyncio.sleep(SEND_DIRECT_SECONDS)
 
     async def _send_all(self, mail: list[tuple[Hold, int, Message]]) -> None:
         """Messages to one shard. If it is away the messages are left in the outbox, and their senders go on."""
@@ -139,6 +165,14 @@ class Courier:
         refused: ShardedWfError | None = None
         try:
             found = await event_looks.look_on(self._shards.shard_of_slot(next(iter(by_slot))), by_slot)
+        except ShardUnavailable:
+            return  # the executor is closing
+        except psycopg.Error as error:
+            slot = moved_slot(error)
+            await self._shards.find_slot(by_slot.popitem()[0] if slot is None else slot, None, 1)
+            self._looks += rows
+            self._schedule()
+            return
         except (ShardedWfError, ValueError) as error:
             if len(rows) > 1:  # one of them is bad: it must not fail the others
                 for row in rows:

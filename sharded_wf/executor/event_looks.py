@@ -9,8 +9,9 @@ import psycopg
 from sharded_wf.cluster.shard import Shard
 from sharded_wf.errors import EventNeverSet, ShardedWfError, WorkflowNotFound
 from sharded_wf.executor.held import Hold
-from sharded_wf.postgres.failures import is_transient
+from sharded_wf.postgres.failures import is_moved, is_transient
 from sharded_wf.postgres.session import ConnectionLost
+from sharded_wf.routing import slot_schema
 from sharded_wf.store import events
 from sharded_wf.store.events import Found, Wait
 
@@ -22,10 +23,11 @@ Row = tuple[Hold, str, str]
 
 async def look_on(shard: Shard, by_slot: dict[int, list[Row]]) -> dict[tuple[str, str], Found]:
     """Look for these events, of one shard; who waits in vain will be told. Tries for as long as the shard is away: the
-    workflows can only wait as well. Raises ``ShardedWfError`` if Postgres refuses one of the rows."""
+    workflows can only wait as well. Raises ``ShardedWfError`` if Postgres refuses one of the rows, ``psycopg.Error`` if
+    a slot has moved."""
     first, then = [], []
     for slot, rows in sorted(by_slot.items()):
-        schema = shard.schemas[slot]
+        schema = slot_schema(slot)
         waits = sorted({Wait(target, key, hold.run.id) for hold, target, key in rows})
         first.append(events.await_events(schema, waits))
         then.append(events.look(schema, sorted({(wait.workflow_id, wait.key) for wait in waits}), waits))
@@ -38,6 +40,8 @@ async def look_on(shard: Shard, by_slot: dict[int, list[Row]]) -> dict[tuple[str
         except ConnectionLost as error:
             logger.info("shard %s: a look for events is put off: %s", shard.name, error)
         except psycopg.Error as error:
+            if is_moved(error):
+                raise
             if not is_transient(error):
                 raise ShardedWfError(f"shard {shard.name!r} refused the row: {error}") from None
         await shard.reader.pause()

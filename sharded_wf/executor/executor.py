@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 
 from sharded_wf.clock import SYSTEM_CLOCK, Clock
+from sharded_wf.cluster.shard import Shard
 from sharded_wf.cluster.shards import ShardSet
 from sharded_wf.config import ClusterConfig
 from sharded_wf.errors import ConfigError
@@ -25,8 +26,12 @@ from sharded_wf.limits import (
     SYNC_THREADS_DEFAULT,
 )
 from sharded_wf.maintenance.leases import LeaseKeeper
+from sharded_wf.maintenance.requests import Carrier
 from sharded_wf.model.workflow import Message
+from sharded_wf.postgres.link import Link
 from sharded_wf.retention import Retention
+from sharded_wf.routing import CONTROL_SCHEMA
+from sharded_wf.store.requests import OUTBOX_SCHEMA
 from sharded_wf.workflow.app import App
 
 logger = logging.getLogger("sharded_wf.executor")
@@ -70,7 +75,7 @@ class Executor:
         self.app = app
         self.config = config
         self.version = version("sharded-wf")
-        self.capabilities: list[str] = [app.capability, *app.workflows]
+        self.capabilities: list[str] = app.capabilities()
         self.queues = None if queues is None else sorted(queues)
         self.isolated = isolated
         self.isolation = Isolation(isolation_command, is_isolated=isolated)
@@ -83,7 +88,8 @@ class Executor:
         self._thread_count = threads
         self._park_after = park_after
         self._clock = clock
-        self._parts: list[ShardExecutor] = []
+        self.parts: list[ShardExecutor] = []
+        self._bare: dict[Shard, asyncio.Task[None]] = {}
         self._exits = contextlib.AsyncExitStack()
         self._serving: list[asyncio.Task[None]] = []
         self._stopping: asyncio.Task[None] | None = None
@@ -105,14 +111,59 @@ class Executor:
         self._exits.push_async_callback(self.isolation.close)
         self.courier = Courier(self.shards)
         self._exits.push_async_callback(self.courier.close)
+        self._carry_from_outboxes()
+        self._exits.push_async_callback(self._end_bare)
+        self._serve_shards()
+        self.shards.on_change.append(self._follow_map)
+
+    def _serve_shards(self) -> None:
+        """Serve every shard that is ours to serve, also those without slots: one may be on its way there."""
+        served = {part.shard for part in self.parts}
         for shard in self.shards.shards.values():
-            if shard.slots and (self._only is None or shard.name in self._only):
-                self._parts.append(ShardExecutor(self, shard))
-        self._serving = [asyncio.create_task(part.serve(), name=f"serve {part.shard.name}") for part in self._parts]
+            if shard not in served and (self._only is None or shard.name in self._only):
+                part = ShardExecutor(self, shard)
+                self.parts.append(part)
+                self._serving.append(asyncio.create_task(part.serve(), name=f"serve {shard.name}"))
+                served.add(shard)
+        self._carry_from_bare({shard for shard in self.shards.shards.values() if not shard.slots} - served)
+
+    def _follow_map(self) -> None:
+        """The map has changed: slots, or whole shards, have come or gone."""
+        if self._stopping is not None:
+            return
+        for part in self.parts:
+            if self.shards.shards.get(part.shard.name) is part.shard:
+                part.moving.follow_map()
+            else:
+                part.drain()  # the shard has left the cluster
+        self._serve_shards()
+
+    def _carry_from_outboxes(self) -> None:
+        """From outboxes in databases that are no shards."""
+        for outbox in self.config.outboxes:
+            self._exits.push_async_callback(_end, self._carry_from(outbox.name, outbox.dsn, OUTBOX_SCHEMA))
+
+    def _carry_from_bare(self, bare: Collection[Shard]) -> None:
+        """From shards without slots that are not ours to serve: perhaps nobody watches them."""
+        for shard in [shard for shard in self._bare if shard not in bare]:
+            self._bare.pop(shard).cancel()
+        for shard in bare:
+            if shard not in self._bare:
+                self._bare[shard] = self._carry_from(shard.name, shard.dsn, CONTROL_SCHEMA)
+
+    def _carry_from(self, name: str, dsn: str, schema: str) -> asyncio.Task[None]:
+        carrier = Carrier(Link(dsn, "outbox", self._clock), self.shards, schema=schema, poll=True)
+        task = asyncio.create_task(carrier.run(), name=f"outbox {name}")
+        task.add_done_callback(lambda _: carrier.close())
+        return task
+
+    async def _end_bare(self) -> None:
+        for task in self._bare.values():
+            await _end(task)
 
     def drain(self) -> None:
         """Claim nothing more; ``stop`` then waits for what runs. Draining twice is fine."""
-        for part in self._parts:
+        for part in self.parts:
             part.drain()
 
     async def stop(self) -> None:
@@ -151,11 +202,16 @@ class Executor:
 
     def _offer_here(self, messages: list[Message]) -> None:
         for message in messages:
-            for part in self._parts:
-                if part.offer_if_held(message):
+            for part in self.parts:
+                if part.runs.offer_if_held(message):
                     break
 
     def statistics(self) -> dict[str, int]:
         """How many workflows it holds now, has finished so far, and has taken over from dead executors so far."""
-        held = sum(len(part.held) for part in self._parts)
+        held = sum(len(part.held) for part in self.parts)
         return {"held": held, "finished": self.finished, "taken_over": self.taken_over}
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -38,27 +38,56 @@ class Flusher:
         clock: Clock,
         is_here: Callable[[str], tuple[int, bool]],
         saved: Callable[[list[Op], Told], None],
+        moved: Callable[[Exception], int | None] = lambda _: None,
     ) -> None:
         self._link = link
         self._clock = clock
         self._is_here = is_here
-        self._saved = saved
+        self.saved = saved
+        self._moved = moved
         self._waiting: list[Op] = []
         self._wanted = asyncio.Event()
         self._quiet = asyncio.Event()
         self._quiet.set()
-        self._number = 0
+        self.number = 0
         self._lease_id = b""
+        self._taken = 0
+        """How many ops have ever been taken into a flush."""
+        self._passing: list[tuple[int, asyncio.Future[None]]] = []
 
     def add(self, op: Op) -> None:
         """Save this with the next flush."""
         self._waiting.append(op)
         self._wanted.set()
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether everything that was added is saved."""
+        return not self._waiting and self._quiet.is_set() and not self._wanted.is_set()
+
     def discard(self) -> None:
         """Forget what waits: the lease is gone."""
         self._waiting.clear()
         self._quiet.set()
+        self._let_pass(None)
+
+    async def passed(self) -> None:
+        """Wait until everything that was added before now is saved, and its runs told."""
+        if self._waiting or not self._quiet.is_set():
+            passing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._passing.append((self._taken + len(self._waiting), passing))
+            await passing
+
+    def _let_pass(self, saved: int | None) -> None:
+        """So many ops are saved (None: all)."""
+        for until, passing in self._passing:
+            if (saved is None or until <= saved) and not passing.done():
+                passing.set_result(None)
+        self._passing = [row for row in self._passing if not row[1].done()]
+
+    def forget_slot(self, slot: int) -> None:
+        """Save nothing of what is held in this slot: it is not here any more."""
+        self._waiting = [op for op in self._waiting if op.hold.claim.slot != slot]
 
     async def wait_quiet(self) -> None:
         """Wait until everything that was added is saved."""
@@ -69,15 +98,20 @@ class Flusher:
     async def run(self, lease_id: bytes) -> None:
         """Flush under this lease until cancelled. Raises ``LeaseLost``."""
         self._lease_id = lease_id
-        self._number = 0
+        self.number = 0
         while True:
             await self._wanted.wait()
             self._wanted.clear()
             self._quiet.clear()
             while self._waiting:
                 batch, self._waiting = self._waiting[:FLUSH_MAX_ROWS], self._waiting[FLUSH_MAX_ROWS:]
+                self._taken += len(batch)
                 await self._save(batch)
+                if self._passing:
+                    self._let_pass(self._taken)
             self._quiet.set()
+            if self._passing:
+                self._let_pass(None)
 
     async def _save(self, ops: list[Op]) -> None:
         now = self._clock.now_us()
@@ -86,9 +120,9 @@ class Flusher:
         except (UnicodeEncodeError, OverflowError, ValueError) as error:
             await self._bisect(ops, error)
             return
-        self._number += 1
+        self.number += 1
         statements = [
-            leases.fence(self._lease_id), leases.mark_flush(self._lease_id, self._number), *body, *self._asides(told)
+            leases.fence(self._lease_id), leases.mark_flush(self._lease_id, self.number), *body, *self._asides(told)
         ]  # fmt: skip
         while True:
             try:
@@ -101,12 +135,18 @@ class Flusher:
             except psycopg.Error as error:
                 if error.sqlstate == leases.LEASE_LOST_SQLSTATE:
                     raise LeaseLost(str(error)) from None
+                if (slot := self._moved(error)) is not None:
+                    # Nothing of this was written. What is held in a slot that has moved is given back there already.
+                    self.forget_slot(slot)
+                    if left := [op for op in ops if op.hold.claim.slot != slot]:
+                        await self._save(left)
+                    return
                 if not is_transient(error):
                     await self._bisect(ops, error)
                     return
                 logger.warning("a flush has to be tried again: %s", error)
             await self._link.pause()
-        self._saved(ops, told)
+        self.saved(ops, told)
 
     def _asides(self, told: Told) -> list[Statement]:
         asides: list[Statement] = []
@@ -114,8 +154,8 @@ class Flusher:
             asides.append(leases.notify_waiters(sorted(told.ended), self._clock.now_us()))
         if told.ready:
             asides.append(leases.notify_if_idle(sorted(told.ready)))
-        if self._number % FLUSH_MARKS_KEPT == 0:
-            asides.append(leases.forget_flushes(self._lease_id, self._number))
+        if self.number % FLUSH_MARKS_KEPT == 0:
+            asides.append(leases.forget_flushes(self._lease_id, self.number))
         return asides
 
     async def _was_committed(self, token: str | None) -> bool:
@@ -127,7 +167,7 @@ class Flusher:
                     # still runs under it and fences whatever comes late; then everything is read anew.
                     raise LeaseLost("given up after a lost answer")
                 await self._link.wait_backend_gone(token)
-                return len(await self._link.fetch(leases.read_flush(self._lease_id, self._number))) > 0
+                return len(await self._link.fetch(leases.read_flush(self._lease_id, self.number))) > 0
             except (ConnectionLost, psycopg.Error):
                 await self._link.pause()
 

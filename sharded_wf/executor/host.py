@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
+from collections.abc import Callable
 from concurrent.futures import Executor as Threads
+from contextvars import Context as VariableContext
 from typing import TYPE_CHECKING
 
 from sharded_wf.executor.held import Hold
-from sharded_wf.executor.ops import Op, OpKind
+from sharded_wf.executor.ops import Op, OpKind, Renewal
 from sharded_wf.model.history import Entry, FailedAttempt, Heartbeat
 from sharded_wf.model.workflow import Event, Message, Outcome, Start
 from sharded_wf.workflow.attempts import Attempts
@@ -16,6 +20,7 @@ from sharded_wf.workflow.stage import Stage
 if TYPE_CHECKING:
     from sharded_wf.executor.executor import Executor
     from sharded_wf.executor.shard_executor import ShardExecutor
+    from sharded_wf.workflow.transactions import TransactionCommand
 
 
 class ShardHost:
@@ -29,7 +34,7 @@ class ShardHost:
         self.threads: Threads = executor.threads
         self._executor = executor
         self._shard_executor = shard_executor
-        self._save = shard_executor.flusher.add
+        self._save: Callable[[Op], None] = shard_executor.flusher.add
         self.state = executor.state
 
     def record(self, run: Run, entry: Entry, consumed: Message | None = None, outbox: Message | None = None) -> None:
@@ -57,6 +62,15 @@ class ShardHost:
         if not hold.leaving:
             self._executor.courier.look_for_event(hold, workflow_id, key)
 
+    def transact(self, run: Run, transaction: TransactionCommand, variables: VariableContext) -> asyncio.Task[None]:
+        return self._shard_executor.transactions.begin(run.claim, transaction, variables)
+
+    def holding_back(self) -> tuple[ShardHost, list[Op]]:
+        """This host for one run that commits a transaction: what the run wants saved goes into the list instead."""
+        twin, held_back = copy.copy(self), list[Op]()
+        twin._save = held_back.append
+        return twin, held_back
+
     def start_child(self, run: Run, start: Start) -> None:
         hold: Hold = run.claim
         if not hold.leaving:
@@ -77,3 +91,9 @@ class ShardHost:
         if not hold.leaving:
             hold.leaving = True
             self._save(Op(OpKind.FINISH, hold, outcome=outcome))
+
+    def continue_as_new(self, run: Run, entry: Entry, capability: str, queue: str) -> None:
+        hold: Hold = run.claim
+        if not hold.leaving:
+            hold.leaving = True
+            self._save(Op(OpKind.CONTINUE, hold, renewal=Renewal(entry, capability, queue)))

@@ -47,14 +47,19 @@ class Intake:
     """What one executor knows of the queues of one shard."""
 
     def __init__(self, capabilities: Collection[str], queues: Iterable[str] | None, *, isolated: bool = False) -> None:
-        marks = (SUSPECT,) if isolated else ("", RAN_BEFORE)
-        self._capabilities = {mark + capability for capability in capabilities for mark in marks}
+        self._marks = (SUSPECT,) if isolated else ("", RAN_BEFORE)
+        self._capabilities = self.lanes_of(capabilities)
         self._suspects = {SUSPECT + capability for capability in capabilities}
         self._queues = None if queues is None else frozenset(queues)
         self._known: set[Lane] = set()
         self._states: dict[tuple[int, Lane], _LaneState] = {}
         self._hot: deque[tuple[int, Lane]] = deque()
         self._out = 0
+        self._left: set[int] = set()
+
+    def lanes_of(self, capabilities: Collection[str]) -> frozenset[str]:
+        """Capabilities as their lanes have them that this executor takes from."""
+        return frozenset(mark + capability for capability in capabilities for mark in self._marks)
 
     def serves(self, lane: Lane) -> bool:
         """Whether this executor can run what is in the lane."""
@@ -85,6 +90,8 @@ class Intake:
         key = (slot, lane)
         state = self._states.get(key)
         if state is None:
+            if slot in self._left:
+                return
             state = self._states[key] = _LaneState()
         if not state.hot:
             state.hot = True
@@ -105,6 +112,18 @@ class Intake:
         self._out = 0
         self._states.clear()
         self._hot.clear()
+
+    def leave_slot(self, slot: int) -> None:
+        """The slot is not served any more. If it comes back everything in it is new: also what is older than any
+        mark."""
+        self._left.add(slot)
+        for key in [key for key in self._states if key[0] == slot]:
+            if self._states.pop(key).hot:
+                self._hot.remove(key)
+
+    def serve_slot(self, slot: int) -> None:
+        """The slot is served from now on."""
+        self._left.discard(slot)
 
     def picks(self, room: int, now: float) -> list[Pick]:
         """Lanes for one claiming transaction, at most ``room`` workflows in all: each in turn, but of one slot and
@@ -138,7 +157,9 @@ class Intake:
     def came(self, pick: Pick, count: int, last_enqueued_at: Microseconds | None) -> None:
         """What a pick gave. A lane that gave all it was asked for is hot again."""
         self._out -= 1
-        state = self._states[pick.slot, pick.lane]
+        state = self._states.get((pick.slot, pick.lane))
+        if state is None:
+            return  # the slot has been left meanwhile
         state.last_count = count
         if last_enqueued_at is not None:
             state.mark = max(state.mark, last_enqueued_at - int(MARK_MARGIN_SECONDS * SECOND_US))

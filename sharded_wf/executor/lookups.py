@@ -19,6 +19,7 @@ from sharded_wf.model.workflow import Message
 from sharded_wf.postgres.failures import is_transient
 from sharded_wf.postgres.link import Link
 from sharded_wf.postgres.session import ConnectionLost, Result, Statement
+from sharded_wf.routing import slot_schema
 from sharded_wf.store import leases, messages, steps
 from sharded_wf.store.claims import Claimed
 
@@ -39,6 +40,7 @@ class Lookups:
         link: Link,
         clock: Clock,
         schemas: Mapping[int, str],
+        moved: Callable[[Exception], object],
         held: Mapping[str, Hold],
         resume: Callable[[list[Resumed]], None],
         offer: Callable[[dict[str, list[Message]]], set[str]],
@@ -47,6 +49,7 @@ class Lookups:
         self._link = link
         self._clock = clock
         self._schemas = schemas
+        self._moved = moved
         self._held = held
         self._resume = resume
         self._offer = offer
@@ -56,6 +59,12 @@ class Lookups:
         self._waking: set[int] = set()
         self._cursors: dict[int, str] = {}
         self._wanted = asyncio.Event()
+        self._looking = False
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing is being read, or wished for."""
+        return not self._looking and not self._wanted.is_set()
 
     def history(self, claimed: Claimed, hold: Hold) -> None:
         """Load the history and the messages of a workflow that ran before, then ``resume`` it."""
@@ -81,9 +90,11 @@ class Lookups:
 
     async def run(self) -> None:
         """Look for ever, until cancelled."""
+        self._looking = False
         while True:
             await self._wanted.wait()
             self._wanted.clear()
+            self._looking = True
             histories, self._histories = self._histories, []
             expecting, self._expecting = self._expecting, {}
             waking, self._waking = self._waking, set()
@@ -97,10 +108,17 @@ class Lookups:
                 except ConnectionLost:
                     pass
                 except psycopg.Error as error:
+                    if self._moved(error):
+                        # What is held there has been dropped, or is about to be.
+                        histories = [wish for wish in histories if self._held.get(wish[0].id) is wish[1]]
+                        expecting = {id_: slot for id_, slot in expecting.items() if id_ in self._held}
+                        waking.intersection_update(self._schemas)
+                        continue
                     logger.warning("a look has to be tried again: %s", error)
                     if not is_transient(error):
                         await asyncio.sleep(1.0)
                 await self._link.pause()
+            self._looking = False
 
     async def _look(self, histories: list[tuple[Claimed, Hold]], expecting: dict[str, int]) -> None:
         by_slot: dict[int, tuple[list[str], set[str]]] = {}
@@ -115,8 +133,8 @@ class Lookups:
         statements: list[Statement] = []
         for slot, (ran, mail) in by_slot.items():
             if ran:
-                statements += steps.read_histories(self._schemas[slot], ran)
-            statements.append(messages.read_messages(self._schemas[slot], sorted(mail)))
+                statements += steps.read_histories(slot_schema(slot), ran)
+            statements.append(messages.read_messages(slot_schema(slot), sorted(mail)))
         answers = iter(await self._link.transact(statements))
         found: dict[str, History] = {}
         mailboxes: dict[str, list[Message]] = {}
@@ -136,10 +154,7 @@ class Lookups:
 
     async def _wake(self, slots: list[int]) -> None:
         answers = await self._link.transact(
-            [
-                messages.read_wakes(self._schemas[slot], self._cursors.get(slot, ""), WAKES_PER_LOOK_MAX)
-                for slot in slots
-            ]
+            [messages.read_wakes(slot_schema(slot), self._cursors.get(slot, ""), WAKES_PER_LOOK_MAX) for slot in slots]
         )
         for slot, answer in zip(slots, answers, strict=True):
             wakes = messages.wakes_of(answer)
@@ -152,7 +167,7 @@ class Lookups:
                 await self._wake_slot(slot, wakes)
 
     async def _wake_slot(self, slot: int, wakes: list[messages.Wake]) -> None:
-        schema = self._schemas[slot]
+        schema = slot_schema(slot)
         ours = [wake for wake in wakes if wake[0] in self._held and not self._held[wake[0]].leaving]
         others = sorted({id_ for id_, _ in wakes if id_ not in self._held})
         statements: list[Statement] = []

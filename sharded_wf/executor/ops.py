@@ -14,13 +14,15 @@ import msgspec
 
 from sharded_wf.clock import Microseconds
 from sharded_wf.executor.held import Claim, Hold
-from sharded_wf.model.history import Entry, FailedAttempt, Heartbeat
+from sharded_wf.model.attributes import Attribute
+from sharded_wf.model.history import Cancellation, Entry, EntryKind, FailedAttempt, Heartbeat
 from sharded_wf.model.status import Status
-from sharded_wf.model.workflow import OUTCOME_TOPIC, Event, Message, Outcome
+from sharded_wf.model.workflow import CANCEL_TOPIC, OUTCOME_TOPIC, Event, Message, Outcome
 from sharded_wf.postgres.session import Statement
 from sharded_wf.routing import slot_schema
 from sharded_wf.serialization.outcomes import encode_outcome
 from sharded_wf.store import claims, events, leases, messages, outcomes, steps, timers
+from sharded_wf.store.attributes import Owned, set_attributes
 
 
 class OpKind(IntEnum):
@@ -33,6 +35,18 @@ class OpKind(IntEnum):
     PARK = 3
     GIVE_BACK = 4
     REROUTE = 5
+    CONTINUE = 6
+
+
+Aside = FailedAttempt | Heartbeat | Event
+
+
+class Renewal(msgspec.Struct, frozen=True, gc=False):
+    """The next run of a workflow: the first entry of its history, and where it waits to be taken up."""
+
+    entry: Entry
+    capability: str
+    queue: str
 
 
 class Op(msgspec.Struct, frozen=True, gc=False):
@@ -43,12 +57,17 @@ class Op(msgspec.Struct, frozen=True, gc=False):
     entry: Entry | None = None
     consumed: Message | None = None
     outbox: Message | None = None
-    aside: FailedAttempt | Heartbeat | Event | None = None
+    aside: Aside | None = None
     outcome: Outcome | None = None
     due_at: Microseconds | None = None
+    renewal: Renewal | None = None
 
 
-LEAVING = frozenset({OpKind.FINISH, OpKind.PARK, OpKind.GIVE_BACK, OpKind.REROUTE})
+_CANCEL, _ATTRIBUTES = EntryKind.CANCEL, EntryKind.ATTRIBUTES
+_decode_attributes = msgspec.json.Decoder(tuple[Attribute, ...]).decode
+decode_cancelled = msgspec.json.Decoder(Cancellation).decode
+
+LEAVING = frozenset({OpKind.FINISH, OpKind.PARK, OpKind.GIVE_BACK, OpKind.REROUTE, OpKind.CONTINUE})
 """After these the executor holds the workflow no longer."""
 
 
@@ -65,14 +84,15 @@ class Told(msgspec.Struct, gc=False):
 class _Slot:
     """The ops of one slot, by statement."""
 
-    __slots__ = ("attempts", "consumed", "delivered", "ended", "entries", "events", "failed", "given", "heartbeats",
-                 "mailed", "outgoing", "parked", "released", "rerouted")  # fmt: skip
+    __slots__ = (
+        "asides", "attributes", "consumed", "delivered", "ended", "entries", "failed", "given", "mailed", "outgoing",
+        "parked", "released", "renewed", "rerouted",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.entries: tuple[list[str], list[Entry]] = ([], [])
-        self.attempts: tuple[list[str], list[FailedAttempt]] = ([], [])
-        self.heartbeats: list[tuple[str, Heartbeat]] = []
-        self.events: list[tuple[str, Event]] = []
+        self.asides: list[tuple[str, Aside]] = []
+        self.attributes: list[Owned] = []
         self.consumed: list[Message] = []
         self.mailed: list[str] = []
         self.delivered: list[Message] = []
@@ -82,6 +102,7 @@ class _Slot:
         self.parked: tuple[list[str], list[bytes], list[tuple[Microseconds, str]]] = ([], [], [])
         self.given: tuple[list[str], list[bytes]] = ([], [])
         self.rerouted: tuple[list[str], list[bytes]] = ([], [])
+        self.renewed: tuple[list[str], list[bytes], list[Renewal]] = ([], [], [])
         self.released: list[bytes] = []
 
 
@@ -109,19 +130,30 @@ def statements_of(
             slot.entries[1].append(op.entry)
             if op.consumed is not None:
                 slot.consumed.append(op.consumed)
+                if op.entry.kind is _CANCEL:
+                    _cancel_children(
+                        op, decode_cancelled(op.entry.output or b"{}").told, slots, slot, told, is_here, now
+                    )
+            elif op.entry.kind is _ATTRIBUTES:
+                slot.attributes += [(hold.run.id, one) for one in _decode_attributes(op.entry.output or b"[]")]
             if op.outbox is not None:
                 slot.outgoing.append(op.outbox)
                 told.outgoing.append((claim.slot, op.outbox))
             continue
         if kind is OpKind.ASIDE:
-            _aside(op, slot, told)
+            assert op.aside is not None
+            slot.asides.append((hold.run.id, op.aside))
+            if isinstance(op.aside, Event):
+                told.ended.add(claim.slot)
             continue
         left[claim] = left.get(claim, 0) + 1
         if kind is OpKind.FINISH:
             _finish(op, slot)
-            if hold.mailed:
+            if hold.mailed and op.outcome is not None and op.outcome.status is Status.SUCCEEDED:
                 slot.mailed.append(hold.run.id)
             told.ended.add(claim.slot)
+            if op.outcome is not None and op.outcome.cancels:
+                _cancel_children(op, op.outcome.cancels, slots, slot, told, is_here, now)
             if hold.parent_id is not None:
                 _tell_parent(op, slots, slot, told, is_here, now)
         else:
@@ -138,17 +170,16 @@ def statements_of(
     return statements, told
 
 
-def _aside(op: Op, slot: _Slot, told: Told) -> None:
-    run_id, aside = op.hold.run.id, op.aside
-    if isinstance(aside, FailedAttempt):
-        slot.attempts[0].append(run_id)
-        slot.attempts[1].append(aside)
-    elif isinstance(aside, Heartbeat):
-        slot.heartbeats.append((run_id, aside))
-    else:
-        assert aside is not None
-        slot.events.append((run_id, aside))
-        told.ended.add(op.hold.claim.slot)
+def _aside_statements(statements: list[Statement], schema: str, asides: list[tuple[str, Aside]]) -> None:
+    attempts = [(id_, one) for id_, one in asides if isinstance(one, FailedAttempt)]
+    beats = [(id_, one) for id_, one in asides if isinstance(one, Heartbeat)]
+    set_ = [(id_, one) for id_, one in asides if isinstance(one, Event)]
+    if attempts:
+        statements.append(steps.record_attempts(schema, [id_ for id_, _ in attempts], [one for _, one in attempts]))
+    if beats:
+        statements.append(steps.save_heartbeats(schema, beats))
+    if set_:
+        statements.append(events.set_events(schema, set_))
 
 
 def _finish(op: Op, slot: _Slot) -> None:
@@ -180,6 +211,11 @@ def _leave(op: Op, slot: _Slot) -> None:
         case OpKind.REROUTE:
             slot.rerouted[0].append(run_id)
             slot.rerouted[1].append(claim_id)
+        case OpKind.CONTINUE:
+            assert op.renewal is not None
+            slot.renewed[0].append(run_id)
+            slot.renewed[1].append(claim_id)
+            slot.renewed[2].append(op.renewal)
         case _:
             raise AssertionError(op.kind)
 
@@ -195,10 +231,35 @@ def _tell_parent(
     parent_id, outcome = op.hold.parent_id, op.outcome
     assert parent_id is not None and outcome is not None
     message = Message(parent_id, OUTCOME_TOPIC, op.hold.run.id, 1, encode_outcome(outcome), now)
-    parent_slot, here = is_here(parent_id)
+    _tell(op, message, slots, slot, told, is_here)
+
+
+def _cancel_children(
+    op: Op,
+    children: Iterable[str],
+    slots: dict[int, _Slot],
+    slot: _Slot,
+    told: Told,
+    is_here: Callable[[str], tuple[int, bool]],
+    now: Microseconds,
+) -> None:
+    for child in children:
+        _tell(op, Message(child, CANCEL_TOPIC, op.hold.run.id, 1, b"null", now), slots, slot, told, is_here)
+
+
+def _tell(
+    op: Op,
+    message: Message,
+    slots: dict[int, _Slot],
+    slot: _Slot,
+    told: Told,
+    is_here: Callable[[str], tuple[int, bool]],
+) -> None:
+    """Deliver with this flush, or leave it in the outbox."""
+    receiver_slot, here = is_here(message.receiver)
     if here:
-        slots.setdefault(parent_slot, _Slot()).delivered.append(message)
-        told.delivered.append((parent_slot, message))
+        slots.setdefault(receiver_slot, _Slot()).delivered.append(message)
+        told.delivered.append((receiver_slot, message))
     else:
         slot.outgoing.append(message)
         told.outgoing.append((op.hold.claim.slot, message))
@@ -208,14 +269,16 @@ def _slot_statements(statements: list[Statement], schema: str, slot: _Slot, now:
     """The order is the lock order of ``sql/README.md``: a slot's tables as listed here, slots ascending."""
     if slot.entries[0]:
         statements.append(steps.record_steps(schema, *slot.entries))
-    if slot.attempts[0]:
-        statements.append(steps.record_attempts(schema, *slot.attempts))
-    if slot.heartbeats:
-        statements.append(steps.save_heartbeats(schema, slot.heartbeats))
-    if slot.events:
-        statements.append(events.set_events(schema, slot.events))
+    if slot.attributes:
+        statements += set_attributes(schema, slot.attributes)
+    if slot.asides:
+        _aside_statements(statements, schema, slot.asides)
     if slot.consumed:
         statements.append(messages.consume(schema, slot.consumed))
+    if slot.renewed[0]:
+        # After what their last runs recorded with this flush, which goes with the rest.
+        statements.append(steps.forget_runs(schema, slot.renewed[0]))
+        statements.append(steps.record_steps(schema, slot.renewed[0], [one.entry for one in slot.renewed[2]]))
     if slot.mailed:
         statements.append(messages.clear_mailboxes(schema, slot.mailed))
     if slot.ended[0]:
@@ -226,6 +289,14 @@ def _slot_statements(statements: list[Statement], schema: str, slot: _Slot, now:
         statements.append(claims.give_back(schema, *slot.given, now))
     if slot.rerouted[0]:
         statements.append(claims.reroute(schema, *slot.rerouted, now))
+    if slot.renewed[0]:
+        ids, claim_ids, renewals = slot.renewed
+        statements.append(
+            claims.continue_as_new(
+                schema, ids, claim_ids, [one.entry.completed_at for one in renewals],
+                [one.capability for one in renewals], [one.queue for one in renewals], now,
+            )
+        )  # fmt: skip
     if slot.delivered:
         statements.append(messages.deliver(schema, slot.delivered))
     if slot.outgoing:

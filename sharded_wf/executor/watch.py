@@ -41,23 +41,27 @@ class Watch:
         listener: Listener,
         clock: Clock,
         schemas: Mapping[int, str],
+        moved: Callable[[Exception], object],
         intake: Intake,
         work: Callable[[], None],
         wakes: Callable[[Iterable[int]], None],
         outgoing: Callable[[Iterable[int]], None],
         awaited: Callable[[Iterable[int]], None],
         suspects: Callable[[], None],
+        requests: Callable[[], None],
     ) -> None:
         self._link = link
         self._listener = listener
         self._clock = clock
         self._schemas = schemas
+        self._moved = moved
         self._intake = intake
         self._work = work
         self._wakes = wakes
         self._outgoing = outgoing
         self._awaited = awaited
         self._suspects = suspects
+        self._requests = requests
         self._peek = slots.peek(schemas)
         self._due: dict[int, Microseconds] = {}
         self._stir = asyncio.Event()
@@ -69,6 +73,13 @@ class Watch:
         self._quiet_rounds = 0
         self._busy_since: float | None = None
         self._lease_id = b""
+
+    def slots_changed(self) -> None:
+        """Other slots are served now."""
+        self._peek = slots.peek(self._schemas)
+        self._due = {slot: due for slot, due in self._due.items() if slot in self._schemas}
+        self._look = True
+        self._stir.set()
 
     def heard(self, channel: str, payload: str) -> None:
         """A notification (or, with an empty channel, that some may have been missed)."""
@@ -101,9 +112,14 @@ class Watch:
             self._next_look = min(self._next_look, self._clock.monotonic() + POLL_FIRST_SECONDS)
         self._stir.set()
 
+    def look(self) -> None:
+        """Look now at what is due, and at everything else."""
+        self._look = True
+        self._stir.set()
+
     def timer_set(self, slot: int, due_at: Microseconds) -> None:
         """A timer of ours was saved."""
-        if due_at < self._due.get(slot, 1 << 62):
+        if slot in self._schemas and due_at < self._due.get(slot, 1 << 62):
             self._due[slot] = due_at
             self._stir.set()
 
@@ -118,6 +134,8 @@ class Watch:
             except (ConnectionLost, psycopg.Error) as error:
                 logger.info("watching is put off: %s", error)
                 self._look = True
+                if self._moved(error):
+                    continue
                 await self._link.pause()
 
     async def _turn(self) -> None:
@@ -157,13 +175,16 @@ class Watch:
         self._look_took = self._looked_at - begun
         found = False
         for slot, lanes in glance.lanes.items():
+            # (A slot that was left while we looked is not looked into: the intake knows.)
             found |= self._intake.found(slot, lanes)
             if any(map(self._intake.is_suspect, lanes)):
                 self._suspects()
-        self._due = glance.due
+        self._due = {slot: due for slot, due in glance.due.items() if slot in self._schemas}
         self._wakes(glance.wakes)
         self._outgoing(glance.outgoing)
         self._awaited(glance.awaited)
+        if glance.requests:
+            self._requests()
         if found:
             self._work()
 
@@ -176,7 +197,7 @@ class Watch:
             [timers.fire_timers(self._schemas[slot], now, TIMERS_PER_BATCH_MAX) for slot in due]
         )
         for slot in due:
-            del self._due[slot]
+            self._due.pop(slot, None)
         if any(answer.count for answer in answers):
             self._look = True
 

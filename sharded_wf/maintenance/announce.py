@@ -9,10 +9,11 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
 from sharded_wf.clock import SECOND_US, Clock, Microseconds
-from sharded_wf.limits import VAIN_WAITS_EVERY_SECONDS, VAIN_WAITS_PER_LOOK_MAX
+from sharded_wf.limits import MISSED_WAITS_EVERY_SECONDS, MISSED_WAITS_PER_LOOK_MAX
 from sharded_wf.model.notices import notice_of
 from sharded_wf.model.workflow import EVENT_TOPIC, Message
 from sharded_wf.postgres.link import Link
+from sharded_wf.routing import slot_schema
 from sharded_wf.store import events
 from sharded_wf.store.events import NOBODY, Awaited, Wait
 
@@ -33,12 +34,15 @@ class Announcements:
 
     async def announce(self, notices: list[tuple[int, Message]]) -> list[tuple[int, Message]]:
         """Tell those who wait for the events of these notices. Returns the notices that are done with."""
+        notices = [(slot, notice) for slot, notice in notices if slot in self._schemas]  # others go out where they are
         by_slot: dict[int, list[Message]] = {}
         for slot, notice in notices:
             by_slot.setdefault(slot, []).append(notice)
+        if not by_slot:
+            return []
         answers = await self._link.transact(
             [
-                events.read_waiters(self._schemas[slot], sorted({(one.receiver, one.sender) for one in of_slot}))
+                events.read_waiters(slot_schema(slot), sorted({(one.receiver, one.sender) for one in of_slot}))
                 for slot, of_slot in by_slot.items()
             ]
         )
@@ -54,9 +58,11 @@ class Announcements:
             return set()
         away = await self._deliver(messages)
         waits = {
-            slot: [one.wait for one in of_slot if one.wait.waiter not in away] for slot, of_slot in awaited.items()
+            slot: [one.wait for one in of_slot if one.wait.waiter not in away]
+            for slot, of_slot in awaited.items()
+            if slot in self._schemas
         }
-        told = [events.forget(self._schemas[slot], of_slot) for slot, of_slot in sorted(waits.items()) if of_slot]
+        told = [events.forget(slot_schema(slot), of_slot) for slot, of_slot in sorted(waits.items()) if of_slot]
         if told:
             await self._link.transact(told)
         return {one.wait for of_slot in awaited.values() for one in of_slot if one.wait.waiter in away}
@@ -65,28 +71,29 @@ class Announcements:
         sender = notice_of(one.wait.workflow_id, one.wait.key, one.set_at)
         return Message(one.wait.waiter, EVENT_TOPIC, sender, 1, b"null", self._clock.now_us())
 
-    async def tell_vain(self, slots: list[int]) -> None:
-        """Tell those who wait for events of workflows that have ended without them; not more often than is worth it."""
+    async def tell_missed(self, slots: list[int]) -> None:
+        """Tell those who wait for events of workflows that have ended without them, and those who were not told of an
+        event; not more often than is worth it."""
         now = self._clock.monotonic()
-        if now - self._looked_at < VAIN_WAITS_EVERY_SECONDS:
+        if now - self._looked_at < MISSED_WAITS_EVERY_SECONDS:
             return
         self._looked_at = now
         answers = await self._link.transact(
             [
-                events.read_vain(self._schemas[slot], self._cursors.get(slot, NOBODY), VAIN_WAITS_PER_LOOK_MAX)
+                events.read_missed(slot_schema(slot), self._cursors.get(slot, NOBODY), MISSED_WAITS_PER_LOOK_MAX)
                 for slot in slots
             ]
         )
         moment: Microseconds = self._clock.now_us() // SECOND_US
-        vain: dict[int, list[Awaited]] = {}
+        missed: dict[int, list[Awaited]] = {}
         for slot, answer in zip(slots, answers, strict=True):
-            seen = events.vain_of(answer)
-            if len(seen) < VAIN_WAITS_PER_LOOK_MAX:
+            seen = events.missed_of(answer)
+            if len(seen) < MISSED_WAITS_PER_LOOK_MAX:
                 self._cursors.pop(slot, None)
             else:
                 self._cursors[slot] = seen[-1][0]
-            vain[slot] = [Awaited(wait, 0, moment) for wait, is_vain in seen if is_vain]
-        await self._tell(vain)
+            missed[slot] = [Awaited(wait, moment) for wait, is_missed in seen if is_missed]
+        await self._tell(missed)
 
 
 async def deliver_by_shard(

@@ -21,6 +21,7 @@ from sharded_wf.maintenance.announce import Announcements, deliver_by_shard
 from sharded_wf.model.workflow import EVENT_TOPIC, Message
 from sharded_wf.postgres.link import Link
 from sharded_wf.postgres.session import ConnectionLost
+from sharded_wf.routing import slot_schema
 from sharded_wf.store import messages
 
 logger = logging.getLogger("sharded_wf.relay")
@@ -72,8 +73,8 @@ class Relay:
             await self._wanted.wait()
             self._wanted.clear()
             fresh, self._fresh = self._fresh, []
-            sweeping, self._sweeping = self._sweeping, set()
-            awaited, self._awaited = self._awaited, set()
+            sweeping, self._sweeping = self._sweeping & self._schemas.keys(), set()
+            awaited, self._awaited = self._awaited & self._schemas.keys(), set()
             try:
                 if sweeping:
                     fresh += await self._left_behind(sorted(sweeping))
@@ -82,7 +83,7 @@ class Relay:
                 if notices:
                     await self._announce(notices)
                 if awaited:
-                    await self._announcements.tell_vain(sorted(awaited))
+                    await self._announcements.tell_missed(sorted(awaited))
             except (ConnectionLost, psycopg.Error) as error:
                 logger.info("relaying is put off: %s", error)
                 await self._link.pause()
@@ -91,7 +92,7 @@ class Relay:
         until = self._clock.now_us() - int(RELAY_AFTER_SECONDS * SECOND_US)
         answers = await self._link.transact(
             [
-                messages.read_outbox(self._schemas[slot], until, RELAY_BATCH_MAX_ROWS, self._cursors.get(slot, ""))
+                messages.read_outbox(slot_schema(slot), until, RELAY_BATCH_MAX_ROWS, self._cursors.get(slot, ""))
                 for slot in slots
             ]
         )
@@ -115,9 +116,14 @@ class Relay:
             done.setdefault(slot, []).append(message)
         if done:
             self._delivered([message for rows in done.values() for message in rows])
-            await self._link.transact(
-                [messages.clear_outbox(self._schemas[slot], rows) for slot, rows in sorted(done.items())]
-            )
+            # The outbox of a slot that has left is swept where it is now; delivering again is harmless.
+            cleared = [
+                messages.clear_outbox(slot_schema(slot), rows)
+                for slot, rows in sorted(done.items())
+                if slot in self._schemas
+            ]
+            if cleared:
+                await self._link.transact(cleared)
 
     async def _announce(self, notices: list[tuple[int, Message]]) -> None:
         done: dict[int, list[Message]] = {}
@@ -125,7 +131,7 @@ class Relay:
             done.setdefault(slot, []).append(notice)
         if done:
             await self._link.transact(
-                [messages.clear_outbox(self._schemas[slot], rows) for slot, rows in sorted(done.items())]
+                [messages.clear_outbox(slot_schema(slot), rows) for slot, rows in sorted(done.items())]
             )
 
     async def _deliver_notices(self, told: list[Message]) -> set[str]:
@@ -141,7 +147,9 @@ class Relay:
         if not self._shards.answers(rows[0][1].receiver):
             return []
         try:
-            await self._shards.deliver([message for _, message in rows], wait_seconds=SEND_DIRECT_SECONDS)
+            unknown = await self._shards.deliver([message for _, message in rows], wait_seconds=SEND_DIRECT_SECONDS)
         except ShardedWfError:
             return []  # the sweep comes back to them
+        for id_ in sorted(unknown):
+            logger.warning("a message to workflow %r, which does not exist, is dropped", id_)
         return rows

@@ -13,7 +13,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import psycopg
 
@@ -78,27 +80,49 @@ class Walk:
         self.took = 0.0
 
 
+class Slots(Protocol):
+    """The slots that are here: they come and go."""
+
+    @property
+    def schemas(self) -> Mapping[int, str]:
+        """Their schemas at this moment; always the same object."""
+        ...
+
+    def moved(self, error: Exception) -> int | None:
+        """Told of errors: if one says that a slot is not here any more, it leaves ``schemas``."""
+        ...
+
+
 class RetentionLoop:
     """The retention of one shard, by one executor."""
 
-    def __init__(self, shard: Shard, shards: ShardSet, retention: Retention, clock: Clock) -> None:
+    def __init__(self, shard: Shard, shards: ShardSet, slots: Slots, retention: Retention, clock: Clock) -> None:
         self._shard = shard
         self._clock = clock
         self._retention = retention
         self._link = shard.link("retention")
         self._export = None if retention.export is None else Export(retention.export, shard.name, clock)
-        self._sweep = Sweep(self._link, shards, shard.schemas, self._export)
+        self._slots = slots
+        self._sweep = Sweep(self._link, shards, slots.schemas, self._export)
         self._holder = binary.new_uuid()
         self._held_until = 0.0
         self._dead_rows: Counter[int] = Counter()
         self._full_batches = 0
         self.deleted = 0
 
-    def _new_walks(self) -> list[Walk]:
+    def _follow(self, walks: list[Walk]) -> list[Walk]:
+        """The walks over the slots that are here: those of slots that left have gone, those of slots that came begin at
+        the beginning."""
+        here = self._slots.schemas
+        walked = {walk.slot for walk in walks}
+        if walked == set(here):
+            return walks
         ages = self._retention.distinct_ages()
         now = self._clock.monotonic()
-        walks = [Walk(slot, age) for age in ages for slot in self._shard.slots]
-        return walks + [Walk(slot, ages[-1], True, due=now + RETENTION_REWALK_SECONDS) for slot in self._shard.slots]
+        came = [slot for slot in here if slot not in walked]
+        left = [walk for walk in walks if walk.slot in here]
+        left += [Walk(slot, age) for age in ages for slot in came]
+        return left + [Walk(slot, ages[-1], True, due=now + RETENTION_REWALK_SECONDS) for slot in came]
 
     async def run(self) -> None:
         """Remove what grows old, for ever, until cancelled. Whatever else ends it is a mistake of ours, and logged."""
@@ -117,10 +141,12 @@ class RetentionLoop:
                         walks = []
                         await asyncio.sleep(RETENTION_HOLD_SECONDS / 3)
                         continue
-                    walks = walks or self._new_walks()
+                    walks = self._follow(walks)
                     if not await self._round(walks):
                         await asyncio.sleep(RETENTION_IDLE_SECONDS)
                 except (ConnectionLost, psycopg.Error, OSError) as error:
+                    if self._slots.moved(error) is not None:
+                        continue
                     logger.warning("shard %s: retention is put off: %s", self._shard.name, error)
                     self._held_until = 0.0
                     await asyncio.sleep(RETENTION_IDLE_SECONDS)
@@ -147,6 +173,8 @@ class RetentionLoop:
                 continue
             if not await self._hold():
                 return False
+            if walk.slot not in self._slots.schemas:
+                continue
             now = self._clock.now_us()
             cutoffs = cutoffs_at(self._retention, now)
             page = await self._sweep.page(walk.slot, walk.place, walk.before(now), cutoffs)
@@ -166,7 +194,10 @@ class RetentionLoop:
         return busy
 
     async def _vacuum(self, slot: int) -> None:
-        schema = self._shard.schemas[slot]
+        schema = self._slots.schemas.get(slot)
+        if schema is None:
+            del self._dead_rows[slot]
+            return
         left = binary.read_int((await self._link.fetch(rows.estimate_rows(schema))).value() or b"")
         if self._dead_rows[slot] < left * RETENTION_VACUUM_PART:
             return

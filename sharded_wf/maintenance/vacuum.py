@@ -52,6 +52,9 @@ class Vacuum:
                             conninfo_of(self._dsn, "sharded_wf vacuum"), autocommit=True
                         )
                     for slot, table in due:
+                        if slot not in self._schemas:  # it has moved
+                            del self._churned[slot, table]
+                            continue
                         for command in vacuums(self._schemas[slot], [table]):
                             await conn.execute(command.encode())
                         del self._churned[slot, table]

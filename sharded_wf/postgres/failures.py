@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import psycopg
 
 _TRANSIENT_CLASSES = ("08", "40", "53", "55", "57", "58")
 _MOVED = ("42P01", "3F000", "42883")
+_SLOT = re.compile(r"\bwf_(\d{4,})\b")
 
 
 def is_transient(error: psycopg.Error) -> bool:
@@ -21,3 +24,10 @@ def is_transient(error: psycopg.Error) -> bool:
 def is_moved(error: psycopg.Error) -> bool:
     """Whether the tables are not where we looked for them: the shard map that we used is old."""
     return error.sqlstate in _MOVED
+
+
+def moved_slot(error: psycopg.Error) -> int | None:
+    """The slot whose tables are not where we looked for them, if the error says so. (The name of the relation is in the
+    message, whatever the server's language.)"""
+    found = _SLOT.search(error.diag.message_primary or str(error)) if is_moved(error) else None
+    return None if found is None else int(found[1])

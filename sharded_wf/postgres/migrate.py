@@ -76,6 +76,17 @@ def migrate(conn: Connection, slots: Iterable[int] | None = None, *, phase: Phas
     return applied
 
 
+def make_copy(conn: Connection, schema: str) -> None:
+    """Make a slot's tables, complete, under a name that is no slot's yet: for a move. Making it twice is fine."""
+    with conn.transaction():
+        conn.execute(_SQL["lock_migrations"].on())
+        for migration in load_migrations("slot"):
+            found = conn.execute(_SQL["has_migration"].on(), (schema, migration.version)).fetchone()
+            if found is None or not found[0]:
+                conn.execute(migration.on(schema))
+                conn.execute(_SQL["note_migration"].on(), (schema, migration.version, noted_name(migration)))
+
+
 def check_schema(conn: Connection, slots: Sequence[int] | None = None) -> None:
     """Whether this version of the code can work with this database: raises ``SchemaOutOfDate`` if not, and says whether
     the tables or the program are too old."""

@@ -105,7 +105,7 @@ def parse(text: str, source: str) -> dict[str, Query]:
 
 
 @cache
-def load_migrations(kind: Literal["control", "slot"]) -> tuple[Migration, ...]:
+def load_migrations(kind: Literal["control", "slot", "outbox"]) -> tuple[Migration, ...]:
     """The migrations of the control schema or of a slot, in the order of their numbers; read once per process."""
     found: dict[int, Migration] = {}
     for path in (sql_root() / "migrations" / kind).iterdir():

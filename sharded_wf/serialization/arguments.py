@@ -14,10 +14,10 @@ from typing import Any
 
 import msgspec
 
-from sharded_wf.errors import DefinitionError, LimitExceeded, StoredValueMismatch, UnstorableValue
-from sharded_wf.limits import PAYLOAD_MAX_BYTES
+from sharded_wf.errors import DefinitionError, StoredValueMismatch, UnstorableValue
+from sharded_wf.limits import PAYLOAD_WARN_BYTES
 from sharded_wf.serialization.inspection import find_bent
-from sharded_wf.serialization.values import confirm, encode_json, make_decoder, unstorable
+from sharded_wf.serialization.values import check_size, confirm, encode_json, make_decoder, unstorable
 
 _CONVERSION_ERRORS = (TypeError, ValueError, OverflowError, RecursionError, NotImplementedError)
 _NO_KEYWORDS: dict[str, Any] = {}
@@ -82,8 +82,8 @@ class ArgumentsCodec:
                     raise UnstorableValue(what + reason) from None
                 raise StoredValueMismatch(f"{what}it does not fit the annotations: {error}") from None
             confirm(packed, decoded, what)
-        if len(data) > PAYLOAD_MAX_BYTES:
-            raise LimitExceeded(f"{what}{len(data)} bytes as JSON; the limit is {PAYLOAD_MAX_BYTES}")
+        if len(data) > PAYLOAD_WARN_BYTES:
+            check_size(data, what)
         return data
 
     def decode(self, data: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:

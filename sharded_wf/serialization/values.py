@@ -7,6 +7,7 @@ says where in the value it sits. Exact strings, integers, booleans and ``None`` 
 
 from __future__ import annotations
 
+import logging
 from functools import lru_cache
 from pathlib import PurePath
 from types import NoneType, UnionType
@@ -15,10 +16,11 @@ from typing import Any, Generic, TypeVar, Union, cast, get_args, get_origin
 import msgspec
 
 from sharded_wf.errors import DefinitionError, LimitExceeded, StoredValueMismatch, UnstorableValue
-from sharded_wf.limits import PAYLOAD_MAX_BYTES
+from sharded_wf.limits import PAYLOAD_MAX_BYTES, PAYLOAD_WARN_BYTES
 from sharded_wf.serialization.inspection import find_bent, find_unstorable
 
 T = TypeVar("T")
+_log = logging.getLogger("sharded_wf.serialization")
 
 _PLAIN: frozenset[type] = frozenset({str, int, bool, NoneType})
 """Types whose exact values come back from JSON just as they were."""
@@ -66,6 +68,21 @@ def encode_json(value: Any) -> bytes:
         return _encode_text(value)
     except TypeError:
         return _encode_text(msgspec.to_builtins(value, str_keys=True, enc_hook=_to_storable))
+
+
+def check_size(data: bytes, what: str) -> None:
+    """Log a warning for a value that is large, and refuse one that is too large. Raises :class:`LimitExceeded`."""
+    if len(data) > PAYLOAD_MAX_BYTES:
+        raise LimitExceeded(
+            f"{what}{len(data)} bytes as JSON; the limit is {PAYLOAD_MAX_BYTES}: "
+            "store it elsewhere, and pass a reference"
+        )
+    if len(data) > PAYLOAD_WARN_BYTES:
+        _log.warning(
+            "%s%d bytes as JSON, which every replay reads again; better store it elsewhere, and pass a reference",
+            what,
+            len(data),
+        )
 
 
 def make_decoder(kind: Any, where: str) -> msgspec.json.Decoder[Any]:
@@ -129,8 +146,8 @@ class ValueCodec(Generic[T]):
             except _CONVERSION_ERRORS as error:
                 raise unstorable(value, error, self.what) from None
             decoded = self._confirmed(value, data)
-        if len(data) > PAYLOAD_MAX_BYTES:
-            raise LimitExceeded(f"{self.what} takes {len(data)} bytes as JSON; the limit is {PAYLOAD_MAX_BYTES}")
+        if len(data) > PAYLOAD_WARN_BYTES:
+            check_size(data, f"{self.what} takes ")
         return data, decoded
 
     def encode(self, value: Any) -> bytes:

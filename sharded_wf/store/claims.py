@@ -107,6 +107,31 @@ def give_back_lease(schema: str, lease_id: bytes, now: Microseconds) -> Statemen
     return Statement(_SQL["give_back_lease"], schema, (lease_id, binary.timestamp(now)))
 
 
+def adopt(schema: str, claim_id: bytes, capability: str) -> Statement:
+    """What this claim took is of our version now."""
+    return Statement(_SQL["adopt"], schema, (claim_id, capability.encode()))
+
+
+def continue_as_new(
+    schema: str,
+    ids: Sequence[str],
+    claim_ids: Sequence[bytes],
+    started_at: Sequence[Microseconds],
+    capabilities: Sequence[str],
+    queues: Sequence[str],
+    now: Microseconds,
+) -> Statement:
+    """Workflows whose next run is ready, where and since when."""
+    return Statement(
+        _SQL["continue_as_new"],
+        schema,
+        (
+            binary.text_array(ids), binary.uuid_array(claim_ids), binary.timestamp_array(started_at),
+            binary.text_array(capabilities), binary.text_array(queues), binary.timestamp(now),
+        ),
+    )  # fmt: skip
+
+
 def reroute(schema: str, ids: Sequence[str], claim_ids: Sequence[bytes], now: Microseconds) -> Statement:
     """Workflows whose function is not known here go to the lane of that function."""
     return Statement(

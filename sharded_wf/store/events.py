@@ -42,17 +42,12 @@ class Awaited(msgspec.Struct, frozen=True, gc=False):
     """An event that was set, and somebody who waits for it."""
 
     wait: Wait
-    seq: int
     set_at: Microseconds
 
 
 def set_events(schema: str, events: Sequence[tuple[str, Event]]) -> Statement:
     """Set events, each given with its workflow; of each only the last one that is given."""
-    last: dict[tuple[str, str], Event] = {}
-    for id_, event in events:
-        known = last.get((id_, event.key))
-        if known is None or known.seq < event.seq:
-            last[id_, event.key] = event
+    last = {(id_, event.key): event for id_, event in events}
     rows = sorted(last.items())  # primary-key order
     return Statement(
         _SET,
@@ -60,7 +55,6 @@ def set_events(schema: str, events: Sequence[tuple[str, Event]]) -> Statement:
         (
             binary.text_array([id_ for (id_, _), _ in rows]),
             binary.text_array([key for (_, key), _ in rows]),
-            binary.int4_array([event.seq for _, event in rows]),
             binary.timestamp_array([event.set_at for _, event in rows]),
             binary.json_array([event.value for _, event in rows]),
         ),
@@ -109,27 +103,25 @@ def read_waiters(schema: str, pairs: Sequence[tuple[str, str]]) -> Statement:
 def awaited_of(result: Result) -> list[Awaited]:
     """The answer to ``read_waiters``."""
     return [
-        Awaited(
-            Wait(id_.decode(), key.decode(), waiter.decode()), binary.read_int(seq), binary.read_timestamp(set_at)
-        )
-        for id_, key, waiter, seq, set_at in result.rows()
-    ]  # fmt: skip
+        Awaited(Wait(id_.decode(), key.decode(), waiter.decode()), binary.read_timestamp(set_at))
+        for id_, key, waiter, set_at in result.rows()
+    ]
 
 
-def read_vain(schema: str, after: Wait, limit: int) -> Statement:
+def read_missed(schema: str, after: Wait, limit: int) -> Statement:
     """Look at up to ``limit`` waits after this one."""
     return Statement(
-        _SQL["read_vain_waiters"],
+        _SQL["read_missed_waiters"],
         schema,
         (after.workflow_id.encode(), after.key.encode(), after.waiter.encode(), binary.int4(limit)),
     )
 
 
-def vain_of(result: Result) -> list[tuple[Wait, bool]]:
-    """The answer to ``read_vain``: every wait, and whether it is in vain."""
+def missed_of(result: Result) -> list[tuple[Wait, bool]]:
+    """The answer to ``read_missed``: every wait, and whether its waiter is to be told."""
     return [
-        (Wait(id_.decode(), key.decode(), waiter.decode()), binary.read_boolean(vain))
-        for id_, key, waiter, vain in result.rows()
+        (Wait(id_.decode(), key.decode(), waiter.decode()), binary.read_boolean(missed))
+        for id_, key, waiter, missed in result.rows()
     ]
 
 

@@ -119,6 +119,11 @@ def notify_if_idle(slots: Sequence[int]) -> Statement:
     return Statement(_SQL["notify_if_idle"], "", (slots_payload(slots),))
 
 
+def notify_look() -> Statement:
+    """Have idle executors look everywhere, if there are any."""
+    return Statement(_SQL["notify_if_idle"], "", (b"*",))
+
+
 def notify_wakes(slots: Sequence[int]) -> Statement:
     """Tell executors that messages have arrived."""
     return Statement(_SQL["notify_wakes"], "", (slots_payload(slots),))

@@ -12,6 +12,7 @@ from sharded_wf.postgres.session import Result, Statement
 
 _SQL = load("messages")
 _DELIVER = _SQL["deliver_messages"]
+_DELIVER_WITH_START = _SQL["deliver_with_start"]
 _READ = _SQL["read_messages"]
 _CONSUME = _SQL["consume_messages"]
 _READ_WAKES = _SQL["read_wakes"]
@@ -56,6 +57,18 @@ def _key_columns(messages: Sequence[Message]) -> tuple[bytes, bytes, bytes, byte
 def deliver(schema: str, messages: Sequence[Message]) -> Statement:
     """Hand messages to receivers in this slot. Delivering again changes nothing."""
     return _whole(_DELIVER, schema, messages)
+
+
+def deliver_with_start(schema: str, message: Message, name: str) -> Statement:
+    """Hand a message to the workflow that was started just now or before, unless its name is another."""
+    return Statement(
+        _DELIVER_WITH_START,
+        schema,
+        (
+            message.receiver.encode(), name.encode(), message.topic.encode(), message.sender.encode(),
+            binary.int4(message.seq), binary.timestamp(message.sent_at), message.payload,
+        ),
+    )  # fmt: skip
 
 
 def fill_outbox(schema: str, messages: Sequence[Message]) -> Statement:
@@ -121,6 +134,11 @@ def clear_mailboxes(schema: str, ids: Sequence[str]) -> Statement:
 def forget_idle_wakes(schema: str, ids: Sequence[str]) -> Statement:
     """Remove the wakes, and the messages, of those among these workflows that have ended."""
     return Statement(_FORGET_IDLE_WAKES, schema, (binary.text_array(ids),))
+
+
+def withdraw_requests(schema: str, id_: str, topics: Sequence[str]) -> Statement:
+    """Remove requests on these reserved topics from a workflow's mailbox."""
+    return Statement(_SQL["withdraw_requests"], schema, (id_.encode(), binary.text_array(topics)))
 
 
 def wake_parked(schema: str, ids: Sequence[str], now: Microseconds) -> Statement:

@@ -15,6 +15,7 @@ from sharded_wf.store.claims import Lane
 _SQL = load("slots")
 _PEEK = _SQL["peek"]
 _VACUUM = _SQL["vacuum"]
+_PEEK_REQUESTS = load("requests")["peek_requests"]
 
 CHURNING_TABLES = ("ready", "claim", "timer", "wake", "message", "outbox")
 
@@ -26,6 +27,8 @@ class Glance(msgspec.Struct, gc=False):
     due: dict[int, Microseconds] = {}
     wakes: list[int] = []
     outgoing: list[int] = []
+    requests: bool = False
+    """Whether users' own transactions left something in the shard's outbox."""
     awaited: list[int] = []
 
 
@@ -34,6 +37,7 @@ def peek(schemas: Mapping[int, str]) -> Statement:
     parts = [
         _PEEK.text.replace("{slot}", schema).replace("{number}", str(number)) for number, schema in schemas.items()
     ]
+    parts.append(_PEEK_REQUESTS.text)
     # Prepared by name: other slots make another statement.
     return Statement(Query(f"peek_{hash(tuple(schemas)) & 0xFFFFFFFF:08x}", "\nunion all\n".join(parts)), "")
 
@@ -51,6 +55,8 @@ def glance_of(result: Result) -> Glance:
                 glance.due[slot] = binary.read_timestamp(due or b"")
             case b"\x00\x02":
                 glance.wakes.append(slot)
+            case b"\x00\x04":
+                glance.requests = True
             case b"\x00\x03":
                 glance.outgoing.append(slot)
             case _:

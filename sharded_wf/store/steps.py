@@ -13,6 +13,7 @@ _SQL = load("steps")
 _RECORD_STEPS = _SQL["record_steps"]
 _RECORD_ATTEMPTS = _SQL["record_attempts"]
 _SAVE_HEARTBEATS = _SQL["save_heartbeats"]
+_FORGET_RUN = _SQL["forget_run"]
 _READ_STEPS = _SQL["read_steps"]
 _READ_ATTEMPTS = _SQL["read_attempts"]
 
@@ -22,18 +23,22 @@ def record_steps(schema: str, workflow_ids: Sequence[str], entries: Sequence[Ent
     return Statement(
         _RECORD_STEPS,
         schema,
-        (
-            binary.text_array(workflow_ids),
-            binary.int4_array([entry.place for entry in entries]),
-            binary.int4_array([entry.ordinal for entry in entries]),
-            binary.int2_array([entry.kind for entry in entries]),
-            binary.text_array([entry.name for entry in entries]),
-            binary.int8_array([entry.fingerprint for entry in entries]),
-            binary.nullable_json_array([entry.output for entry in entries]),
-            binary.nullable_json_array([entry.error for entry in entries]),
-            binary.timestamp_array([entry.started_at for entry in entries]),
-            binary.timestamp_array([entry.completed_at for entry in entries]),
-        ),
+        (binary.text_array(workflow_ids), *columns_of(entries)),
+    )
+
+
+def columns_of(entries: Sequence[Entry]) -> tuple[bytes, ...]:
+    """Entries as arrays, one for each column of ``step`` from ``place`` on."""
+    return (
+        binary.int4_array([entry.place for entry in entries]),
+        binary.int4_array([entry.ordinal for entry in entries]),
+        binary.int2_array([entry.kind for entry in entries]),
+        binary.text_array([entry.name for entry in entries]),
+        binary.int8_array([entry.fingerprint for entry in entries]),
+        binary.nullable_json_array([entry.output for entry in entries]),
+        binary.nullable_json_array([entry.error for entry in entries]),
+        binary.timestamp_array([entry.started_at for entry in entries]),
+        binary.timestamp_array([entry.completed_at for entry in entries]),
     )
 
 
@@ -72,6 +77,11 @@ def save_heartbeats(schema: str, beats: Sequence[tuple[str, Heartbeat]]) -> Stat
     )
 
 
+def forget_runs(schema: str, workflow_ids: Sequence[str]) -> Statement:
+    """Remove the histories of workflows that continue as new."""
+    return Statement(_FORGET_RUN, schema, (binary.text_array(workflow_ids),))
+
+
 def read_histories(schema: str, workflow_ids: Sequence[str]) -> list[Statement]:
     """Ask for all that is recorded of these workflows."""
     ids = (binary.text_array(workflow_ids),)
@@ -107,3 +117,28 @@ def histories_of(steps: Result, attempts: Result) -> dict[str, History]:
         id_: History(tuple(entries.get(id_, ())), tuple(failed.get(id_, ())), tuple(beats.get(id_, ())))
         for id_ in entries.keys() | failed.keys() | beats.keys()
     }
+
+
+def begin_transaction(lease_id: bytes, mark: str) -> Statement:
+    """Open a transaction with the user's data: the fence, and ``mark``, by which ``record_transaction`` knows it."""
+    return Statement(_SQL["begin_transaction"], "", (lease_id, mark.encode()))
+
+
+def record_transaction(
+    schema: str, workflow_id: str, entry: Entry, claim_id: bytes, mark: str, lock_timeout_ms: int
+) -> Statement:
+    """Record the entry of a transaction within it: one row, or none if the transaction or the claim is another."""
+    return Statement(
+        _SQL["record_transaction"],
+        schema,
+        (
+            workflow_id.encode(), binary.int4(entry.place), binary.int4(entry.ordinal), binary.int2(entry.kind),
+            entry.name.encode(), binary.int8(entry.fingerprint), entry.output, binary.timestamp(entry.started_at),
+            binary.timestamp(entry.completed_at), claim_id, mark.encode(), str(lock_timeout_ms).encode(),
+        ),
+    )  # fmt: skip
+
+
+def read_step(schema: str, workflow_id: str, place: int) -> Statement:
+    """Ask whether the step at this place is recorded: a row if so."""
+    return Statement(_SQL["read_step"], schema, (workflow_id.encode(), binary.int4(place)))

@@ -6,11 +6,11 @@ There is no registry but the app itself, and nothing global: what an executor ca
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from types import MappingProxyType
-from typing import Any, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast, overload
 
 from sharded_wf.errors import DefinitionError
 from sharded_wf.limits import QUEUE_LENGTH_MAX_BYTES
@@ -25,6 +25,7 @@ from sharded_wf.workflow.definitions import (
 )
 from sharded_wf.workflow.retry import Retry
 from sharded_wf.workflow.signatures import check_function, check_name, local_namespace
+from sharded_wf.workflow.transactions import AsyncTransaction, Isolation, SyncTransaction
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -45,6 +46,17 @@ class StepDecorator(Protocol):
     def __call__(self, function: Callable[P, R], /) -> SyncStep[P, R]: ...
 
 
+class TransactionDecorator(Protocol):
+    """What ``@app.transaction(...)`` with options is."""
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
+        self, function: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /
+    ) -> AsyncTransaction[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[Any, P], R], /) -> SyncTransaction[P, R]: ...
+
+
 class WorkflowDecorator(Protocol):
     """What ``@app.workflow(...)`` with options is."""
 
@@ -57,17 +69,23 @@ class WorkflowDecorator(Protocol):
 class App:
     """The workflows and steps named ``name/...``.
 
-    With a ``version``, work started by this app is taken up only by executors of the same version.
+    With a ``version``, work started by this app is taken up only by executors of the same version, or of one that names
+    it in ``upgrades``: the versions whose open workflows this code goes on with (``None`` stands for those that were
+    started without a version). What it took up is of its own version from then on. See docs/versions.md.
     Raises :class:`DefinitionError` for a name that can't be stored.
     """
 
-    def __init__(self, name: str, *, version: str | None = None) -> None:
+    def __init__(self, name: str, *, version: str | None = None, upgrades: Iterable[str | None] = ()) -> None:
         if "/" in name or "@" in name:
             raise DefinitionError(f"App({name!r}): a name without '/' and '@', which separate it from others")
         self.name = check_name(name, "App")
         self.version = version
-        self.capability = name if version is None else f"{name}@{check_name(version, 'the version of an App')}"
+        self.capability = _capability(name, version)
         """What an executor must be able to run to take this app's work."""
+        if isinstance(upgrades, str):
+            raise DefinitionError(f"App({name!r}, upgrades={upgrades!r}): a list of versions, as in [{upgrades!r}]")
+        self.upgraded = tuple(_capability(name, earlier) for earlier in upgrades if earlier != version)
+        """The capabilities of earlier versions whose work this code goes on with."""
         self._workflows: dict[str, WorkflowDefinition[Any, Any]] = {}
         self._steps: dict[str, StepDefinition[Any, Any]] = {}
         self._lifespan: Callable[[App], AbstractAsyncContextManager[Any]] | None = None
@@ -84,6 +102,12 @@ class App:
     def steps(self) -> Mapping[str, StepDefinition[Any, Any]]:
         """The steps by name."""
         return MappingProxyType(self._steps)
+
+    def capabilities(self) -> list[str]:
+        """All that an executor of this app can run: work of its version, of those that it upgrades, of the functions
+        that are pinned to its version; and functions by name, whose work an executor without them has put back."""
+        pinned = sorted({one.capability for one in self._workflows.values()} - {self.capability})
+        return [self.capability, *self.upgraded, *pinned, *self._workflows]
 
     def check(self) -> None:
         """Resolve all annotations now. Raises :class:`DefinitionError` if one names nothing, or JSON can't hold it."""
@@ -144,6 +168,56 @@ class App:
         return decorate if function is None else decorate(function)
 
     @overload
+    def transaction(  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
+        self, function: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /
+    ) -> AsyncTransaction[P, R]: ...
+    @overload
+    def transaction(self, function: Callable[Concatenate[Any, P], R], /) -> SyncTransaction[P, R]: ...
+    @overload
+    def transaction(
+        self,
+        /,
+        *,
+        isolation: Isolation = "read committed",
+        retry: Retry | None = None,
+        timeout: timedelta | float | None = None,
+        name: str | None = None,
+    ) -> TransactionDecorator: ...
+
+    def transaction(
+        self,
+        function: Any = None,
+        /,
+        *,
+        isolation: Isolation = "read committed",
+        retry: Retry | None = None,
+        timeout: timedelta | float | None = None,
+        name: str | None = None,
+    ) -> Any:
+        """Make a function a transaction: a step whose first parameter is a psycopg connection to the workflow's own
+        shard, in a transaction that records the step's result when it commits. What it writes there happens exactly
+        once. ``async def`` gets a ``psycopg.AsyncConnection``, ``def`` a ``psycopg.Connection``; the workflow calls it
+        without the connection.
+
+        ``isolation``: Postgres' level. ``timeout``: for one try of the body, by default 30 seconds. Serialization
+        failures and deadlocks are tried again by themselves; ``retry``: when other errors are. ``name`` and what is
+        raised: as ``step``; also :class:`DefinitionError` for a function without parameters.
+        """
+
+        frames = _FRAMES_WITH_OPTIONS if function is None else _FRAMES_WITHOUT
+
+        def decorate(function: Callable[..., Any]) -> Any:
+            check_function(function, "transaction")
+            step_name = check_name(function.__name__ if name is None else name, "transaction")
+            namespace = local_namespace(function, frames)
+            kind = AsyncTransaction if inspect.iscoroutinefunction(function) else SyncTransaction
+            definition: StepDefinition[Any, Any] = kind(self, function, step_name, namespace, retry, timeout, isolation)
+            _add(self._steps, definition, "step")
+            return definition
+
+        return decorate if function is None else decorate(function)
+
+    @overload
     def workflow(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncWorkflow[P, R]: ...  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
     @overload
     def workflow(self, function: Callable[P, R], /) -> SyncWorkflow[P, R]: ...
@@ -156,6 +230,7 @@ class App:
         queue: str = DEFAULT_QUEUE,
         timeout: timedelta | float | None = None,
         run_timeout: timedelta | float | None = None,
+        pinned: bool = False,
     ) -> WorkflowDecorator: ...
 
     def workflow(
@@ -167,14 +242,16 @@ class App:
         queue: str = DEFAULT_QUEUE,
         timeout: timedelta | float | None = None,
         run_timeout: timedelta | float | None = None,
+        pinned: bool = False,
     ) -> Any:
         """Make a function a workflow, known as ``app/function`` or ``app/name``.
 
         ``queue``: where it waits to be taken up, unless ``client.start`` says otherwise. ``timeout``: how
         long it may take from its start on (unless ``client.start`` says otherwise), ``run_timeout``: from the moment on
-        when it is first taken up; seconds or ``timedelta``. When the time is over its code is cancelled at its next
-        ``await``, and it fails with :class:`WorkflowTimedOut`. Its children have no more time than itself. Raises
-        :class:`DefinitionError` for a method, or a name that is taken.
+        when it (or, after ``continue_as_new``, its next run) is first taken up; seconds or ``timedelta``. When the time
+        is over its code is cancelled at its next ``await``, and it fails with :class:`WorkflowTimedOut`. Its children
+        have no more time than itself. ``pinned``: it stays with the app's version that started it, also if a later one
+        upgrades the others. Raises :class:`DefinitionError` for a method, or a name that is taken.
         """
         if not queue or len(queue.encode()) > QUEUE_LENGTH_MAX_BYTES:
             raise DefinitionError(f"queue={queue!r}: text of 1 to {QUEUE_LENGTH_MAX_BYTES} bytes")
@@ -187,7 +264,7 @@ class App:
             namespace = local_namespace(function, frames)
             kind = AsyncWorkflow if inspect.iscoroutinefunction(function) else SyncWorkflow
             definition: WorkflowDefinition[Any, Any] = kind(
-                self, function, full_name, namespace, queue, timeout, run_timeout
+                self, function, full_name, namespace, queue, timeout, run_timeout, pinned=pinned
             )
             _add(self._workflows, definition, "workflow")
             return definition
@@ -210,6 +287,14 @@ class App:
     def open_lifespan(self) -> AbstractAsyncContextManager[Any]:
         """For executors: a context manager that gives the lifespan's state, or ``None`` without a lifespan."""
         return _nothing() if self._lifespan is None else self._lifespan(self)
+
+
+def _capability(name: str, version: str | None) -> str:
+    if version is None:
+        return name
+    if "/" in check_name(version, "the version of an App"):
+        raise DefinitionError(f"App({name!r}, version={version!r}): a version without '/'")
+    return f"{name}@{version}"
 
 
 @asynccontextmanager

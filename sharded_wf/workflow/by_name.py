@@ -29,21 +29,25 @@ class NamedWorkflow(Generic[T]):
 
 
 @overload
-def by_name(name: str, *, version: str | None = None, queue: str = ...) -> NamedWorkflow[Any]: ...
+def by_name(name: str, *, version: str | None = None, pinned: bool = ..., queue: str = ...) -> NamedWorkflow[Any]: ...
 @overload
-def by_name(name: str, result: type[T], *, version: str | None = None, queue: str = ...) -> NamedWorkflow[T]: ...
+def by_name(
+    name: str, result: type[T], *, version: str | None = None, pinned: bool = ..., queue: str = ...
+) -> NamedWorkflow[T]: ...
 
 
 def by_name(
-    name: str, result: Any = Any, *, version: str | None = None, queue: str = DEFAULT_QUEUE
+    name: str, result: Any = Any, *, version: str | None = None, pinned: bool = False, queue: str = DEFAULT_QUEUE
 ) -> NamedWorkflow[Any]:
     """A workflow by its name, ``app/function``: ``by_name("shop/checkout", str).bind("o-1", 4200)``.
 
-    ``result``: the type that its result is converted to. ``version``: of the app, if that has one. ``queue``: where it
+    ``result``: the type that its result is converted to. ``version``: of the app, if that has one. ``pinned``: as the
+    worker's code declares the workflow. ``queue``: where it
     waits unless ``client.start`` says otherwise. Raises ``DefinitionError`` if the name is no ``app/function``.
     """
     app, slash, function = name.partition("/")
     if not (app and slash and function):
         raise DefinitionError(f"{name!r} names no workflow: write app/function, for example shop/checkout")
     check_name(name, "workflow")
-    return NamedWorkflow(name, app if version is None else f"{app}@{version}", queue, codec_for(result))
+    capability = app if version is None else f"{app}@{version}" + (f"/{function}" if pinned else "")
+    return NamedWorkflow(name, capability, queue, codec_for(result))

@@ -19,6 +19,7 @@ import msgspec
 
 from sharded_wf.clock import UNIX_EPOCH, Microseconds
 from sharded_wf.errors import OutsideWorkflow
+from sharded_wf.limits import CONTINUE_AS_NEW_SUGGESTED_ENTRIES
 from sharded_wf.workflow.loop import WorkflowLoop
 
 _log = logging.getLogger("sharded_wf.workflow")
@@ -28,15 +29,9 @@ class Context:
     """Where the code that asked is running. Made by :func:`current`."""
 
     __slots__ = (
-        "_code",
-        "_idempotency_key",
-        "_last_heartbeat",
-        "attempt",
-        "state",
-        "step",
-        "workflow_id",
+        "_code", "_idempotency_key", "_last_heartbeat", "_run", "attempt", "state", "step", "workflow_id",
         "workflow_name",
-    )
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -46,6 +41,7 @@ class Context:
         state: Any,
         step: str | None = None,
         idempotency_key: str | None = None,
+        run: RunSoFar | None = None,
         code: Code | None = None,
         last_heartbeat: bytes | None = None,
     ) -> None:
@@ -60,6 +56,7 @@ class Context:
         self.step = step
         """The name of the step that runs, or ``None`` in a workflow's own code."""
         self._idempotency_key = idempotency_key
+        self._run = run
         self._code = code
         self._last_heartbeat = last_heartbeat
 
@@ -77,6 +74,23 @@ class Context:
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
         """Logs with the workflow's ID, and says nothing while the workflow's code replays what it did before."""
         return _WorkflowLogger(self)
+
+    @property
+    def run(self) -> int:
+        """Which run of the workflow this is: 1, and one more after each ``continue_as_new``. Of no use outside a
+        workflow: 1 there."""
+        return 1 if self._run is None else self._run.number
+
+    @property
+    def history_length(self) -> int:
+        """How many steps, timers, messages and children the workflow's code has asked for in this run: what its history
+        will hold. The same on replay, so code may branch on it. 0 outside a workflow's own code."""
+        return 0 if self._run is None or self._code is None else self._run.request_count
+
+    @property
+    def continue_as_new_suggested(self) -> bool:
+        """Whether the history is so long that ``continue_as_new`` should be called at the next good moment."""
+        return self.history_length >= CONTINUE_AS_NEW_SUGGESTED_ENTRIES
 
     @property
     def is_replaying(self) -> bool:
@@ -115,6 +129,15 @@ class Context:
         if self._code is None:
             raise OutsideWorkflow(f"current().{asked} is for a workflow's own code; a step uses {instead}")
         return self._code
+
+
+class RunSoFar(Protocol):
+    """What a run knows of itself."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def request_count(self) -> int: ...
 
 
 class Code(Protocol):

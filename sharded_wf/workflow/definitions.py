@@ -16,7 +16,7 @@ import msgspec
 from sharded_wf.clock import SECOND_US, Microseconds, seconds_of
 from sharded_wf.errors import DefinitionError, LimitExceeded
 from sharded_wf.limits import ID_LENGTH_MAX_BYTES, TIMER_MAX_SECONDS
-from sharded_wf.model.history import History
+from sharded_wf.model.history import EntryKind, History
 from sharded_wf.model.workflow import Start
 from sharded_wf.serialization.arguments import ArgumentsCodec
 from sharded_wf.serialization.values import ValueCodec
@@ -139,8 +139,6 @@ class StepDefinition(Definition[P, R]):
         guarded = total_timeout is not None or heartbeat is not None
         self.command: type[StepCommand] = GuardedStepCommand if guarded else StepCommand
         """What a call of it is to a run."""
-        self.in_own_thread = guarded or timeout is not None
-        """Whether a ``def`` step called by a ``def`` workflow may have to be left behind."""
 
 
 def _limit(what: str, duration: timedelta | float | None) -> float | None:
@@ -267,10 +265,14 @@ class WorkflowDefinition(Definition[P, R]):
         queue: str,
         timeout: timedelta | float | None = None,
         run_timeout: timedelta | float | None = None,
+        *,
+        pinned: bool = False,
     ) -> None:
         super().__init__(app, function, name, namespace)
         self.short_name = name.partition("/")[2]
         self.queue = queue
+        # A pinned function has a capability of its own at its version, which no other version's executors serve.
+        self.capability = f"{app.capability}/{self.short_name}" if pinned and app.version else app.capability
         self.timeout_seconds = _limit(f"workflow {name!r}: timeout", timeout)
         self.run_seconds = _limit(f"workflow {name!r}: run_timeout", run_timeout)
 
@@ -281,13 +283,17 @@ class WorkflowDefinition(Definition[P, R]):
         if one can't be stored as it is.
         """
         data = self.arguments.encode(args, kwargs)
-        return Bound(self.name, self.app.capability, self.queue, data, self.result, self.timeout_seconds)
+        return Bound(self.name, self.capability, self.queue, data, self.result, self.timeout_seconds)
 
-    def deadline(self, started_at: Microseconds, deadline: Microseconds | None) -> Microseconds | None:
-        """When the time of a workflow is over that first ran then: as its start says, or as this definition does."""
+    def deadline(
+        self, history: History, started_at: Microseconds, deadline: Microseconds | None
+    ) -> Microseconds | None:
+        """When the time of a workflow is over that first ran at ``started_at``: as its start says (``deadline``), or as
+        this definition does. After a resume it has its whole time again."""
         if self.run_seconds is None:
             return deadline
-        own = started_at + round(min(self.run_seconds, TIMER_MAX_SECONDS) * SECOND_US)
+        resumes = (entry.completed_at for entry in reversed(history.entries) if entry.kind is EntryKind.RESUME)
+        own = next(resumes, started_at) + round(min(self.run_seconds, TIMER_MAX_SECONDS) * SECOND_US)
         return own if deadline is None else min(deadline, own)
 
     def new_run(
@@ -314,7 +320,7 @@ class WorkflowDefinition(Definition[P, R]):
         if self.timeout_seconds is not None:
             own = run.time_us() + round(min(self.timeout_seconds, TIMER_MAX_SECONDS) * SECOND_US)
             deadline = own if deadline is None else min(deadline, own)
-        start = Start(child_id, self.name, self.app.capability, self.queue, 0, data, None, run.id, deadline)
+        start = Start(child_id, self.name, self.capability, self.queue, 0, data, None, run.id, deadline=deadline)
         return start, mmh3.hash64(data, self.seed)[0]
 
     async def _as_child(self, run: AsyncRun, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

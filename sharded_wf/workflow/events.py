@@ -25,8 +25,8 @@ from sharded_wf.serialization.values import ValueCodec, codec_for
 from sharded_wf.workflow.commands import NULL, Answer, deliver_recorded
 from sharded_wf.workflow.replay import ENDED, ISSUED, LIVE, RECORDING
 from sharded_wf.workflow.stop import RunDropped
-from sharded_wf.workflow.thread_run import ThreadAnswer
-from sharded_wf.workflow.whose_code import async_run_here, microseconds_of, thread_run_or_raise
+from sharded_wf.workflow.thread_answers import ThreadAnswer
+from sharded_wf.workflow.whose_code import async_run, blocking_run, microseconds_of
 
 if TYPE_CHECKING:
     from sharded_wf.workflow.run import WorkflowRun
@@ -39,7 +39,7 @@ _WAIT_SEED = 6
 class SetEventCommand:
     """An event to set. Once it has its number it is set even if the code gave it up."""
 
-    __slots__ = ("fingerprint", "future", "name", "payload", "phase", "place", "run", "seq")
+    __slots__ = ("fingerprint", "future", "name", "payload", "phase", "place", "run")
     kind = EntryKind.EVENT
     place: int
     fingerprint: int
@@ -50,8 +50,6 @@ class SetEventCommand:
         self.name = key
         self.payload = payload
         self.future: Any = future
-        counts = run.some_waits().event_counts
-        counts[key] = self.seq = counts.get(key, 0) + 1
 
     def describe(self) -> str:
         return f"setting event {self.name!r}"
@@ -60,9 +58,9 @@ class SetEventCommand:
         self.phase = RECORDING
         run = self.run
         now_us = run.host.clock.now_us()
-        run.host.set_event(run, Event(self.name, self.seq, self.payload, now_us))
+        run.host.set_event(run, Event(self.name, self.payload, now_us))
         # Goes to this workflow's own outbox, where the relay finds it after the commit, and tells those who wait.
-        notice = Message(run.id, EVENT_TOPIC, self.name, self.seq, NULL, now_us)
+        notice = Message(run.id, EVENT_TOPIC, self.name, 1, NULL, now_us)
         run.record(self, self.payload, None, now_us, now_us, None, notice)
 
     def deliver(self, entry: Entry) -> None:
@@ -99,7 +97,7 @@ class WaitEventCommand:
     def begin(self) -> None:
         self.phase = LIVE
         self.started_at = self.run.host.clock.now_us()
-        self.run.some_waits().events.setdefault((self.target, self.name), []).append(self)
+        self.run.some_events().waiting.setdefault((self.target, self.name), []).append(self)
         self.run.look_for_event(self.target, self.name)
 
     def take(self, value: bytes | None, error: BaseException | None) -> None:
@@ -141,7 +139,7 @@ class SetEvent:
         return self._set(key, value)
 
     async def _set(self, key: str, value: object) -> None:
-        run = async_run_here("set_event")
+        run = async_run("set_event")
         if run.stopped:
             raise RunDropped
         payload, base = _to_set(key, value)
@@ -156,7 +154,7 @@ class SetEvent:
 
     def blocking(self, key: str, value: object) -> None:
         """The same for ``def`` workflows."""
-        run = thread_run_or_raise("set_event")
+        run = blocking_run("set_event")
         payload, base = _to_set(key, value)
         answer = ThreadAnswer()
         run.ask(SetEventCommand(run, key, payload, answer), answer, base)
@@ -207,7 +205,7 @@ class WaitEvent:
             raise
 
     async def _wait(self, target: str, key: str, kind: Any) -> Any:
-        run = async_run_here("wait_event")
+        run = async_run("wait_event")
         if run.stopped:
             raise RunDropped
         future: Future[Any] = Future(loop=run.loop)
@@ -228,7 +226,7 @@ class WaitEvent:
 
     def blocking(self, workflow_id: str, key: str, kind: Any = Any, *, timeout: timedelta | float | None = None) -> Any:
         """The same for ``def`` workflows."""
-        run = thread_run_or_raise("wait_event")
+        run = blocking_run("wait_event")
         answer = ThreadAnswer()
         command = WaitEventCommand(run, workflow_id, check_key(key), codec_for(kind), answer)
         timeout_us = None if timeout is None else microseconds_of(timeout)

@@ -56,7 +56,7 @@ class GuardedAttempt:
         command, run = self.command, self.run
         return Context(
             run.id, run.definition.name, self.attempt, run.host.state, self.name, command.idempotency_key(),
-            last_heartbeat=command.details,
+            run=run, last_heartbeat=command.details,
         )  # fmt: skip
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -129,9 +129,7 @@ class GuardedStepCommand(StepCommand):
         super().__init__(run, step, args, kwargs, future)
         self.asked_us = run.time_us()
         self.total_seconds = step.total_seconds if total_seconds is None else total_seconds
-        self.deadline_us: Microseconds | None = None
-        if self.total_seconds is not None:
-            self.deadline_us = self.asked_us + round(min(self.total_seconds, TIMER_MAX_SECONDS) * SECOND_US)
+        self.deadline_us = self._deadline()
         self.current: GuardedAttempt | None = None
         self.attempts_before = 0
         """Attempts that do not count any more: those before a sensor's last look."""
@@ -143,6 +141,11 @@ class GuardedStepCommand(StepCommand):
         self.unsaved: bytes | None = None
         self.saving = False
         """Whether a heartbeat is being saved, or was saved just now, so that the next has to wait."""
+
+    def _deadline(self) -> Microseconds | None:
+        if self.total_seconds is None:
+            return None
+        return self.asked_us + round(min(self.total_seconds, TIMER_MAX_SECONDS) * SECOND_US)
 
     # Attempts
 
@@ -243,6 +246,18 @@ class GuardedStepCommand(StepCommand):
             self.run.busy -= 1
             if attempt.running is not None:
                 attempt.running.cancel()
+
+    def resumed(self, ended_us: Microseconds, resumed_us: Microseconds, *, anew: bool) -> None:
+        """The workflow had ended and was resumed: its time begins anew."""
+        self.asked_us = resumed_us
+        self.deadline_us = self._deadline()
+
+    def time_jumped(self) -> None:
+        """The clock has jumped."""
+        if self.total_timer is not None and self.deadline_us is not None:
+            self.total_timer.cancel()
+            left_us = max(0, self.deadline_us - self.run.host.clock.now_us())
+            self.total_timer = self.run.host.loop.call_later(left_us / SECOND_US, self._out_of_time)
 
     def stop(self) -> None:
         self._halt()

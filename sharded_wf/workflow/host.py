@@ -11,7 +11,8 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from typing import Any, Protocol
+from contextvars import Context as VariableContext
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -20,6 +21,9 @@ from sharded_wf.model.history import Entry, FailedAttempt, Heartbeat
 from sharded_wf.model.workflow import Event, Message, Outcome, Start
 from sharded_wf.workflow.attempts import Attempts
 from sharded_wf.workflow.stage import Stage
+
+if TYPE_CHECKING:
+    from sharded_wf.workflow.transactions import TransactionCommand
 
 
 class Host(Protocol):
@@ -60,6 +64,12 @@ class Host(Protocol):
         ``EVENT_TOPIC``. Then call ``run.event_looked(workflow_id, key, ...)``."""
         ...
 
+    def transact(self, run: Run, transaction: TransactionCommand, variables: VariableContext) -> Cancellable:
+        """Run the body of a transaction with a connection, and commit what it did together with its entry; then call
+        ``run.deliver``. What the run records meanwhile becomes durable after it. A body that fails is handed to
+        ``transaction.fail``. What is returned can be cancelled until ``transaction.begin_commit`` was called."""
+        ...
+
     def start_child(self, run: Run, start: Start) -> None:
         """Start another workflow, once however often it is asked; then call ``run.child_started(start.id)``, or
         ``run.child_refused(start.id, error)`` if it can never be started."""
@@ -76,6 +86,20 @@ class Host(Protocol):
 
     def finish(self, run: Run, outcome: Outcome) -> None:
         """The run has its outcome; it asks for nothing more."""
+        ...
+
+    def continue_as_new(self, run: Run, entry: Entry, capability: str, queue: str) -> None:
+        """The run asks for nothing more, and a new run of the workflow is to begin: in one transaction, delete its
+        history, record ``entry`` as the first of the new one, whose clock begins with ``entry.completed_at``, and put
+        the workflow back into the queue."""
+        ...
+
+
+class Cancellable(Protocol):
+    """What is under way, and can be stopped."""
+
+    def cancel(self) -> bool:
+        """Stop it."""
         ...
 
 
@@ -161,3 +185,7 @@ class Run(ABC):
     @abstractmethod
     def waiting(self) -> Waiting | None:
         """What it waits for, or ``None`` if it can't be parked now: a step runs, or something is being recorded."""
+
+    @abstractmethod
+    def time_jumped(self) -> None:
+        """The wall clock was set forward (in tests): what is due now is due."""

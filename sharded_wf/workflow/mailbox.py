@@ -55,6 +55,18 @@ class Mailbox:
         arrived = self._arrived.get(topic)
         return arrived.popleft() if arrived else None
 
+    def has(self, topic: str) -> bool:
+        """Whether there is a message of a topic to take."""
+        return bool(self._arrived.get(topic))
+
+    def received(self) -> dict[tuple[str, str], int]:
+        """The last number that was taken out (or remembered) of each sender and topic."""
+        received = dict(self._received)
+        for topic, arrived in self._arrived.items():
+            for message in arrived:
+                received[message.sender, topic] -= 1
+        return {key: seq for key, seq in received.items() if seq > 0}
+
     def __len__(self) -> int:
         """How many messages are held."""
         return sum(map(len, self._arrived.values())) + sum(map(len, self._early.values()))

@@ -15,7 +15,7 @@ from sharded_wf.limits import TOPIC_LENGTH_MAX_BYTES
 from sharded_wf.serialization.values import codec_for
 from sharded_wf.workflow.async_run import AsyncRun
 from sharded_wf.workflow.thread_run import thread_run_here
-from sharded_wf.workflow.whose_code import async_run_here, microseconds_of, thread_run_or_raise
+from sharded_wf.workflow.whose_code import async_run, blocking_run, microseconds_of
 
 T = TypeVar("T")
 
@@ -62,7 +62,7 @@ class Receive:
         which its sender sent them. Raises ``TimeoutError``; :class:`StoredValueMismatch` if the message is no ``kind``;
         :class:`OutsideWorkflow` anywhere but in an async workflow's code.
         """
-        return self._receive(async_run_here("receive"), topic, kind, timeout)
+        return self._receive(async_run("receive"), topic, kind, timeout)
 
     async def _receive(self, run: AsyncRun, topic: str, kind: Any, limit: timedelta | float | None) -> Any:
         base = _receive_base(topic)
@@ -93,7 +93,7 @@ class Receive:
 
     def blocking(self, topic: str, kind: Any = Any, *, timeout: timedelta | float | None = None) -> Any:
         """The same for ``def`` workflows."""
-        run = thread_run_or_raise("receive")
+        run = blocking_run("receive")
         base = _receive_base(topic)
         return run.receive(topic, base, codec_for(kind), None if timeout is None else microseconds_of(timeout))
 
@@ -109,7 +109,7 @@ class Send:
         Returns when the message is sure to arrive. Raises :class:`UnstorableValue` if the value has no JSON form,
         :class:`OutsideWorkflow` anywhere but in an async workflow's code.
         """
-        return self._send(async_run_here("send"), receiver, topic, value)
+        return self._send(async_run("send"), receiver, topic, value)
 
     async def _send(self, run: AsyncRun, receiver: str, topic: str, value: object) -> None:
         payload = _encode(value)
@@ -122,7 +122,7 @@ class Send:
 
     def blocking(self, receiver: str, topic: str, value: object) -> None:
         """The same for ``def`` workflows."""
-        run = thread_run_or_raise("send")
+        run = blocking_run("send")
         payload = _encode(value)
         run.send_message(receiver, topic, _send_base(receiver, topic, payload), payload)
 

@@ -17,25 +17,25 @@ import msgspec
 
 from sharded_wf.clock import Microseconds
 from sharded_wf.errors import ShardedWfError, WorkflowCancelled
-from sharded_wf.model.history import Entry, EntryKind, FailedAttempt, History
+from sharded_wf.limits import HISTORY_WARN_ENTRIES
+from sharded_wf.model.history import Entry, EntryKind, FailedAttempt, History, continuation_of
 from sharded_wf.model.status import Status
-from sharded_wf.model.workflow import CANCEL_TOPIC, EVENT_TOPIC, OUTCOME_TOPIC, Message, Outcome
+from sharded_wf.model.workflow import EVENT_TOPIC, OUTCOME_TOPIC, Message, Outcome
 from sharded_wf.serialization.exceptions import encode_error
-from sharded_wf.workflow.commands import (
-    ChildCommand,
-    ReceiveCommand,
-    SendCommand,
-    TimerCommand,
-)
+from sharded_wf.workflow.blame import causes_of
+from sharded_wf.workflow.commands import ChildCommand, ReceiveCommand, SendCommand, TimerCommand
 from sharded_wf.workflow.context import Context
 from sharded_wf.workflow.durability import explained
 from sharded_wf.workflow.guarded import GuardedAttempt
+from sharded_wf.workflow.history_limit import history_is_full
 from sharded_wf.workflow.host import Host, Waiting
 from sharded_wf.workflow.limited_run import LimitedRun, timed_out
-from sharded_wf.workflow.mailbox import Mailbox
 from sharded_wf.workflow.replay import LIVE, Replay
 from sharded_wf.workflow.steps import StepCommand
 from sharded_wf.workflow.waits import Waits
+
+RESUMED_SENDER = "\x1e"
+"""Between a workflow's ID and how often it was resumed: under that name it numbers its messages anew."""
 
 if TYPE_CHECKING:
     from sharded_wf.workflow.definitions import WorkflowDefinition
@@ -73,9 +73,16 @@ class WorkflowRun(LimitedRun):
         self.attempt = attempt
         self.busy = 0
         """How many things are under way that forbid parking: running steps, and what is being recorded."""
-        self.last_ordinal = history.entries[-1].ordinal if history.entries else 0
-        self.replay = Replay(history) if history.entries or history.attempts else None
         self.waits: Waits | None = None
+        if history.entries:
+            self.last_ordinal = history.entries[-1].ordinal
+            before = continuation_of(history)
+            if before is not None:
+                self.input = bytes(before.input)
+                self.waits = Waits(host, history)
+        else:
+            self.last_ordinal = 0
+        self.replay = Replay(history) if history.entries or history.attempts else None
         self.stopped = False
         self.cancel_requested = False
         self.waiting_since = 0.0
@@ -104,7 +111,7 @@ class WorkflowRun(LimitedRun):
 
     def context(self) -> Context:
         """What ``current()`` gives in the workflow's own code."""
-        return Context(self.id, self.definition.name, self.attempt, self.host.state, code=self)
+        return Context(self.id, self.definition.name, self.attempt, self.host.state, run=self, code=self)
 
     def issue(self, command: Any, base: int) -> None:
         """The code asks for ``command``."""
@@ -128,6 +135,8 @@ class WorkflowRun(LimitedRun):
             return
         self.busy += 1
         self.last_ordinal = ordinal = self.last_ordinal + 1
+        if ordinal >= HISTORY_WARN_ENTRIES and history_is_full(self, ordinal):
+            return
         entry = Entry(
             command.place,
             ordinal,
@@ -226,12 +235,16 @@ class WorkflowRun(LimitedRun):
                 if child is not None and child.phase == LIVE:
                     child.take(message)
             elif message.topic == EVENT_TOPIC:
-                self.event_told(waits, message)
+                self.event_told(message)
             elif waits.mailbox.accept(message):
-                if message.topic == CANCEL_TOPIC:
-                    self._record_cancels(waits.mailbox)
+                if message.topic.startswith("$"):
+                    self.honour(waits, message.topic)
+                    if self.outcome is not None:
+                        return
                 else:
                     self._serve(waits, message.topic)
+
+    # The mailbox
 
     def _serve(self, waits: Waits, topic: str) -> None:
         """Give what arrived on a topic to those that wait for it."""
@@ -244,10 +257,6 @@ class WorkflowRun(LimitedRun):
             if message is None:
                 return
             receivers.popleft().take(message)
-
-    def _record_cancels(self, mailbox: Mailbox) -> None:
-        while (message := mailbox.take(CANCEL_TOPIC)) is not None:
-            self.record_unasked(EntryKind.CANCEL, "cancel", message.sent_at, message)
 
     def take_place(self) -> int:
         """A place for an entry that no code asked for."""
@@ -262,11 +271,18 @@ class WorkflowRun(LimitedRun):
         Not sooner, because a message that is given up at once must leave no gap; not later, because on replay it must
         get the same number whether or not it was recorded.
         """
-        counts = self.some_waits().send_counts
+        waits = self.some_waits()
+        counts = waits.send_counts
+        # With the moment of its first claim: another workflow that has the ID later numbers its messages from 1 again.
+        # So does this one after a resume, since the numbers of sends that are never asked for again must leave no gap.
+        sender = f"{self.id}@{self.started_at}"
+        if waits.epoch:
+            sender = f"{sender}{RESUMED_SENDER}{waits.epoch}"
         for command in sends:
             if not command.future.done():
                 key = (command.receiver, command.name)
                 command.seq = counts[key] = counts.get(key, 0) + 1
+                command.sender = sender
         sends.clear()
 
     def send(self, command: SendCommand, message: Message) -> None:
@@ -282,27 +298,39 @@ class WorkflowRun(LimitedRun):
             command.acknowledge(outbox, error)
 
     def start_child(self, command: ChildCommand) -> None:
-        self.some_waits().children[command.start.id] = command
+        waits = self.some_waits()
+        start = command.start
+        waits.children[start.id] = command
+        waits.starting.add(start.id)
         self.busy += 1
-        self.host.start_child(self, command.start)
+        # Of a resumed workflow: the child may have ended, and its outcome been received, or lost, before.
+        self.host.start_child(self, msgspec.structs.replace(start, again=True) if waits.epoch else start)
 
     def child_started(self, child_id: str) -> None:
         if self.stopped:
             return
         self.busy -= 1
         waits = self.some_waits()
+        self._no_longer_starting(waits, child_id)
         child = waits.children.get(child_id)
         if child is not None and child.phase == LIVE:
             self.host.expect_messages(self)
         self.note_waiting()
 
+    def _no_longer_starting(self, waits: Waits, child_id: str) -> None:
+        waits.starting.discard(child_id)
+        if not waits.starting:
+            self.record_cancels(waits)
+
     def child_refused(self, child_id: str, error: BaseException) -> None:
         if self.stopped:
             return
         self.busy -= 1
-        child = self.some_waits().children.pop(child_id, None)
+        waits = self.some_waits()
+        child = waits.children.pop(child_id, None)
         if child is not None and child.phase == LIVE:
             child.refuse(error)
+        self._no_longer_starting(waits, child_id)
 
     def _command(self, place: int) -> Any:
         return None if self.replay is None else self.replay.commands.get(place)
@@ -335,8 +363,9 @@ class WorkflowRun(LimitedRun):
             if self.waits is not None and self.waits.timed_out:
                 return Outcome(Status.FAILED, None, encode_error(timed_out(self.id)))
             cancelled = WorkflowCancelled("CancelledError", str(error))
-            return Outcome(Status.CANCELLED, None, encode_error(cancelled))
-        return Outcome(Status.FAILED, None, encode_error(explained(error)))
+            return Outcome(Status.CANCELLED, None, encode_error(cancelled), self.open_children())
+        causes = causes_of(error, None if self.waits is None else self.waits.last_timer)
+        return Outcome(Status.FAILED, None, encode_error(explained(error), causes))
 
     def succeeded(self, value: Any) -> Outcome:
         """The outcome of code that returned ``value``; failed, if that can't be stored."""

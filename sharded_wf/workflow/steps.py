@@ -16,9 +16,11 @@ from contextvars import Context as VariableContext
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sharded_wf.clock import Microseconds
+from sharded_wf.clock import SECOND_US, Microseconds
+from sharded_wf.limits import PAUSED_RETRY_LOOK_SECONDS
 from sharded_wf.model.history import Entry, EntryKind, FailedAttempt
-from sharded_wf.serialization.exceptions import decode_error, encode_error
+from sharded_wf.serialization.exceptions import encode_error
+from sharded_wf.workflow.blame import recorded_error
 from sharded_wf.workflow.commands import NULL, Answer
 from sharded_wf.workflow.context import Context, scope
 from sharded_wf.workflow.replay import ENDED, ISSUED, LIVE, RECORDING
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 UNCHANGEABLE = frozenset({str, int, float, bool, bytes, type(None)})
 """Exact types of arguments that need no copy."""
 _NO_VALUE: Any = object()
+_PAUSED_US = 3600 * SECOND_US
+"""What a paused workflow says is the next attempt's time, so that it can be parked."""
 
 
 class StepCommand:
@@ -99,12 +103,15 @@ class StepCommand:
 
     def context(self) -> Context:
         run = self.run
-        return Context(run.id, run.definition.name, self.attempt, run.host.state, self.name, self.idempotency_key())
+        key = self.idempotency_key()
+        return Context(run.id, run.definition.name, self.attempt, run.host.state, self.name, key, run=run)
 
     def idempotency_key(self) -> str:
-        """The same in every attempt of this call and in no other: from the workflow, the step, the arguments and their
-        occurrence (which the fingerprint holds)."""
+        """The same in every attempt of this call and in no other: from the workflow, its run, the step, the arguments
+        and their occurrence (which the fingerprint holds)."""
         text = f"{self.run.id}\0{self.name}\0{self.fingerprint}"
+        if (number := self.run.number) > 1:
+            text += f"\0{number}"
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
     # Attempts
@@ -126,7 +133,20 @@ class StepCommand:
             self.run.await_retry(self, when)
             self.timer = self.run.host.loop.call_later(delay_us / 1_000_000, self._retry_due)
 
+    def wait_anew(self, when: Microseconds) -> None:
+        """The clock has jumped while the next attempt, due at ``when``, was waited for."""
+        if self.timer is not None and self.running is None:
+            self.timer.cancel()
+            self.timer = None
+            self.run.retry_begins(self)
+            self._launch_at(when)
+
     def _retry_due(self) -> None:
+        run = self.run
+        if run.waits is not None and run.waits.pausing:
+            run.await_retry(self, run.host.clock.now_us() + _PAUSED_US)
+            self.timer = run.host.loop.call_later(PAUSED_RETRY_LOOK_SECONDS, self._retry_due)
+            return
         self.timer = None
         self.run.retry_begins(self)
         self.launch()
@@ -232,7 +252,7 @@ class StepCommand:
         if future.done():
             return
         if entry.error is not None:
-            future.set_exception(decode_error(entry.error))
+            future.set_exception(recorded_error(entry))
         elif self.value is not _NO_VALUE:
             future.set_result(self.value)
         else:

@@ -33,6 +33,7 @@ from sharded_wf.workflow.replay import ENDED, ISSUED, LIVE, Replay
 from sharded_wf.workflow.run import WorkflowRun
 from sharded_wf.workflow.steps import OwnThread, StepCommand
 from sharded_wf.workflow.stop import RunDropped
+from sharded_wf.workflow.thread_answers import ThreadAnswer, time_out, wake
 from sharded_wf.workflow.waits import Waits
 
 if TYPE_CHECKING:
@@ -40,35 +41,13 @@ if TYPE_CHECKING:
     from sharded_wf.workflow.host import Host
 
 _STOP = object()
-_UNANSWERED: Any = object()
-
-
-class ThreadAnswer:
-    """Where a blocking call waits for its result."""
-
-    __slots__ = ("error", "value")
-
-    def __init__(self) -> None:
-        self.value: Any = _UNANSWERED
-        self.error: BaseException | None = None
-
-    def done(self) -> bool:
-        return self.value is not _UNANSWERED
-
-    def set_result(self, value: Any, /) -> None:
-        self.value = value
-
-    def set_exception(self, error: Any, /) -> None:
-        self.value = None
-        self.error = error
 
 
 class ThreadRun(WorkflowRun):
     """One ``def`` workflow in memory."""
 
-    __slots__ = ("given", "idle", "now_us", "queue", "taken", "thread")
-    # Never None here.
-    replay: Replay
+    __slots__ = ("given", "held_back", "idle", "now_us", "queue", "taken", "thread")
+    replay: Replay  # never None here
 
     def __init__(
         self,
@@ -93,6 +72,8 @@ class ThreadRun(WorkflowRun):
         self.taken = 0
         """How many of them the thread has taken."""
         self.thread = 0
+        self.held_back: list[Any] = []
+        """What the code asked for while the workflow was paused."""
 
     # On the host's loop
 
@@ -130,13 +111,20 @@ class ThreadRun(WorkflowRun):
         if self.stopped:
             return
         self.idle = taken == self.given
-        for command in commands:
-            if command.phase == ISSUED:
-                command.begin()
+        self.held_back += commands
+        self.unpaused()
         self.note_waiting()
 
+    def unpaused(self) -> None:
+        if self.waits is None or self.waits.pausing:
+            return
+        commands, self.held_back = self.held_back, []
+        for command in commands:
+            if command.phase == ISSUED and not self.stopped:
+                command.begin()
+
     def run_in_thread(self, command: StepCommand | GuardedAttempt, variables: VariableContext) -> Any:
-        if command.step.in_own_thread:
+        if command.step.timeout_seconds is not None or type(command) is GuardedAttempt:
             return OwnThread(command, variables)
         self._give((command, variables))
         return _InThisThread()
@@ -151,6 +139,10 @@ class ThreadRun(WorkflowRun):
     def _finished(self, outcome: Outcome) -> None:
         if self.outcome is None and not self.stopped:
             self.conclude(outcome)
+
+    def _left_with(self, error: BaseException) -> None:
+        if self.outcome is None and not self.stopped:
+            self.ended_with(error)
 
     def drop(self) -> None:
         if self.outcome is None and not self.stopped:
@@ -173,10 +165,9 @@ class ThreadRun(WorkflowRun):
         except RunDropped:
             return
         except BaseException as error:  # noqa: BLE001 - whatever left the workflow is its outcome
-            outcome = self.failed(self._mismatch_or(error))
+            self._post(self._left_with, self._mismatch_or(error))
         else:
-            outcome = self.succeeded(value)
-        self._post(self._finished, outcome)
+            self._post(self._finished, self.succeeded(value))
 
     def _mismatch_or(self, error: BaseException) -> BaseException:
         try:
@@ -210,7 +201,7 @@ class ThreadRun(WorkflowRun):
         timer = None
         if timeout_us is not None:
             late = f"no message on topic {topic!r} in time"
-            timer = TimerCommand(self, self.now_us, timeout_us, _time_out, (answer, late), None)
+            timer = TimerCommand(self, self.now_us, timeout_us, time_out, (answer, late), None)
             self.issue(timer, timer.delay_ms)
         payload = self.returned_message(topic)
         if payload is not None:
@@ -223,7 +214,7 @@ class ThreadRun(WorkflowRun):
     def sleep(self, delay_us: int) -> None:
         self._check()
         answer = ThreadAnswer()
-        command = self.timer(answer, delay_us)
+        command = TimerCommand(self, self.now_us, delay_us, wake, (answer,), None)
         self.issue(command, command.delay_ms)
         self._wait(command, answer)
 
@@ -235,28 +226,24 @@ class ThreadRun(WorkflowRun):
         self.number_sends([command])
         self._wait(command, answer)
 
-    def call_child(self, start: Start, base: int, codec: ValueCodec[Any]) -> Any:
-        self._check()
-        answer = ThreadAnswer()
-        command = ChildCommand(self, start, codec, answer)
-        self.issue(command, base)
-        return self._wait(command, answer)
-
     def ask(self, command: Any, answer: ThreadAnswer, base: int, timeout_us: int | None = None, late: str = "") -> Any:
         """Ask for anything else and wait for its answer. Raises ``TimeoutError(late)``."""
         self._check()
         timer = None
         if timeout_us is not None:
-            timer = TimerCommand(self, self.now_us, timeout_us, _time_out, (answer, late), None)
+            timer = TimerCommand(self, self.now_us, timeout_us, time_out, (answer, late), None)
             self.issue(timer, timer.delay_ms)
         self.issue(command, base)
         if command.kind is EntryKind.STEP and command.phase == ISSUED:
             command.prepare()
         return self._wait(command, answer, timer)
 
-    def timer(self, answer: ThreadAnswer, delay_us: int) -> TimerCommand:
-        """A timer that answers."""
-        return TimerCommand(self, self.now_us, delay_us, _wake, (answer,), None)
+    def call_child(self, start: Start, base: int, codec: ValueCodec[Any]) -> Any:
+        self._check()
+        answer = ThreadAnswer()
+        command = ChildCommand(self, start, codec, answer)
+        self.issue(command, base)
+        return self._wait(command, answer)
 
     def _check(self) -> None:
         if self.stopped:
@@ -275,15 +262,14 @@ class ThreadRun(WorkflowRun):
                 self._give_up_unless_ended(command, answer)
                 if timer is not None:
                     self._give_up_unless_ended(timer, answer)
-        if answer.error is not None:
-            raise answer.error
-        return answer.value
+        return answer.get()
 
     def _turn(self) -> None:
         """Let one thing happen."""
         replay = self.replay
-        if replay.position < replay.total:
-            self._hand_over(replay.next_entry())
+        if replay.position < replay.total or replay.late:
+            if (entry := replay.next_entry()) is not None:
+                self._hand_over(entry)
             return
         try:
             item = self.queue.get_nowait()
@@ -312,10 +298,12 @@ class ThreadRun(WorkflowRun):
     def _run_first_attempt(self, fresh: list[Any]) -> bool:
         """Call a ``def`` step at once, without a detour by the loop, if that is what the code waits for."""
         command = fresh[0]
-        if not (len(fresh) == 1 and isinstance(command, StepCommand) and command.phase == ISSUED):
+        if not (len(fresh) == 1 and type(command) is StepCommand and command.phase == ISSUED):
             return False
         step = command.step
-        if step.is_async or step.in_own_thread or self.last_attempt(command.place) is not None:
+        if self.waits is None or self.waits.pausing or step.is_async:
+            return False
+        if step.timeout_seconds is not None or self.last_attempt(command.place) is not None:
             return False
         variables = command.variables.copy()
         variables.run(scope.set, command)
@@ -328,20 +316,18 @@ class ThreadRun(WorkflowRun):
 
     def _hand_over(self, entry: Entry) -> None:
         """One result enters the workflow; its time goes on."""
-        if entry.completed_at > self.now_us:
-            self.now_us = entry.completed_at
+        self.now_us = max(self.now_us, entry.completed_at)
         command = self.replay.commands.pop(entry.place, None)
         if command is not None:
             command.deliver(entry)
-        elif entry.kind is EntryKind.CANCEL:
+        elif self.is_cancel(entry):
             self.cancel_requested = True
-        elif entry.kind is EntryKind.TIMEOUT:
-            self.some_waits().timed_out = True
-            self.cancel_requested = True
+            self._post(self.note_cancelled, entry)
+        elif entry.kind is EntryKind.RESUME:
+            self.note_resumed(entry)
 
     def _give_up_unless_ended(self, command: Any, answer: ThreadAnswer) -> None:
-        if not answer.done():
-            answer.set_result(None)
+        wake(answer)
         if command.phase != ENDED:
             self.give_up(command)
 
@@ -365,6 +351,9 @@ class ThreadRun(WorkflowRun):
     def time_us(self) -> Microseconds:
         return self.now_us
 
+    def mark(self, kind: EntryKind, name: str) -> None:
+        self._post(self.record_mark, self.take_place(), kind, name)
+
     def replaying(self) -> bool:
         return self.replay.position < self.replay.total
 
@@ -376,16 +365,6 @@ class _InThisThread:
 
     def cancel(self) -> bool:
         return False
-
-
-def _wake(answer: ThreadAnswer) -> None:
-    if not answer.done():
-        answer.set_result(None)
-
-
-def _time_out(answer: ThreadAnswer, text: str) -> None:
-    if not answer.done():
-        answer.set_exception(TimeoutError(text))
 
 
 def thread_run_here() -> ThreadRun | None:

@@ -21,12 +21,21 @@ from sharded_wf.workflow.guarded import GuardedAttempt, SensorCommand
 from sharded_wf.workflow.replay import ISSUED
 from sharded_wf.workflow.run import WorkflowRun
 from sharded_wf.workflow.stop import RunDropped
-from sharded_wf.workflow.thread_run import ThreadAnswer
-from sharded_wf.workflow.whose_code import async_run_here, microseconds_of, thread_run_or_raise
+from sharded_wf.workflow.thread_answers import ThreadAnswer, wake
+from sharded_wf.workflow.whose_code import async_run, blocking_run, microseconds_of
 
 R = TypeVar("R")
 _UNTIL_SEED = 3
 _SENSOR_SEED = 4
+
+
+class MomentCommand(TimerCommand):
+    """A moment of the calendar, which stays where it is while a workflow that ended waits to be resumed."""
+
+    __slots__ = ()
+
+    def resumed(self, ended_us: Microseconds, resumed_us: Microseconds, *, anew: bool) -> None:
+        """It stays where it is."""
 
 
 class SleepUntil:
@@ -43,14 +52,14 @@ class SleepUntil:
         return self._sleep(moment)
 
     async def _sleep(self, moment: datetime) -> None:
-        run = async_run_here("sleep_until")
+        run = async_run("sleep_until")
         if run.stopped:
             raise RunDropped
         delay_us, base = _until(run, moment)
         if delay_us <= 0:
             return
         future: Future[None] = Future(loop=run.loop)
-        command = TimerCommand(run, run.loop.now_us, delay_us, _wake, (future,), None)
+        command = MomentCommand(run, run.loop.now_us, delay_us, wake, (future,), None)
         run.issue(command, base)
         try:
             await future
@@ -60,11 +69,11 @@ class SleepUntil:
 
     def blocking(self, moment: datetime) -> None:
         """The same for ``def`` workflows."""
-        run = thread_run_or_raise("sleep_until")
+        run = blocking_run("sleep_until")
         delay_us, base = _until(run, moment)
         if delay_us > 0:
             answer = ThreadAnswer()
-            run.ask(run.timer(answer, delay_us), answer, base)
+            run.ask(MomentCommand(run, run.now_us, delay_us, wake, (answer,), None), answer, base)
 
 
 def _until(run: WorkflowRun, moment: datetime) -> tuple[int, int]:
@@ -75,11 +84,6 @@ def _until(run: WorkflowRun, moment: datetime) -> tuple[int, int]:
     moment_us: Microseconds = (moment - UNIX_EPOCH) // timedelta(microseconds=1)
     delay_us = min(moment_us - run.time_us(), TIMER_MAX_SECONDS * SECOND_US)
     return delay_us, int(mmh3.hash64(str(moment_us), _UNTIL_SEED)[0])
-
-
-def _wake(future: Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 class WaitUntil:
@@ -126,7 +130,7 @@ class WaitUntil:
     async def _wait(
         self, step: Any, args: tuple[Any, ...], every: timedelta | float, limit: timedelta | float | None
     ) -> Any:
-        run = async_run_here("wait_until")
+        run = async_run("wait_until")
         if run.stopped:
             raise RunDropped
         every_us, base = _sensor(step, args, every)
@@ -169,7 +173,7 @@ class WaitUntil:
         timeout: timedelta | float | None = None,
     ) -> Any:
         """The same for ``def`` workflows."""
-        run = thread_run_or_raise("wait_until")
+        run = blocking_run("wait_until")
         every_us, base = _sensor(step, args, every)
         answer = ThreadAnswer()
         command = SensorCommand(run, step, args, answer, every_us, None if timeout is None else seconds_of(timeout))

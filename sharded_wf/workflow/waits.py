@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from sharded_wf.clock import SECOND_US, Microseconds
-from sharded_wf.model.history import EntryKind, History
+from sharded_wf.model.history import EntryKind, History, continuation_of
 from sharded_wf.workflow.commands import ChildCommand, ReceiveCommand, TimerCommand, read_message
 from sharded_wf.workflow.mailbox import Mailbox
 from sharded_wf.workflow.replay import LIVE
@@ -21,24 +21,43 @@ if TYPE_CHECKING:
     from sharded_wf.workflow.host import Host
 
 
+class EventWaits:
+    """The events of other workflows that one waits for."""
+
+    __slots__ = ("told", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: dict[tuple[str, str], list[WaitEventCommand]] = {}
+        """Who waits, by workflow and key."""
+        self.told: set[str] = set()
+        """Senders of messages about events, by which each is known, that have been acted on."""
+
+
 class Waits:
     """Deadlines, the mailbox, and those who wait for messages and children."""
 
     __slots__ = (
         "alarm",
+        "cancelled_children",
+        "cancels",
         "child_counts",
         "children",
-        "event_counts",
+        "cleanup_alarm",
+        "cleanup_until",
+        "epoch",
         "events",
         "host",
+        "last_timer",
         "limit_alarm",
         "limit_us",
         "mailbox",
-        "notices",
+        "patches",
+        "pausing",
         "receivers",
         "retries",
         "returned",
         "send_counts",
+        "starting",
         "streams",
         "timed_out",
         "timers",
@@ -61,18 +80,43 @@ class Waits:
         self.children: dict[str, ChildCommand] = {}
         self.child_counts: dict[str, int] = {}
         self.send_counts: dict[tuple[str, str], int] = {}
-        self.event_counts: dict[str, int] = {}
-        self.events: dict[tuple[str, str], list[WaitEventCommand]] = {}
-        """Those who wait for an event, by workflow and key."""
+        self.starting: set[str] = set()
+        """Children that are asked for and not known to exist yet."""
+        self.cancelled_children: set[str] = set()
+        """Children that a request to cancel was passed on to."""
+        self.cleanup_until: Microseconds | None = None
+        """It was cancelled, and this is when its clean-up must be over."""
+        self.cleanup_alarm: asyncio.TimerHandle | None = None
+        self.pausing = False
+        """It is paused: nothing new begins."""
+        self.epoch = 0
+        """How often the workflow was resumed."""
+        self.last_timer: int | None = None
+        """The place of the timer that went off last."""
+        self.cancels: dict[int, float] = {}
+        """Requests to cancel that are being recorded: by place, the seconds to clean up."""
+        self.patches: dict[str, bool] | None = None
+        """Which way the code took at each patch, once it was asked."""
+        self.events: EventWaits | None = None
+        """Which events it waits for, once it did."""
+        self.streams: dict[str, Random] | None = None
+        """Random numbers that the code has begun to draw."""
         self.limit_us: Microseconds | None = None
         """When the workflow's time is over; ``None`` when it has been told so."""
         self.limit_alarm: asyncio.TimerHandle | None = None
         self.timed_out = False
         """Whether the code has been told that its time is over."""
-        self.notices: set[str] = set()
-        """Senders of messages about events, by which each is known, that have been acted on."""
-        self.streams: dict[str, Random] = {}
-        """Random numbers that the code has begun to draw."""
+        if history.entries and history.entries[0].kind is EntryKind.CONTINUED:
+            self._take_over(history)
+
+    def _take_over(self, history: History) -> None:
+        """Go on with what the run before has left."""
+        before = continuation_of(history)
+        assert before is not None
+        for sender, topic, seq in before.received:
+            self.mailbox.remember(sender, topic, seq)
+        self.returned = {topic: deque(payloads) for topic, payloads in before.returned.items()}
+        self.child_counts = dict(before.children)
 
     def arm(self, timer: TimerCommand) -> None:
         """Wait for a timer's deadline."""
@@ -87,17 +131,30 @@ class Waits:
         if self.retries:
             earliest = min(self.retries.values())
             deadline = earliest if deadline is None else min(deadline, earliest)
+        if self.cleanup_until is not None:
+            deadline = self.cleanup_until if deadline is None else min(deadline, self.cleanup_until)
         if self.limit_us is not None:
             deadline = self.limit_us if deadline is None else min(deadline, self.limit_us)
         return deadline
 
     def stop(self) -> None:
         """No deadline matters any more."""
+        self._silence()
+        self.end_cleanup()
+        if self.limit_alarm is not None:
+            self.limit_alarm.cancel()
+
+    def end_cleanup(self) -> None:
+        """There is no deadline for a clean-up any more."""
+        self.cleanup_until = None
+        if self.cleanup_alarm is not None:
+            self.cleanup_alarm.cancel()
+            self.cleanup_alarm = None
+
+    def _silence(self) -> None:
         if self.alarm is not None:
             self.alarm.cancel()
             self.alarm = None
-        if self.limit_alarm is not None:
-            self.limit_alarm.cancel()
 
     def _live_timers(self) -> list[tuple[Microseconds, int, TimerCommand]]:
         """The heap of timers, with one on top that nobody gave up."""
@@ -107,16 +164,15 @@ class Waits:
         return timers
 
     def _set_alarm(self) -> None:
-        if self.alarm is not None:
-            self.alarm.cancel()
-            self.alarm = None
+        self._silence()
         timers = self._live_timers()
         if timers:
             delay_us = max(0, timers[0][0] - self.host.clock.now_us())
-            self.alarm = self.host.loop.call_later(delay_us / SECOND_US, self._ring)
+            self.alarm = self.host.loop.call_later(delay_us / SECOND_US, self.ring)
 
-    def _ring(self) -> None:
-        self.alarm = None
+    def ring(self) -> None:
+        """Fire what is due, and set the alarm for the rest."""
+        self._silence()
         now_us = self.host.clock.now_us()
         while (timers := self._live_timers()) and timers[0][0] <= now_us:
             heapq.heappop(timers)[2].fire()

@@ -10,10 +10,11 @@ from sharded_wf.errors import OutsideWorkflow
 from sharded_wf.limits import TIMER_MAX_SECONDS
 from sharded_wf.workflow.async_run import AsyncRun
 from sharded_wf.workflow.loop import WorkflowLoop
+from sharded_wf.workflow.run import WorkflowRun
 from sharded_wf.workflow.thread_run import ThreadRun, thread_run_here
 
 
-def async_run_here(what: str) -> AsyncRun:
+def async_run(what: str) -> AsyncRun:
     """The run whose async code this is. Raises :class:`OutsideWorkflow`."""
     loop = _get_running_loop()
     if type(loop) is WorkflowLoop:
@@ -23,11 +24,20 @@ def async_run_here(what: str) -> AsyncRun:
     raise OutsideWorkflow(f"{what}() works only in a workflow's own code, not in a step or outside")
 
 
-def thread_run_or_raise(what: str) -> ThreadRun:
+def blocking_run(what: str) -> ThreadRun:
     """The run whose ``def`` code this is. Raises :class:`OutsideWorkflow`."""
     run = thread_run_here()
     if run is None:
         raise OutsideWorkflow(f"{what}.blocking() works only in a def workflow; in an async one, await {what}(...)")
+    return run
+
+
+def run_here(what: str) -> WorkflowRun:
+    """The workflow whose own code this is. Raises :class:`OutsideWorkflow`, naming ``what`` was called."""
+    loop = _get_running_loop()
+    run: WorkflowRun | None = loop.run if type(loop) is WorkflowLoop else thread_run_here()
+    if run is None:
+        raise OutsideWorkflow(f"{what}() works only in a workflow's own code, not in a step or outside")
     return run
 
 

@@ -48,6 +48,24 @@ with given as (
 insert into {slot}.ready (capability, queue, priority, enqueued_at, id)
 select case when deaths > 1 then '!' else '~' end || capability, queue, priority, $3::timestamptz, id from given
 
+-- name: adopt
+-- With the claim, by an executor whose code goes on with the work of an earlier version: from now on it is of this version,
+-- so that no executor of the earlier one takes it back.
+update {slot}.workflow w set capability = $2
+from {slot}.claim c cross join unnest(c.workflow_ids) held (id)
+where c.id = $1::uuid and w.id = held.id and w.claim_id = c.id
+
+-- name: continue_as_new
+-- The run has ended, the next is ready. Its clock begins anew; input, moment of creation and parent stay.
+with given as (
+    update {slot}.workflow w
+    set status = 0, claim_id = null, deaths = 0, started_at = u.started_at, capability = u.capability, queue = u.queue
+    from unnest($1::text[], $2::uuid[], $3::timestamptz[], $4::text[], $5::text[]) u (id, claim_id, started_at, capability, queue)
+    where w.id = u.id and w.claim_id = u.claim_id and w.status = 1
+    returning w.capability, w.queue, w.priority, w.id)
+insert into {slot}.ready (capability, queue, priority, enqueued_at, id)
+select '~' || capability, queue, priority, $6::timestamptz, id from given
+
 -- name: give_back_lease
 -- All that the claims of one lease hold goes back to the queue, by its owner, who lives: nobody is blamed for a death.
 -- After the statement that removes the lease, in the same transaction, so that nothing can be added to them.

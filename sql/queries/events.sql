@@ -5,11 +5,10 @@
 -- sees the other.
 
 -- name: set_events
--- With the flush that records them; of each event the last one only. A set that is older than what is there changes nothing.
-insert into {slot}.event as e (workflow_id, key, seq, set_at, value)
-select * from unnest($1::text[], $2::text[], $3::int[], $4::timestamptz[], $5::json[])
-on conflict (workflow_id, key) do update set seq = excluded.seq, set_at = excluded.set_at, value = excluded.value
-    where e.seq < excluded.seq
+-- With the flush that records them; of each event the last one only. Only the owner of a workflow sets its events.
+insert into {slot}.event (workflow_id, key, set_at, value)
+select * from unnest($1::text[], $2::text[], $3::timestamptz[], $4::json[])
+on conflict (workflow_id, key) do update set set_at = excluded.set_at, value = excluded.value
 
 -- name: await_events
 insert into {slot}.event_waiter (workflow_id, key, waiter)
@@ -30,15 +29,15 @@ left join {slot}.event e on e.workflow_id = u.workflow_id and e.key = u.key
 
 -- name: read_event_waiters
 -- Who is to be told of these events, which were set.
-select v.workflow_id, v.key, v.waiter, e.seq, e.set_at from unnest($1::text[], $2::text[]) u (workflow_id, key)
+select v.workflow_id, v.key, v.waiter, e.set_at from unnest($1::text[], $2::text[]) u (workflow_id, key)
 join {slot}.event e on e.workflow_id = u.workflow_id and e.key = u.key
 join {slot}.event_waiter v on v.workflow_id = u.workflow_id and v.key = u.key
 
--- name: read_vain_waiters
--- Who waits for an event that can't come any more: its workflow has ended without it, or is gone. A bounded look, from
--- where the last one ended; the flag says whether it is in vain.
-select v.workflow_id, v.key, v.waiter, (w.id is null or w.status >= 3)
-    and not exists (select from {slot}.event e where e.workflow_id = v.workflow_id and e.key = v.key)
+-- name: read_missed_waiters
+-- Who is to be told and was not: the workflow has ended without the event, or is gone, or the news of the event was lost. A
+-- bounded look, from where the last one ended; the flag says whether it is to be told.
+select v.workflow_id, v.key, v.waiter, w.id is null or w.status >= 3
+    or exists (select from {slot}.event e where e.workflow_id = v.workflow_id and e.key = v.key)
 from {slot}.event_waiter v left join {slot}.workflow w on w.id = v.workflow_id
 where (v.workflow_id, v.key, v.waiter) > ($1, $2, $3)
 order by v.workflow_id, v.key, v.waiter limit $4::int

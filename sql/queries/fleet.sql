@@ -43,3 +43,10 @@ select case when seen.all_of_it then seen.parked else (
         where s.schemaname = '{slot}' and s.tablename = 'workflow' and s.attname = 'status')
     end, seen.all_of_it
 from seen
+
+-- name: count_open
+-- For `versions`: every workflow that has not ended, by capability, queue and status, and since when the oldest. It reads the
+-- whole table, because no index knows the status (it changes), and an estimate would not do: one parked workflow is enough to
+-- keep the last executor of its version.
+select capability, queue, status, count(*), extract(epoch from clock_timestamp() - min(created_at))::float8
+from {slot}.workflow where status < 3 group by capability, queue, status

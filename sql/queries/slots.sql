@@ -19,7 +19,7 @@ union all
 union all
 (select {number}, 3::smallint, null, null, null, sent_at from {slot}.outbox order by receiver, topic, sender, seq limit 1)
 union all
-(select {number}, 4::smallint, null, null, null, null from {slot}.event_waiter limit 1)
+(select {number}, 5::smallint, null, null, null, null from {slot}.event_waiter limit 1)
 
 -- name: vacuum
 -- The churning tables, by whoever owns them; autovacuum's one-minute nap is too slow for a queue.

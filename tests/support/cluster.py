@@ -47,7 +47,7 @@ class TestCluster:
         shards = list(self.config.shards)
         for at, dsn in enumerate(dsns):
             shards[at] = ShardConfig(shards[at].name, dsn)
-        return replace(self, config=ClusterConfig(self.config.name, tuple(shards)))
+        return replace(self, config=replace(self.config, shards=tuple(shards)))
 
     def worker(self, *options: str, app: str = "tests.support.flows:app", code: str = RUN_WORKER) -> WorkerProcess:
         """Start ``sharded-wf worker`` as a process of its own."""
@@ -58,8 +58,12 @@ class TestCluster:
 
     def config_file(self) -> Path:
         """A ``shards.toml`` for this cluster."""
-        path = self.directory / f"shards-{abs(hash(self.config.shards))}.toml"
-        tables = [f'[[shard]]\nname = "{shard.name}"\ndsn = "{shard.dsn}"\n' for shard in self.config.shards]
+        path = self.directory / f"shards-{abs(hash((self.config.shards, self.config.outboxes)))}.toml"
+        tables = [
+            f'[[{kind}]]\nname = "{one.name}"\ndsn = "{one.dsn}"\n'
+            for kind, listed in (("shard", self.config.shards), ("outbox", self.config.outboxes))
+            for one in listed
+        ]
         path.write_text(f'[cluster]\nname = "{self.config.name}"\n{"".join(tables)}')
         return path
 
@@ -74,6 +78,10 @@ class TestCluster:
                 found.append(id_)
             number += 1
         return found
+
+    def shard_of(self, id_: str) -> int:
+        """The number of the shard on which a workflow with this ID lives."""
+        return int(load_map(self.config).shard_map.shard_of(id_).removeprefix("pg"))
 
     def rows(self) -> certificate.Rows:
         """Every row, the ledger's too."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import reveal_type
 
+import psycopg
+
 from sharded_wf import App, Bound, Handle, Retry, receive, send, set_event, sleep_blocking, wait_event, wait_until
 
 app = App("typing")
@@ -33,6 +35,16 @@ def counted(text: str) -> int:
     return len(text)
 
 
+@app.transaction
+async def move(conn: psycopg.AsyncConnection, source: str, cents: int) -> int:
+    return cents
+
+
+@app.transaction(isolation="serializable")
+def move_blocking(conn: psycopg.Connection, source: str) -> list[str]:
+    return []
+
+
 @app.workflow
 async def checkout(order_id: str, cents: int = 5) -> str:
     reveal_type(await charge(order_id, cents))  # reveal: str
@@ -43,6 +55,11 @@ async def checkout(order_id: str, cents: int = 5) -> str:
     reveal_type(await receive("topic", list[str]))  # reveal: list[str]
     reveal_type(await summary.in_thread([order_id]))  # reveal: dict[str, int]
     reveal_type(await send("w", "topic", 1))  # reveal: None
+    reveal_type(await move("a", 5))  # reveal: int
+    reveal_type(await move_blocking.in_thread("a"))  # reveal: list[str]
+    move("a", 5)  # error: forgotten await
+    await move("a")  # error: too few arguments
+    await move(5, 5)  # error: wrong type
     charge(order_id, cents)  # error: forgotten await
     plain(1)  # error: forgotten await
     receive("topic", int)  # error: forgotten await
@@ -59,6 +76,9 @@ async def checkout(order_id: str, cents: int = 5) -> str:
 def summary(names: list[str]) -> dict[str, int]:
     reveal_type(count("x"))  # reveal: int
     reveal_type(charge.blocking("o", 1))  # reveal: str
+    reveal_type(move.blocking("a", 1))  # reveal: int
+    reveal_type(move_blocking("a"))  # reveal: list[str]
+    move_blocking()  # error: too few arguments
     reveal_type(checkout.blocking("o"))  # reveal: str
     reveal_type(receive.blocking("topic", int))  # reveal: int
     sleep_blocking(timedelta(days=1))
@@ -81,6 +101,7 @@ checkout.bind()  # error: too few arguments
 checkout.bind("o", "1")  # error: wrong type
 summary.bind([1])  # error: wrong type
 wrong: Bound[int] = checkout.bind("o")  # error: wrong type
+app.transaction(isolation="dirty")  # error: no such level
 app.step(retries=3)  # error: no such option
 Retry(attempts="3")  # error: wrong type
 

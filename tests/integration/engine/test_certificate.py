@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-from tests.support.certificate import Row, Rows, judge
+from tests.support.certificate import MESSAGE, Row, Rows, judge
 from tests.support.cluster import TestCluster
 from tests.support.flows import app, chain, inbox, outbox
 
@@ -44,7 +44,8 @@ def _step(rows: Rows, id_: str, ordinal: int) -> Row:
 
 def _received(rows: Rows) -> dict[str, object]:
     slot = _workflow(rows, "r")["slot"]
-    return {"slot": slot, "workflow_id": "r", "topic": "mail", "sender": "s", "seq": 1}
+    recorded = next(row for row in rows.step if row["workflow_id"] == "r" and row["kind"] == MESSAGE)
+    return {"slot": slot, "workflow_id": "r", "topic": "mail", "sender": recorded["output"]["sender"], "seq": 1}
 
 
 def _line(rows: Rows, **changes: object) -> dict[str, object]:

@@ -10,7 +10,7 @@ import pytest
 
 from sharded_wf import App, Status, WorkflowCancelled, by_name
 from sharded_wf.client import Client
-from sharded_wf.executor.shard_executor import ShardExecutor
+from sharded_wf.executor.runs import Runs
 from sharded_wf.model.workflow import Message
 from tests.support.cluster import TestCluster
 from tests.support.flows import (
@@ -275,16 +275,16 @@ def test_a_message_read_while_its_receiver_begins_to_park_is_not_lost(
     cluster: TestCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between reading the mail and handing it out the run is parked: its wake must still be there for the next look."""
-    hand_out = ShardExecutor._offer
+    hand_out = Runs.offer
     raced = asyncio.Event()
 
-    def park_first(self: ShardExecutor, mailboxes: dict[str, list[Message]]) -> set[str]:
+    def park_first(self: Runs, mailboxes: dict[str, list[Message]]) -> set[str]:
         if not raced.is_set():
             raced.set()
             self.park_waiting(0.0)
         return hand_out(self, mailboxes)
 
-    monkeypatch.setattr(ShardExecutor, "_offer", park_first)
+    monkeypatch.setattr(Runs, "offer", park_first)
 
     async def go() -> None:
         async with app.connect(cluster.config) as client, app.executor(cluster.config, park_after=60):

@@ -12,6 +12,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from sharded_wf.errors import MoveRefused
+from sharded_wf.reshard.fleet import Wish, check_wishes, move_all, new_move
+from sharded_wf.reshard.move import Mover
+from tests.support import bank
 from tests.support.cluster import TestCluster
 from tests.support.flows import app, chain, gated_chain, inbox, outbox, parent
 from tests.support.pgbouncer import PROGRAM, PgBouncer
@@ -104,3 +108,54 @@ def test_i3_lost_answers(pooled: TestCluster, seed: int) -> None:
             assert {row["deaths"] for row in rows.workflow} == {0}
 
     asyncio.run(go())
+
+
+def test_i7_a_slot_moves_while_all_go_through_the_pooler(two_shards: TestCluster, pooled: TestCluster) -> None:
+    """Executors and clients need no session of their own to follow a move; its coordinator does, and says so."""
+    with pytest.raises(MoveRefused, match="transaction-pooling proxy"):
+        Mover(pooled.config, new_move(pooled.config, Wish(0, "pg1", "pg2"))).run()
+    ids = pooled.ids_on(1, 40)
+
+    async def go() -> None:
+        async with app.connect(pooled.config) as client, app.executor(pooled.config):
+            first = [await client.start(chain.bind(3), id=id_) for id_ in ids[:20]]
+            for target in ("pg2", "pg1"):
+                done, failed = await asyncio.to_thread(
+                    move_all, two_shards.config, check_wishes(two_shards.config, [(0, target), (2, target)])
+                )
+                assert (len(done), failed) == (2, {})
+                more = ids[20:30] if target == "pg2" else ids[30:]
+                first += [await client.start(chain.bind(2), id=id_) for id_ in more]
+            async with asyncio.timeout(60):
+                await asyncio.gather(*(handle.result() for handle in first))
+            await asyncio.to_thread(two_shards.certify, ids)
+
+    asyncio.run(go())
+
+
+def test_i3_transactions_with_the_users_data(pooled: TestCluster) -> None:
+    """A lost answer costs the lease, since nobody can say which backend was ours; nothing is moved twice."""
+    for dsn in pooled.direct:
+        with psycopg.connect(dsn, autocommit=True) as conn:
+            conn.execute(bank.TABLES)
+    ids = pooled.ids_on(1, 10, "m")
+
+    def terminate() -> None:
+        with psycopg.connect(pooled.direct[0], autocommit=True) as conn:
+            conn.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() "
+                "and pid <> pg_backend_pid() and state <> 'idle'"
+            )
+
+    async def go() -> None:
+        async with bank.app.connect(pooled.config) as client, bank.app.executor(pooled.config):
+            handles = await client.start_many((id_, bank.mover_blocking.bind(6, 1)) for id_ in ids)
+            for _ in range(4):
+                await asyncio.to_thread(terminate)
+                await asyncio.sleep(0.1)  # the time between two disturbances
+            async with asyncio.timeout(60):
+                assert await asyncio.gather(*(handle.result() for handle in handles)) == [list(range(6))] * len(ids)
+            await asyncio.to_thread(pooled.certify, ids)
+
+    asyncio.run(go())
+    assert Counter(row[0] for row in bank.movements(pooled.direct[0])) == dict.fromkeys(ids, 6)

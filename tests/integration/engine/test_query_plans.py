@@ -13,11 +13,15 @@ import pytest
 
 from sharded_wf.postgres.queries import Query, load
 from sharded_wf.postgres.session import Session, Statement
+from sharded_wf.routing import CONTROL_SCHEMA
 from sharded_wf.store import slots
 from tests.support.cluster import TestCluster
 
 ROWS = 100_000
-FAMILIES = ("claims", "starts", "steps", "outcomes", "timers", "messages", "events", "leases", "retention")
+FAMILIES = (
+    "claims", "starts", "steps", "outcomes", "timers", "messages", "events", "leases", "requests", "retention",
+    "repair", "attributes",
+)  # fmt: skip
 SLOT = "wf_0000"
 FILL = f"""
     insert into {SLOT}.workflow (created_at, status, priority, id, name, capability, queue, claims, input)
@@ -30,14 +34,16 @@ FILL = f"""
     insert into {SLOT}.step select 0, now(), now(), 1, 1, 0, 'w' || n, 'note', '1', null
         from generate_series(1, {ROWS}) n;
     insert into {SLOT}.attempt select 'w' || n, 1, 1, now(), now(), now(), '1' from generate_series(1, {ROWS}) n;
+    insert into {SLOT}.attribute select 'w' || n, 'n', 0, 's' || n, now() from generate_series(1, {ROWS}) n;
     insert into {SLOT}.input select 'w' || n, '1' from generate_series(1, {ROWS}) n;
     insert into {SLOT}.message select 'w' || n, 'mail', 's', 1, now(), '1' from generate_series(1, {ROWS}) n;
     insert into {SLOT}.wake select 'w' || n, gen_random_uuid() from generate_series(1, {ROWS}) n;
     insert into {SLOT}.timer select now() + n * interval '1 ms', 'w' || n from generate_series(1, {ROWS}) n;
     insert into {SLOT}.outbox select 'r' || n, 'mail', 's', 1, now(), '1' from generate_series(1, {ROWS}) n;
     insert into {SLOT}.heartbeat select 'w' || n, 1, 1, now(), null, '1' from generate_series(1, {ROWS}) n;
-    insert into {SLOT}.event select 'w' || n, 'k', 1, now(), '1' from generate_series(1, {ROWS}) n;
+    insert into {SLOT}.event select 'w' || n, 'k', now(), '1' from generate_series(1, {ROWS}) n;
     insert into {SLOT}.event_waiter select 'w' || n, 'k', 'v' || n from generate_series(1, {ROWS}) n;
+    insert into {CONTROL_SCHEMA}.request (body) select '1' from generate_series(1, {ROWS});
     insert into {SLOT}.failed select now() + n * interval '1 ms', 'w' || n, 4 from generate_series(1, {ROWS}) n;
 """
 INTENDED: dict[str, tuple[str, ...]] = {
@@ -46,6 +52,9 @@ INTENDED: dict[str, tuple[str, ...]] = {
     "release_claims": ("claim_pkey",),
     "give_back": ("workflow_pkey",),
     "give_back_lease": ("workflow_pkey",),
+    "adopt": ("claim_pkey", "workflow_pkey"),
+    "continue_as_new": ("workflow_pkey",),
+    "forget_run": ("step_pkey", "attempt_pkey", "message_pkey"),
     "take_over": ("workflow_pkey",),
     "reroute": ("workflow_pkey",),
     "read_orphans": ("claim_pkey", "workflow_pkey", "step_pkey"),
@@ -61,6 +70,12 @@ INTENDED: dict[str, tuple[str, ...]] = {
     "wake_arrived": ("wake_pkey", "workflow_pkey"),
     "fire_timers": ("timer_pkey", "workflow_pkey"),
     "deliver_messages": ("workflow_pkey",),
+    "deliver_with_start": ("workflow_pkey",),
+    "record_transaction": ("workflow_pkey",),
+    "read_step": ("step_pkey",),
+    "read_requests": ("request_pkey",),
+    "clear_requests": ("request_pkey",),
+    "refuse_requests": ("request_pkey",),
     "read_messages": ("message_pkey",),
     "consume_messages": ("message_pkey",),
     "clear_mailboxes": ("message_pkey",),
@@ -68,11 +83,20 @@ INTENDED: dict[str, tuple[str, ...]] = {
     "forget_wakes": ("wake_pkey",),
     "forget_idle_wakes": ("wake_pkey", "workflow_pkey", "message_pkey"),
     "wake_parked": ("workflow_pkey",),
+    "save_attributes": ("workflow_pkey",),
+    "set_attributes": ("workflow_pkey",),
+    "remove_attributes": ("attribute_pkey",),
+    "read_attributes": ("attribute_pkey",),
+    "find_workflows": ("attribute_value", "workflow_pkey", "attribute_pkey"),
+    "search_workflows": ("attribute_value", "workflow_pkey", "attribute_pkey"),
+    "resume": ("workflow_pkey", "failed_pkey", "message_pkey", "step_pkey"),
+    "page_failed": ("failed_pkey", "workflow_pkey"),
+    "read_origin": ("workflow_pkey",),
     "read_outbox": ("outbox_pkey",),
     "clear_outbox": ("outbox_pkey",),
     "find_old": ("workflow_created", "outbox_pkey"),
     "find_unfinished_parents": ("workflow_pkey",),
-    "read_old": ("workflow_", "input_pkey", "step_pkey", "attempt_pkey"),
+    "read_old": ("workflow_", "input_pkey", "step_pkey", "attempt_pkey", "attribute_pkey"),
     "delete_old_inputs": ("workflow_", "input_pkey"),
     "delete_old": (
         "workflow_",
@@ -81,6 +105,7 @@ INTENDED: dict[str, tuple[str, ...]] = {
         "heartbeat_pkey",
         "event_pkey",
         "message_pkey",
+        "attribute_pkey",
         "wake_pkey",
         "failed_pkey",
     ),
@@ -89,26 +114,29 @@ INTENDED: dict[str, tuple[str, ...]] = {
     "forget_answered": ("event_waiter_pkey", "event_pkey"),
     "look_for_events": ("workflow_pkey", "event_pkey"),
     "read_event_waiters": ("event_pkey", "event_waiter_pkey"),
-    "read_vain_waiters": ("event_waiter_pkey", "workflow_pkey", "event_pkey"),
+    "read_missed_waiters": ("event_waiter_pkey", "workflow_pkey", "event_pkey"),
     "forget_event_waiters": ("event_waiter_pkey",),
     "peek": ("ready_pkey", "timer_pkey", "wake_pkey", "outbox_pkey"),
 }
+ON_CONTROL = {"request", "read_requests", "clear_requests", "refuse_requests"}
+ASKED_BY_PEOPLE = ("read_owner", "write_owner", "read_refused", "count_requests")
+"""Of a database that is no shard, or now and then."""
 SORTS_A_BATCH = {
     # What these sort is one batch, given by its IDs; what is read of the tables comes by an index.
     "read_messages", "read_steps", "wake_parked", "fire_timers", "deliver_messages", "wake_arrived", "read_orphans",
-    "read_attempts", "find_unfinished_parents", "read_old",
+    "read_attempts", "resume", "search_workflows", "find_unfinished_parents", "read_old", "delete_old_inputs",
 }  # fmt: skip
 FIRST_ROWS_ONLY = {
     # A limit, or a loose scan, ends these at their first rows.
     ("peek", "ready_pkey"), ("peek", "timer_pkey"), ("peek", "wake_pkey"), ("peek", "outbox_pkey"),
-    ("peek", "event_waiter_pkey"),
-    ("read_orphans", "claim_pkey"), ("read_outbox", "outbox_pkey"),
+    ("peek", "event_waiter_pkey"), ("peek", "request_pkey"), ("read_orphans", "claim_pkey"),
+    ("read_outbox", "outbox_pkey"),
     ("find_old", "outbox_pkey"),
 }  # fmt: skip
 SCANNED = {"give_back_lease": {"claim"}}
 """One row a batch that is under way, and no index on its lease: read whole when an executor says goodbye."""
 CHURNING = (
-    r"Seq Scan on (workflow|ready|claim|step|attempt|input|message|wake|timer|outbox|failed"
+    r"Seq Scan on (workflow|ready|claim|step|attempt|input|message|wake|timer|outbox|failed|request|attribute"
     r"|heartbeat|event|event_waiter)\b"
 )
 
@@ -116,6 +144,11 @@ CHURNING = (
 def queries() -> dict[str, str]:
     """The text of every hot statement on the first slot, by name."""
     found = {name: query.on(SLOT) for family in FAMILIES for name, query in load(family).items()}
+    del found["peek_requests"]  # a part of `peek`
+    found["watch_moves"] = load("moves")["watch_moves"].on(SLOT)
+    found |= {name: query.on(CONTROL_SCHEMA) for name, query in load("requests").items() if name in ON_CONTROL}
+    for name in ASKED_BY_PEOPLE:
+        del found[name]
     found = {name: text for name, text in found.items() if not text.startswith("vacuum")}
     found["peek"] = slots.peek({0: SLOT}).query.on("")
     return found

@@ -10,6 +10,7 @@ import asyncio
 import selectors
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextvars import Context as VariableContext
 from typing import Any, TypeVar
 
 from sharded_wf.errors import EventNeverSet, WorkflowNotFound
@@ -23,6 +24,7 @@ from sharded_wf.workflow.attempts import Attempts
 from sharded_wf.workflow.definitions import Bound
 from sharded_wf.workflow.host import Run
 from sharded_wf.workflow.stage import Stage
+from sharded_wf.workflow.transactions import TransactionCommand
 
 T = TypeVar("T")
 START_US = 1_700_000_000_000_000
@@ -127,7 +129,7 @@ class MemoryHost:
     ) -> Run:
         began = self.clock.now_us() if started_at is None else started_at
         deadline = None if bound.timeout_seconds is None else began + round(bound.timeout_seconds * 1_000_000)
-        start = Start(workflow_id, bound.name, bound.capability, bound.queue, 0, bound.input, None, None, deadline)
+        start = Start(workflow_id, bound.name, bound.capability, bound.queue, 0, bound.input, deadline=deadline)
         stored = Stored(start, self.clock.now_us() if started_at is None else started_at)
         stored.entries = list(history.entries)
         stored.attempts = list(history.attempts)
@@ -144,7 +146,7 @@ class MemoryHost:
         )
         self.runs[workflow_id] = run
         self.finished.setdefault(workflow_id, asyncio.Event())
-        deadline = definition.deadline(stored.started_at, stored.start.deadline)
+        deadline = definition.deadline(stored.history(), stored.started_at, stored.start.deadline)
         in_time = deadline is None or run.limit(deadline)
         self.loop.call_soon(run.start if in_time else run.expire)
         return run
@@ -240,9 +242,7 @@ class MemoryHost:
 
     def _set_event(self, workflow_id: str, event: Event) -> None:
         stored = self.stored[workflow_id]
-        known = stored.events.get(event.key)
-        if known is None or known.seq < event.seq:
-            stored.events[event.key] = event
+        stored.events[event.key] = event
         for key, waiter in sorted(stored.awaited_by):
             if key == event.key:
                 stored.awaited_by.discard((key, waiter))
@@ -263,6 +263,9 @@ class MemoryHost:
             run.event_looked(workflow_id, key, None if event is None else event.value, error)
 
         self._later(look)
+
+    def transact(self, run: Run, transaction: TransactionCommand, variables: VariableContext) -> Any:
+        raise NotImplementedError("there is no database here")
 
     def start_child(self, run: Run, start: Start) -> None:
         def begin() -> None:
@@ -287,6 +290,25 @@ class MemoryHost:
 
     def expect_messages(self, run: Run) -> None:
         self._later(self._offer, run.id)
+
+    def continue_as_new(self, run: Run, entry: Entry, capability: str, queue: str) -> None:
+        self._later(self._continue, run, entry)
+
+    def _continue(self, run: Run, entry: Entry) -> None:
+        stored = self.stored[run.id]
+        stored.entries = [entry]
+        stored.attempts = []
+        stored.mailbox = [message for message in stored.mailbox if message.topic != OUTCOME_TOPIC]
+        stored.started_at = entry.completed_at
+        if self.on_record is not None:
+            self.on_record(run, entry)
+        if self.crash_after is not None:
+            self.crash_after -= 1
+            if self.crash_after <= 0:
+                self.crashed.set()
+                return
+        self.take_up(run.id)
+        self._offer(run.id)
 
     def finish(self, run: Run, outcome: Outcome) -> None:
         self._later(self._finish, run, outcome)

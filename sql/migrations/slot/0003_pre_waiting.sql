@@ -11,11 +11,10 @@ create table {slot}.heartbeat (
     primary key (workflow_id, place)
 ) with (fillfactor = 70);
 
--- The latest value of each event. `seq` counts how often its workflow has set it.
+-- The latest value of each event.
 create table {slot}.event (
     workflow_id text collate "C" not null,
     key         text collate "C" not null,
-    seq         int not null,
     set_at      timestamptz not null,
     value       json not null,
     primary key (workflow_id, key)

@@ -1,0 +1,5 @@
+"""``python -m bench``."""
+
+from .commands import main
+
+main()

@@ -1,0 +1,169 @@
+"""Copying a slot while it is in use.
+
+First the source notes the keys of all rows that change from now on (triggers, one a table and event). Then every table
+is copied in the order of its primary key, a chunk a transaction, so that no long transaction keeps the queues from
+being vacuumed. Then, pass by pass, the rows whose keys were noted are copied again, each as it is at that moment: a
+key may be applied twice and in any order, so a pass that is cut off is simply made again. The passes grow short; the
+last one is made with the slot locked.
+
+The rows travel in COPY's binary format, as they are: it is the same in all versions of Postgres for the types that we
+use.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import psycopg
+
+from sharded_wf.errors import MoveBlocked
+from sharded_wf.limits import MOVE_CHUNK_ROWS, MOVE_LOCK_ATTEMPTS, MOVE_LOCK_PAUSE_SECONDS
+from sharded_wf.postgres.connect import Connection
+from sharded_wf.reshard.record import Side
+from sharded_wf.reshard.tables import SQL, Names, Table, key_bound, text_of
+
+EVENTS = ("insert", "update", "delete")
+
+
+def begin_capture(source: Side, names: Names, tables: tuple[Table, ...], sleep: Callable[[float], None]) -> None:
+    """Note every change from now on. A table's triggers wait for transactions under way in short turns."""
+    conn = source.conn
+    conn.execute(text_of(SQL["create_changes"], names))
+    for table in tables:
+        for attempt in range(1, MOVE_LOCK_ATTEMPTS + 1):
+            try:
+                with conn.transaction():
+                    source.hold()
+                    conn.execute(text_of(SQL["capture_changes"], names, table))
+                break
+            except psycopg.errors.LockNotAvailable:
+                if attempt == MOVE_LOCK_ATTEMPTS:
+                    raise MoveBlocked(blocked_by(conn, names)) from None
+                source.beat()
+                sleep(MOVE_LOCK_PAUSE_SECONDS)
+
+
+def end_capture(conn: Connection, names: Names, tables: tuple[Table, ...], schema: str) -> None:
+    """Note changes no more, in these tables, wherever they are; forget those that were noted."""
+    for table in tables:
+        with conn.transaction():
+            for event in EVENTS:
+                conn.execute(text_of(SQL["drop_triggers"], names, table, event=event, on=schema))
+    conn.execute(SQL["drop_schema"].text.replace("{schema}", names.changes).encode())
+
+
+def blocked_by(conn: Connection, names: Names) -> str:
+    """For people: who holds the slot's tables."""
+    rows = conn.execute(SQL["name_blockers"].on(), (names.slot,)).fetchall()
+    held = "; ".join(f"pid {pid} ({who}): {query}" for pid, who, query in rows) or "transactions that come and go"
+    return (
+        f"the tables of {names.slot} could not be locked, {MOVE_LOCK_ATTEMPTS} times: {held}. The slot works as "
+        "before. End what holds them, then run: sharded-wf shards move --resume"
+    )
+
+
+@dataclass(slots=True)
+class Copier:
+    """Copies the tables of one slot. ``copied(rows)`` hears of each chunk."""
+
+    source: Side
+    target: Side
+    names: Names
+    tables: tuple[Table, ...]
+    copied: Callable[[int], None]
+    rest: Callable[[float], None] = lambda _: None
+    """Called with the seconds that a chunk took."""
+
+    def copy_all(self, progress: dict[str, object] | None) -> None:
+        """Every table, from where ``progress`` (kept on the target) says that an earlier coordinator stopped."""
+        known = progress or {}
+        done = cast(list[str], known.get("done", []))
+        at = cast(str | None, known.get("table"))
+        for table in self.tables:
+            if table.name in done:
+                continue
+            after = cast(list[str] | None, known.get("after")) if at == table.name else None
+            self._copy_table(table, None if after is None else tuple(after), done)
+            done.append(table.name)
+            with self.target.conn.transaction():
+                self.target.hold()
+                self.target.note({"done": done})
+
+    def _copy_table(self, table: Table, after: tuple[str, ...] | None, done: list[str]) -> None:
+        while True:
+            begun = time.monotonic()
+            self.source.beat()
+            lower = key_bound(table, ">", after)
+            chunk_end = text_of(SQL["chunk_end"], self.names, table, after=lower)
+            row = self.source.conn.execute(chunk_end, (MOVE_CHUNK_ROWS - 1,)).fetchone()
+            end = None if row is None else tuple(str(value) for value in row)
+            with self.target.conn.transaction():
+                self.target.hold()
+                rows = self.pipe(
+                    text_of(SQL["copy_chunk"], self.names, table, after=lower, until=key_bound(table, "<=", end)),
+                    text_of(SQL["fill"], self.names, table),
+                )
+                if end is not None:
+                    self.target.note({"done": done, "table": table.name, "after": list(end)})
+            self.copied(rows)
+            if end is None:
+                return
+            self.rest(time.monotonic() - begun)
+            after = end
+
+    def pipe(self, out: str, into: str) -> int:
+        """Binary COPY from the source to the target; how many rows."""
+        with self.source.conn.cursor() as reader, self.target.conn.cursor() as writer:
+            with reader.copy(out.encode()) as coming, writer.copy(into.encode()) as going:
+                for data in coming:
+                    going.write(data)
+            return writer.rowcount
+
+    def changed_tables(self) -> list[Table]:
+        """The tables in which rows have changed since the last pass."""
+        parts = [f"exists (select from {self.names.changes}.{table.name})" for table in self.tables]
+        row = self.source.conn.execute(text_of(SQL["changed_tables"], self.names, list=", ".join(parts))).fetchone()
+        assert row is not None
+        return [table for table, changed in zip(self.tables, row, strict=True) if changed]
+
+    def catch_up(self) -> int:
+        """One pass: copy again what has changed since the last one. Returns how many rows were copied."""
+        source, target = self.source.conn, self.target.conn
+        source.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ  # keys and rows of one moment
+        try:
+            with source.transaction():
+                self.source.hold()
+                with target.transaction():
+                    self.target.hold()
+                    copied = self.apply_changes(forget=True)
+                # The target is committed; if this commit fails, the next pass applies the same keys again.
+        finally:
+            source.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+        self.source.beat()
+        return copied
+
+    def prepare(self) -> None:
+        """Make on the target what a pass needs, so that the last pass loses no time with it."""
+        for table in self.tables:
+            self.target.conn.execute(text_of(SQL["create_keys"], self.names, table))
+
+    def apply_changes(self, *, forget: bool) -> int:
+        """Within transactions of both sides: replace the changed rows on the target by what they are now."""
+        source, target, names = self.source.conn, self.target.conn, self.names
+        copied = 0
+        for table in self.changed_tables():
+            target.execute(text_of(SQL["create_keys"], names, table))
+            self.pipe(text_of(SQL["copy_changed_keys"], names, table), text_of(SQL["fill_keys"], names, table))
+            target.execute(text_of(SQL["delete_changed"], names, table))
+            copied += self.pipe(text_of(SQL["copy_changed_rows"], names, table), text_of(SQL["fill"], names, table))
+            if forget:
+                source.execute(text_of(SQL["forget_changes"], names, table))
+        return copied
+
+    def analyze(self) -> None:
+        """Give the target's planner something to go by."""
+        for table in self.tables:
+            self.target.conn.execute(text_of(SQL["analyze"], self.names, table))

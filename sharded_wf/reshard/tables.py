@@ -1,0 +1,101 @@
+"""The tables of one slot as the catalog shows them, and statements about them.
+
+Nothing here knows the tables by name: what a migration adds is moved with the rest. Whatever has no primary key can't
+be followed while it changes, and is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import LiteralString, cast
+
+from psycopg import sql
+
+from sharded_wf.errors import MoveRefused
+from sharded_wf.postgres.connect import Connection
+from sharded_wf.postgres.queries import Query, load
+from sharded_wf.routing import slot_schema
+
+SQL = load("moves")
+FENCE = "fence"
+"""The one table that is not copied: each side writes its own."""
+
+_IDENTIFIER = re.compile(r"[a-z_][a-z0-9_]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table: its stored columns in order, and those of its primary key with their types."""
+
+    name: str
+    columns: tuple[str, ...]
+    key: tuple[str, ...]
+    key_types: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The schemas of one move. None but the first looks like a slot to anybody else."""
+
+    slot: str
+    copy: str
+    changes: str
+    retired: str
+
+    @classmethod
+    def of(cls, slot: int, epoch: int) -> Names:
+        """The names for a move of the slot to this epoch."""
+        schema = slot_schema(slot)
+        return cls(schema, f"{schema}_incoming_{epoch}", f"{schema}_changes_{epoch}", f"{schema}_retired_{epoch}")
+
+
+def text_of(query: Query, names: Names, table: Table | None = None, **more: str) -> LiteralString:
+    """The statement with all of its names filled in; they come from the catalog, and from our own rules."""
+    text = query.text.replace("{copy}", names.copy).replace("{changes}", names.changes)
+    text = text.replace("{retired}", names.retired)
+    if table is not None:
+        more = {
+            "table": table.name,
+            "columns": ", ".join(table.columns),
+            "t_columns": ", ".join(f"t.{column}" for column in table.columns),
+            "key": ", ".join(table.key),
+            # Under other names: `order by place` would mean the text.
+            "key_text": ", ".join(f"{column}::text as key_{at}" for at, column in enumerate(table.key)),
+            "k_is_t": " and ".join(f"k.{column} = t.{column}" for column in table.key),
+            **more,
+        }
+    for name, value in more.items():
+        text = text.replace("{" + name + "}", value)
+    return Query(query.name, text).on(more.get("on", names.slot))
+
+
+def read_tables(conn: Connection, schema: str) -> tuple[Table, ...]:
+    """The tables of a slot, the fence left out. Raises ``MoveRefused`` if one can't be moved."""
+    columns: dict[str, list[str]] = {}
+    keys: dict[str, dict[int, tuple[str, str]]] = {}
+    for row in conn.execute(SQL["read_columns"].on(), (schema,)).fetchall():
+        table, column, type_, place = cast(tuple[str, str, str, int | None], row)
+        if not _IDENTIFIER.fullmatch(table) or not _IDENTIFIER.fullmatch(column):
+            raise MoveRefused(f"{schema}.{table} is no table of ours ({column!r}); move it elsewhere, then try again")
+        columns.setdefault(table, []).append(column)
+        if place is not None:
+            keys.setdefault(table, {})[place] = (column, type_)
+    columns.pop(FENCE, None)
+    if without := sorted(columns.keys() - keys.keys()):
+        raise MoveRefused(f"{schema}.{without[0]} has no primary key: its changes can't be followed while it is copied")
+    tables: list[Table] = []
+    for name, stored in columns.items():
+        key = [keys[name][place] for place in sorted(keys[name])]
+        tables.append(Table(name, tuple(stored), tuple(c for c, _ in key), tuple(t for _, t in key)))
+    return tuple(tables)
+
+
+def key_bound(table: Table, operator: str, key: tuple[str, ...] | None) -> str:
+    """``(workflow_id, place) > ('a'::text, '1'::integer)``; without a key, ``true``."""
+    if key is None:
+        return "true"
+    values = ", ".join(
+        f"{sql.Literal(value).as_string(None)}::{type_}" for value, type_ in zip(key, table.key_types, strict=True)
+    )
+    return f"({', '.join(table.key)}) {operator} ({values})"

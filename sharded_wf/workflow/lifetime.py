@@ -1,0 +1,109 @@
+"""What a run knows of the runs before it and leaves to the next, and how its clock may jump."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+from sharded_wf.errors import ShardedWfError
+from sharded_wf.model.history import Entry, EntryKind, History, continuation_of
+from sharded_wf.model.workflow import Outcome
+from sharded_wf.workflow.commands import NULL
+from sharded_wf.workflow.continuation import continuation_asked_by, entry_of
+from sharded_wf.workflow.host import Host, Run
+from sharded_wf.workflow.replay import Replay
+from sharded_wf.workflow.steps import StepCommand
+from sharded_wf.workflow.waits import Waits
+
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class LongLivedRun(Run):
+    """The part of ``WorkflowRun`` that is about the workflow's whole life."""
+
+    __slots__ = ("busy", "last_ordinal")
+    busy: int
+    cancel_requested: bool
+    history: History
+    host: Host
+    last_ordinal: int
+    replay: Replay | None
+    stopped: bool
+    waits: Waits | None
+
+    @abstractmethod
+    def some_waits(self) -> Waits:
+        """What it waits for, made if need be."""
+
+    @abstractmethod
+    def failed(self, error: BaseException) -> Outcome:
+        """The outcome of code that ``error`` left."""
+
+    @abstractmethod
+    def conclude(self, outcome: Outcome) -> None:
+        """This is the outcome."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Stop what still runs."""
+
+    @property
+    def number(self) -> int:
+        """Which run of the workflow this is: 1, and one more after each ``continue_as_new``."""
+        before = continuation_of(self.history)
+        return 1 if before is None else before.run
+
+    @property
+    def request_count(self) -> int:
+        """How much the code of this run has asked for so far; the same on replay."""
+        return 0 if self.replay is None else sum(self.replay.counts.values())
+
+    def is_cancel(self, entry: Entry) -> bool:
+        """Whether an entry that no command waits for asks the workflow to cancel, or says that its time is over."""
+        if entry.kind is EntryKind.CANCEL:
+            self.some_waits().cancels.pop(entry.place, None)
+            return True
+        if entry.kind is EntryKind.TIMEOUT:
+            self.some_waits().timed_out = True
+            return True
+        if entry.kind is EntryKind.CONTINUED:
+            before = continuation_of(self.history)
+            return before is not None and before.cancelled
+        return False
+
+    @abstractmethod
+    def mark(self, kind: EntryKind, name: str) -> None:
+        """Record that the code came by here, and go on at once."""
+
+    def record_mark(self, place: int, kind: EntryKind, name: str) -> None:
+        if self.stopped:
+            return
+        self.busy += 1
+        self.last_ordinal += 1
+        now_us = self.host.clock.now_us()
+        self.host.record(self, Entry(place, self.last_ordinal, kind, name, 0, NULL, None, now_us, now_us))
+
+    def ended_with(self, error: BaseException) -> None:
+        """``error`` left the code: go on as new, if that is what it says, else this is the outcome."""
+        bound = continuation_asked_by(error)
+        if bound is None:
+            self.conclude(self.failed(error))
+            return
+        try:
+            entry = entry_of(self, bound)
+        except ShardedWfError as failure:
+            self.conclude(self.failed(failure))
+            return
+        self.release()
+        self.host.continue_as_new(self, entry, bound.capability, bound.queue)
+
+    def time_jumped(self) -> None:
+        waits = self.waits
+        if waits is None or self.stopped:
+            return
+        for place, when in list(waits.retries.items()):
+            command: Any = None if self.replay is None else self.replay.commands.get(place)
+            if isinstance(command, StepCommand):
+                command.wait_anew(when)
+        waits.ring()

@@ -1,0 +1,320 @@
+"""I7 when a move is cut off: the coordinator killed at every change of state, a shard killed, the network cut.
+
+Nowhere is a slot live twice, and whoever comes finishes the move, or takes it back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import uuid
+from collections.abc import Callable, Iterable
+
+import psycopg
+import pytest
+
+from sharded_wf.dev import EmbeddedServer
+from sharded_wf.errors import MoveRefused, MoveTakenOver, ShardUnavailable
+from sharded_wf.reshard.fleet import Wish, new_move, resume_all, unfinished_moves
+from sharded_wf.reshard.move import Mover, Progress
+from sharded_wf.reshard.record import Side, State
+from tests.integration.reshard.test_moves import homes, move
+from tests.support.cluster import TestCluster
+from tests.support.flows import app, chain, sleeper
+from tests.support.processes import WorkerProcess
+from tests.support.proxy import COMMIT, Moment, Proxy
+
+COORDINATOR = """
+    import sys, time
+    from sharded_wf.config import find_config
+    from sharded_wf.reshard.fleet import Wish, new_move, unfinished_moves
+    from sharded_wf.reshard.move import Mover
+
+    path, stop_at, action = sys.argv[1:]
+    config = find_config(path)
+
+    def report(progress):
+        print("at", progress.phase, flush=True)
+        if progress.phase == stop_at:
+            time.sleep(600)
+
+    known = unfinished_moves(config)
+    move = known[0].move if known else new_move(config, Wish(0, "pg1", "pg2"))
+    getattr(Mover(config, move, report), action)()
+    print("at the end", flush=True)
+"""
+
+
+def connect(cluster: TestCluster) -> psycopg.Connection[tuple[object, ...]]:
+    return psycopg.connect(cluster.direct[0], autocommit=True, cursor_factory=psycopg.RawCursor[tuple[object, ...]])
+
+
+STATES = ("planned", "copying", "following", "verifying", "draining", "retired", "live", "told", "cleaned")
+BEFORE_LIVE = STATES[:6]
+UNDO_STATES = ("undoing", "unmade", "undone")
+
+
+def killed_at(cluster: TestCluster, state: str, action: str = "run") -> None:
+    """Run a coordinator in a process of its own and kill it in this state."""
+    with WorkerProcess(COORDINATOR, str(cluster.config_file()), state, action) as coordinator:
+        coordinator.wait_line(f"at {state}")
+        coordinator.kill()
+
+
+def fill(cluster: TestCluster) -> list[str]:
+    """Workflows in slot 0 (and others) that have ended, that wait, and that nobody has begun."""
+    ids = cluster.ids_on(1, 30)
+
+    async def go() -> None:
+        async with app.connect(cluster.config) as client:
+            async with app.executor(cluster.config, park_after=0.05):
+                for id_ in ids[:10]:
+                    await client.start(chain.bind(2), id=id_)
+                for id_ in ids[10:20]:
+                    await client.start(sleeper.bind(2.0), id=id_)
+                for id_ in ids[:10]:
+                    await client.get_handle(id_).result(20)
+            for id_ in ids[20:]:
+                await client.start(chain.bind(1), id=id_)
+
+    asyncio.run(go())
+    return ids
+
+
+def finish(cluster: TestCluster, ids: list[str]) -> None:
+    """Everything comes to its end and is sound."""
+
+    async def go() -> None:
+        async with app.connect(cluster.config) as client, app.executor(cluster.config):
+            async with asyncio.timeout(60):
+                await asyncio.gather(*(client.get_handle(id_).result() for id_ in ids))
+            await asyncio.to_thread(cluster.certify, ids)
+
+    asyncio.run(go())
+
+
+def leftovers(cluster: TestCluster) -> list[str]:
+    """Schemas, triggers and rows of moves that are still there."""
+    found: list[str] = []
+    for shard in (1, 2):
+        found += [
+            name for (name,) in cluster.ask("select nspname from pg_namespace where nspname ~ '^wf_.*_.*_'", shard)
+        ]
+        found += [name for (name,) in cluster.ask("select tgname from pg_trigger where tgname ~ '^move_'", shard)]
+        found += [f"move of {slot}" for (slot,) in cluster.ask("select slot from wf_control.move", shard)]
+        found += [
+            f"{schema} is noted"
+            for (schema,) in cluster.ask(
+                "select schema_name from wf_control.migration where schema_name ~ '_.*_.*_'", shard
+            )
+        ]
+    return found
+
+
+def chosen(cases: tuple[str, ...], seed: int, *, full: bool, count: int) -> list[str]:
+    return list(cases) if full else random.Random(seed).sample(cases, count)
+
+
+def test_i7_a_coordinator_is_killed_and_the_move_is_finished(two_shards: TestCluster, seed: int, full: bool) -> None:
+    ids = fill(two_shards)
+    for state in chosen(STATES, seed, full=full, count=3):
+        killed_at(two_shards, state)
+        lives = homes(two_shards).get(0, [])
+        assert lives == ([] if state == "retired" else [2] if state in STATES[6:] else [1])
+        _, failed = resume_all(two_shards.config, [one.move for one in unfinished_moves(two_shards.config)])
+        assert failed == {}
+        assert homes(two_shards)[0] == [2]
+        assert leftovers(two_shards) == []
+        move(two_shards, (0, "pg1"))
+    finish(two_shards, ids)
+
+
+def test_i7_a_coordinator_is_killed_and_the_move_is_undone(two_shards: TestCluster, seed: int, full: bool) -> None:
+    ids = fill(two_shards)
+    for state in chosen(BEFORE_LIVE, seed, full=full, count=2):
+        killed_at(two_shards, state)
+        undo_state = random.Random(seed).choice(UNDO_STATES)
+        killed_at(two_shards, undo_state, "undo")
+        assert len(homes(two_shards).get(0, [])) <= 1
+        for one in unfinished_moves(two_shards.config):
+            Mover(two_shards.config, one.move).undo()
+        assert homes(two_shards)[0] == [1]
+        assert leftovers(two_shards) == []
+    finish(two_shards, ids)
+
+
+def test_i7_what_is_live_is_not_undone(two_shards: TestCluster) -> None:
+    killed_at(two_shards, "live")
+    (hanging,) = unfinished_moves(two_shards.config)
+    assert hanging.live
+    with pytest.raises(MoveRefused, match="live on 'pg2'"):
+        Mover(two_shards.config, hanging.move).undo()
+    assert resume_all(two_shards.config, [hanging.move])[1] == {}
+    assert (homes(two_shards)[0], leftovers(two_shards)) == ([2], [])
+
+
+def test_i7_a_replaced_coordinator_changes_nothing(two_shards: TestCluster) -> None:
+    """A coordinator that stands still in any state, while another finishes the move, finds itself replaced."""
+    for state in ("following", "draining"):
+        first = new_move(two_shards.config, Wish(0, "pg1", "pg2"))
+
+        def overtake(progress: Progress, state: str = state) -> None:
+            if progress.phase == state:
+                (known,) = unfinished_moves(two_shards.config)
+                Mover(two_shards.config, known.move).run()
+
+        with pytest.raises((MoveTakenOver, ShardUnavailable)):
+            Mover(two_shards.config, first, overtake).run()
+        assert (homes(two_shards)[0], leftovers(two_shards)) == ([2], [])
+        move(two_shards, (0, "pg1"))
+
+
+def test_i7_a_token_that_was_replaced_is_worth_nothing(two_shards: TestCluster) -> None:
+    planned = new_move(two_shards.config, Wish(0, "pg1", "pg2"))
+    with connect(two_shards) as one, connect(two_shards) as another:
+        first, second = Side(one, planned, uuid.uuid4()), Side(another, planned, uuid.uuid4())
+        assert first.plan("planned")
+        assert not second.plan("planned")
+        with one.transaction():
+            assert first.hold() == "planned"
+            another.execute("set lock_timeout = '50ms'")
+            with pytest.raises(psycopg.errors.LockNotAvailable):  # what is under way comes first
+                another.execute("update wf_control.move set runner = 'x'")
+        second.take()
+        assert second.hold() == "planned"
+        for forbidden in (first.hold, first.beat, lambda: first.advance("copying", since=("planned",))):
+            with pytest.raises(MoveTakenOver):
+                forbidden()
+        with pytest.raises(MoveTakenOver):
+            second.advance("live", since=("copying",))
+        second.remove()
+
+
+def test_i7_a_frozen_coordinator_is_shut_out(two_shards: TestCluster, seed: int) -> None:
+    ids = fill(two_shards)
+    state = random.Random(seed).choice(BEFORE_LIVE)
+    with WorkerProcess(COORDINATOR.replace("600", "0.5"), str(two_shards.config_file()), state, "run") as coordinator:
+        coordinator.wait_line(f"at {state}")
+        coordinator.freeze()
+        _, failed = resume_all(two_shards.config, [one.move for one in unfinished_moves(two_shards.config)])
+        assert failed == {}
+        assert (homes(two_shards)[0], leftovers(two_shards)) == ([2], [])
+        coordinator.thaw()
+        assert coordinator.wait() != 0
+        assert "at the end" not in coordinator.output()
+    assert (homes(two_shards)[0], leftovers(two_shards)) == ([2], [])
+    finish(two_shards, ids)
+
+
+def test_i7_two_that_begin_at_once(two_shards: TestCluster) -> None:
+    first = new_move(two_shards.config, Wish(0, "pg1", "pg2"))
+    second = new_move(two_shards.config, Wish(0, "pg1", "pg2"))
+    assert first.id != second.id
+    refused: list[Exception] = []
+
+    def begin_second(progress: Progress) -> None:
+        if progress.phase == "planned":
+            try:
+                Mover(two_shards.config, second).run()
+            except (MoveRefused, MoveTakenOver) as error:
+                refused.append(error)
+
+    Mover(two_shards.config, first, begin_second).run()
+    assert len(refused) == 1
+    assert (homes(two_shards)[0], leftovers(two_shards)) == ([2], [])
+
+
+def test_i7_a_shard_is_killed(
+    make_cluster: Callable[..., TestCluster],
+    databases: Callable[[int], list[str]],
+    server_factory: Callable[..., EmbeddedServer],
+    seed: int,
+    full: bool,
+) -> None:
+    for victim in chosen(("source", "target"), seed, full=full, count=1):
+        a_shard_is_killed(make_cluster, databases, server_factory, victim, seed)
+
+
+def a_shard_is_killed(
+    make_cluster: Callable[..., TestCluster],
+    databases: Callable[[int], list[str]],
+    server_factory: Callable[..., EmbeddedServer],
+    victim: str,
+    seed: int,
+) -> None:
+    server = server_factory()
+    away, here = server.create_database("away"), databases(1)[0]
+    cluster = make_cluster(dsns=[away, here] if victim == "source" else [here, away])
+    ids = fill(cluster)
+    state = random.Random(seed).choice(["copying", "draining", "retired"] + ["live"] * (victim == "source"))
+
+    def kill(progress: Progress) -> None:
+        if progress.phase == state:
+            server.kill()
+
+    move_ = new_move(cluster.config, Wish(0, "pg1", "pg2"))
+    if victim == "source" and state in ("retired", "live"):  # the target has all; the source is cleaned up later
+        assert not Mover(cluster.config, move_, kill).run().cleaned
+    else:
+        with pytest.raises(ShardUnavailable):
+            Mover(cluster.config, move_, kill).run()
+    server.start()
+    assert len(homes(cluster).get(0, [])) <= 1
+    _, failed = resume_all(cluster.config, [one.move for one in unfinished_moves(cluster.config)])
+    assert failed == {}
+    assert (homes(cluster)[0], leftovers(cluster)) == ([2], [])
+    finish(cluster, ids)
+
+
+def test_i7_a_move_is_undone_while_its_target_is_away(
+    make_cluster: Callable[..., TestCluster],
+    databases: Callable[[int], list[str]],
+    server_factory: Callable[..., EmbeddedServer],
+) -> None:
+    """The source takes its slot back at once; what is left on the target is seen, refused to be resumed, and
+    removed."""
+    server = server_factory()
+    cluster = make_cluster(dsns=[*databases(1), server.create_database("away")])
+    ids = fill(cluster)
+    killed_at(cluster, "following")
+    server.kill()
+    (hanging,) = unfinished_moves(cluster.config)
+    assert hanging.unseen == ("pg2",)
+    Mover(cluster.config, hanging.move).undo()
+    server.start()
+    assert homes(cluster)[0] == [1]
+    (left,) = unfinished_moves(cluster.config)
+    with pytest.raises(MoveRefused, match="was undone while that shard was away"):
+        Mover(cluster.config, left.move).run()
+    Mover(cluster.config, left.move).undo()
+    assert (homes(cluster)[0], leftovers(cluster)) == ([1], [])
+    move(cluster, (0, "pg2"))
+    finish(cluster, ids)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_i7_the_network_is_cut_at_the_retirement(
+    two_shards: TestCluster, monkeypatch: pytest.MonkeyPatch, when: Moment
+) -> None:
+    """The answer to the commit that retires the slot is lost: the next coordinator finds out what happened."""
+    ids = fill(two_shards)
+    advance = Side.advance
+    with Proxy(two_shards.direct[0]) as proxy:
+        through = two_shards.through(proxy.dsn)
+
+        def advance_and_cut(side: Side, state: State, *, since: Iterable[State]) -> None:
+            advance(side, state, since=since)
+            if state == "retired":
+                proxy.cut(COMMIT, when=when)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Side, "advance", advance_and_cut)
+            with pytest.raises(ShardUnavailable, match="pg1"):
+                Mover(through.config, new_move(two_shards.config, Wish(0, "pg1", "pg2"))).run()
+    (hanging,) = unfinished_moves(two_shards.config)
+    assert hanging.move.state == ("draining" if when == "before" else "retired")
+    assert homes(two_shards).get(0, []) == ([1] if when == "before" else [])
+    _, failed = resume_all(two_shards.config, [hanging.move])
+    assert failed == {}
+    assert (homes(two_shards)[0], leftovers(two_shards)) == ([2], [])
+    finish(two_shards, ids)
