@@ -68,6 +68,8 @@ class LeaseKeeper:
         self._loop = asyncio.new_event_loop()
         self._thread: threading.Thread | None = None
         self._kept: dict[bytes, asyncio.Task[None]] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        """Of leases that were released: they close their connections."""
 
     def start(self) -> None:
         """Start the thread. Starting twice is fine."""
@@ -93,7 +95,7 @@ class LeaseKeeper:
         tasks = list(self._kept.values())
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, *self._ending, return_exceptions=True)
 
     def keep(
         self,
@@ -120,6 +122,8 @@ class LeaseKeeper:
             task = self._kept.pop(lease_id, None)
             if task is not None:
                 task.cancel()
+                self._ending.add(task)
+                task.add_done_callback(self._ending.discard)
 
         self._loop.call_soon_threadsafe(end)
 

@@ -14,21 +14,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from asyncio import Future, Task
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from asyncio import Future, Task, _get_running_loop
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, NoReturn
+
+import mmh3
 
 from sharded_wf.clock import SECOND_US, Microseconds
 from sharded_wf.limits import TIMER_MAX_SECONDS
 from sharded_wf.workflow.durability import not_durable
 from sharded_wf.workflow.stop import RunDropped
+from sharded_wf.workflow.tasks import WorkflowTask
 
 if TYPE_CHECKING:
     from sharded_wf.workflow.async_run import AsyncRun
 
 _log = logging.getLogger("sharded_wf.workflow")
 _TASKS_BEFORE_SWEEP = 64
+_TASK_NUMBER_BITS = 10
 
 
 class Call(list[Any]):
@@ -67,7 +71,7 @@ else:
 class WorkflowLoop(_Loop):  # type: ignore[misc]  # pyright: ignore[reportUntypedBaseClass]
     """The deterministic loop of ``run``."""
 
-    __slots__ = ("next", "now_us", "ready", "run", "stopped", "tasks", "tasks_sweep_at")
+    __slots__ = ("next", "now_us", "ready", "run", "stopped", "task_number", "tasks", "tasks_sweep_at")
 
     def __init__(self, run: AsyncRun, now_us: Microseconds) -> None:
         self.run = run
@@ -77,6 +81,7 @@ class WorkflowLoop(_Loop):  # type: ignore[misc]  # pyright: ignore[reportUntype
         self.next: list[Any] = []
         """Callbacks that run before those, the last one first."""
         self.stopped = False
+        self.task_number = 0
         self.tasks: list[Task[Any]] = []
         self.tasks_sweep_at = _TASKS_BEFORE_SWEEP
 
@@ -122,7 +127,19 @@ class WorkflowLoop(_Loop):  # type: ignore[misc]  # pyright: ignore[reportUntype
         if self.stopped:
             coro.close()
             raise RunDropped
-        return self.keep(Task(coro, loop=self, name=None if name is None else str(name), context=context))
+        return self.keep(self.make_task(WorkflowTask, coro, name, context))
+
+    def make_task(self, kind: type[WorkflowTask], coro: Any, name: object, context: Context | None) -> WorkflowTask:
+        """A task with its number. Of small sets the order is that of creation; tasks of different workflows differ,
+        because asyncio keeps all tasks of a process in one set."""
+        number = self.task_number
+        if number == 0:
+            number = mmh3.hash(self.run.id.encode("utf-8", "surrogatepass"), signed=False) << _TASK_NUMBER_BITS
+        self.task_number = number + 1
+        task = kind.__new__(kind)
+        task.number = number  # its hash, which its making asks for
+        task.__init__(coro, loop=self, name=None if name is None else str(name), context=context)  # type: ignore[misc]
+        return task
 
     def keep(self, task: Task[Any]) -> Task[Any]:
         """Remember a task until it is done, so that it can be closed when the run is dropped."""
@@ -231,6 +248,16 @@ def _refusal(name: str, instead: str) -> Callable[..., NoReturn]:
 for _name, _instead in _REFUSED.items():
     setattr(WorkflowLoop, _name, _refusal(_name, _instead))
 
+
+def _set_in_order(items: Iterable[Any] = ()) -> Any:
+    """What ``set`` is in ``asyncio.tasks``. ``as_completed`` goes over a set of what it was given, and a set of
+    coroutines has another order each time."""
+    if items and type(_get_running_loop()) is WorkflowLoop:
+        return list(dict.fromkeys(items))
+    return set(items)
+
+
+_tasks.set = _set_in_order
 
 if sys.version_info < (3, 12):
     from sharded_wf.workflow import wait_for_311

@@ -18,6 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from sharded_wf.workflow.stop import RunDropped
+from sharded_wf.workflow.tasks import WorkflowTask
 
 if TYPE_CHECKING:
     from sharded_wf.workflow.loop import Call, WorkflowLoop
@@ -30,7 +31,7 @@ class _PromptFuture(Future[Any]):
     """A future whose callbacks run ahead of what else is ready."""
 
 
-class _PromptTask(Task[Any]):
+class _PromptTask(WorkflowTask):
     """A task whose first step and callbacks run ahead of what else is ready."""
 
 
@@ -71,8 +72,7 @@ def install(loop_class: type[WorkflowLoop], call_class: type[Call]) -> None:
             coro.close()
             raise RunDropped
         prompt = _called_by_wait_for()
-        kind = _PromptTask if prompt else Task
-        task = kind(coro, loop=self, name=None if name is None else str(name), context=context)
+        task = self.make_task(_PromptTask if prompt else WorkflowTask, coro, name, context)
         if prompt:
             self.next.append(self.ready.pop())
         return self.keep(task)

@@ -2,12 +2,12 @@
 
 -- name: save_attributes
 -- With starts. Only for rows that this very transaction, or one whose answer was lost, made: a start of an ID that exists
--- changes nothing.
+-- changes nothing. Nor for what ran meanwhile: it has them, or has removed them.
 insert into {slot}.attribute (workflow_id, name, kind, value, created_at)
 select u.id, u.name, u.kind, u.value, w.created_at
 from unnest($1::text[], $2::text[], $3::smallint[], $4::text[]) u (id, name, kind, value)
-cross join lateral (select w.created_at from {slot}.workflow w where w.id = u.id offset 0) w
-where w.created_at = $5::timestamptz
+cross join lateral (select w.created_at, w.started_at from {slot}.workflow w where w.id = u.id offset 0) w
+where w.created_at = $5::timestamptz and w.started_at is null
 on conflict do nothing
 
 -- name: set_attributes

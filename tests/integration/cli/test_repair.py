@@ -1,4 +1,4 @@
-"""``sharded-wf workflow resume | fork``: one workflow, many of them, and what is refused."""
+"""``sharded-wf workflow resume | fork | terminate | pause | list --where``, and what is refused."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def run_some(config: ClusterConfig) -> None:
         for id_ in IDS:
             with pytest.raises(KeyError):
                 await (await client.start(fragile.bind(), id=id_)).result(30)
-        await (await client.start(fine.bind(), id="s-1")).result(30)
+        await (await client.start(fine.bind(), id="s-1", attributes={"customer": "Ada", "price": 12.5})).result(30)
 
 
 @pytest.fixture
@@ -93,3 +93,27 @@ def test_fork(run: Run) -> None:
     assert run("fork", *many, "--dry-run")[1] == "2 workflows fit; nothing was changed\n"
     assert run("fork", *many)[1] == "2 workflows fit, 2 forked\n"
     assert status_of(run, "f-2-x") == "pending"
+
+
+def test_pause_and_terminate(run: Run) -> None:
+    for id_ in ("p-1", "t-1"):
+        assert run("start", "cli_repair/fine", "--id", id_)[0] == 0
+    assert run("pause", "p-1")[:2] == (0, "p-1 is paused\n")
+    assert status_of(run, "p-1") == "parked"
+    assert run("unpause", "p-1")[:2] == (0, "p-1 goes on\n")
+    assert run("terminate", "t-1")[:2] == (0, "t-1 is to end at once\n")
+    for request in ("terminate", "pause", "unpause"):
+        assert run(request, "t-1")[:2] == (0, "t-1 has ended already: cancelled\n")
+        assert run(request, "nobody")[0] == 2
+
+
+def test_list_by_attributes(run: Run) -> None:
+    def found(*conditions: str) -> list[str]:
+        options = [word for one in conditions for word in ("--where", one)]
+        return [one["id"] for one in json.loads(run("list", *options, "--json")[1])]
+
+    assert found("customer=Ada") == found("price>=12.5", "price<13") == ["s-1"]
+    assert found("customer=Ada", "price>12.5") == found("customer=Bob") == []
+    code, _, err = run("list", "--where", "customer")
+    assert (code, "customer=c-42" in err) == (2, True)
+    assert json.loads(run("show", "s-1", "--json")[1])["attributes"] == {"customer": "Ada", "price": 12.5}

@@ -15,8 +15,10 @@ from tests.support.cluster import TestCluster
 from tests.support.flows import app, chain
 from tests.support.kill_points import every_point, kill_at
 from tests.support.processes import wait_until
+from tests.support.proxy import COMMIT, Proxy
 
 ATTRIBUTE_APP = "tests.support.attribute_flows:app"
+START = r"insert into wf_\d+\.workflow"
 
 
 def test_found_over_all_shards_in_pages(two_shards: TestCluster) -> None:
@@ -64,6 +66,27 @@ def test_a_workflow_changes_its_own(two_shards: TestCluster) -> None:
             fork = await client.fork("w", from_step=6)
             await fork.result(30)
             assert await client.attributes(fork.id) == {"stage": 2, "label": "stage 2"}
+
+    asyncio.run(go())
+
+
+def test_a_start_that_is_made_again_sets_nothing_again(cluster: TestCluster) -> None:
+    """Its answer was lost, and meanwhile the workflow ran and removed an attribute."""
+
+    async def go() -> None:
+        with Proxy(cluster.direct[0]) as proxy:
+            async with app.connect(cluster.through(proxy.dsn).config) as client:
+                await (await client.start(staged.bind(0), id="warm", queue="nobody's")).describe()
+                held = proxy.hold(COMMIT, when="after", within=START)
+                starting = asyncio.ensure_future(
+                    client.start(staged.bind(0), id="w", attributes={"temporary": True, "kept": 1})
+                )
+                await asyncio.to_thread(held.wait)
+                async with app.executor(cluster.config):
+                    await asyncio.to_thread(wait_until, lambda: cluster.statuses()["w"] == 3, "its end")
+                proxy.cut_all()
+                assert (await starting).created
+                assert await client.attributes("w") == {"kept": 1}
 
     asyncio.run(go())
 

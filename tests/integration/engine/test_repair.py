@@ -141,9 +141,9 @@ def test_a_cancelled_workflow_goes_on(cluster: TestCluster) -> None:
             await client.send("w", "mail", "two")  # waits for whatever may come
             assert await client.resume("w")
             assert await waiting.result(30) == ["one", "two"]
+            await asyncio.to_thread(cluster.certify, ["w"])
 
     asyncio.run(go())
-    cluster.certify(["w"])
 
 
 def test_one_that_was_cancelled_before_it_ran_runs(cluster: TestCluster) -> None:
@@ -172,9 +172,9 @@ def test_a_parent_is_resumed_with_its_child_on_another_shard(two_shards: TestClu
             await asyncio.to_thread(mend, two_shards.ledger)
             await client.resume(parent)
             assert await handle.result(30) == 3
+            await asyncio.to_thread(two_shards.certify, [parent])
 
     asyncio.run(go())
-    two_shards.certify([parent])
     assert runs(two_shards)[f"{parent}/fragile_chain-1", 0] == 1
     assert runs(two_shards)[parent, 5000] == 1
 
@@ -209,9 +209,9 @@ def test_messages_after_a_resume_are_numbered_anew(two_shards: TestCluster) -> N
             await client.resume(sender)
             await outbound.result(30)
             assert await inbound.result(30) == ["before", "clean-up", "after"]
+            await asyncio.to_thread(two_shards.certify, [receiver, sender])
 
     asyncio.run(go())
-    two_shards.certify([receiver, sender])
 
 
 def test_messages_sent_while_it_had_failed_are_received(two_shards: TestCluster) -> None:

@@ -44,6 +44,9 @@ async def interpret(program: Any, path: str, log: list[str]) -> str:
     elif kind == "gather":
         parts = [interpret(part, f"{path}.{n}", log) for n, part in enumerate(rest[0])]
         result = "|".join(await asyncio.gather(*parts))
+    elif kind == "completed":
+        parts = [interpret(part, f"{path}.{n}", log) for n, part in enumerate(rest[0])]
+        result = ">".join([await part for part in asyncio.as_completed(parts)])
     elif kind == "timeout":
         try:
             result = await asyncio.wait_for(interpret(rest[1], f"{path}.t", log), rest[0])

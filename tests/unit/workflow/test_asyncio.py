@@ -173,7 +173,23 @@ async def generators() -> list[int]:
     return seen + closed
 
 
-PROGRAMS = [sleeps, timeouts, gathers, groups, queues, locks, variables, generators]
+@app.workflow
+async def sets() -> list[int]:
+    """Goes over sets of tasks and coroutines, and asks for something each time."""
+    tasks = {asyncio.create_task(echo(number, 1)) for number in range(20)}
+    done, _ = await asyncio.wait(tasks)
+    seen = [await echo(100 + task.result(), 0.1) for task in done]
+    for one in asyncio.as_completed([then_echo(number) for number in range(20)]):
+        seen.append(await one)
+    return seen
+
+
+async def then_echo(number: int) -> int:
+    await asyncio.sleep(1)
+    return await echo(200 + number, 0.1)
+
+
+PROGRAMS = [sets, sleeps, timeouts, gathers, groups, queues, locks, variables, generators]
 
 
 def live_and_replayed(workflow: Any) -> tuple[Any, Any, int]:

@@ -22,7 +22,7 @@ leaves = st.one_of(
 def _branches(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     several = st.lists(inner, min_size=1, max_size=3)
     return st.one_of(
-        *(st.tuples(st.just(kind), several) for kind in ("sequence", "gather", "group", "first")),
+        *(st.tuples(st.just(kind), several) for kind in ("sequence", "gather", "completed", "group", "first")),
         st.tuples(st.just("timeout"), delays, inner),
     )
 
