@@ -140,13 +140,13 @@ class Replay:
         self.next_place = place + 1
         return place
 
-    @property
-    def is_new(self) -> bool:
+    def is_new(self, history: History) -> bool:
         """Whether what the code asks for now was never asked for before: all recorded results have been handed back,
-        and every step that failed and is tried again has been asked for."""
+        and every step that is under way, as a failed attempt or a heartbeat shows, has been asked for."""
         if self.position < self.total or self.late:
             return False
-        return not self.attempts or all(place < self.next_place or place in self.taken for place in self.attempts)
+        begun = (one.place for one in (*history.attempts, *history.heartbeats))
+        return all(place < self.next_place or place in self.taken for place in begun)
 
     def next_entry(self) -> Entry | None:
         """The next recorded result to hand back; only valid while ``position < total`` or something is ``late``. None:

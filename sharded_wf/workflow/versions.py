@@ -34,7 +34,7 @@ def patched(name: str) -> bool:
             raise LimitExceeded(f"patched({name!r}): a name is text of 1 to {NAME_LENGTH_MAX_BYTES} bytes")
         if run.replay is None:
             run.replay = Replay(run.history)
-        taken = waits.patches[name] = run.replay.is_new
+        taken = waits.patches[name] = run.replay.is_new(run.history)
         if taken:
             run.mark(EntryKind.PATCH, name)
     return taken
