@@ -145,7 +145,7 @@ class Replay:
         and every step that is under way, as a failed attempt or a heartbeat shows, has been asked for."""
         if self.position < self.total or self.late:
             return False
-        begun = (one.place for one in (*history.attempts, *history.heartbeats))
+        begun = [one.place for one in history.attempts] + [one.place for one in history.heartbeats]
         return all(place < self.next_place or place in self.taken for place in begun)
 
     def next_entry(self) -> Entry | None:

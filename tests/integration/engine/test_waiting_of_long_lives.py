@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from sharded_wf import ResultTimeout, Status, WorkflowTimedOut, connect_blocking
-from sharded_wf.model.history import EntryKind
+from sharded_wf.model.history import Cancellation, EntryKind
 from sharded_wf.workflow import requests
 from tests.integration.reshard.test_moves import move
 from tests.support.cluster import TestCluster
@@ -66,7 +66,7 @@ def test_what_is_resumed_or_forked_has_its_whole_time_again(cluster: TestCluster
 def test_a_clean_up_at_the_end_of_the_time_is_not_for_ever(
     cluster: TestCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short = requests.Cancellation(cleanup_seconds=0.5)
+    short = Cancellation(cleanup_seconds=0.5)
     decode = requests.decode_cancellation
     monkeypatch.setattr(requests, "decode_cancellation", lambda text: decode(text) or short)
 
@@ -149,7 +149,7 @@ def test_i7_events_are_waited_for_across_moves(two_shards: TestCluster) -> None:
             await asyncio.to_thread(move, two_shards, (client.locate(here)[0], "pg2"), (client.locate(there)[0], "pg1"))
             late = await client.start(watcher.bind(here), id=two_shards.ids_on(1, 1, "late")[0])
             await client.send(here, "go", 1)
-            assert await asyncio.gather(watching.result(20), late.result(20)) == [7, 7]
+            assert list(await asyncio.gather(watching.result(20), late.result(20))) == [7, 7]
             assert await outside == {"value": 7}
             await until(lambda: two_shards.ask_all("event_waiter", "true") == [], "nobody waits")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sharded_wf import App, DefinitionError, OutsideWorkflow, by_name, deprecate_patch, patched
+from sharded_wf import App, DefinitionError, OutsideWorkflow, by_name, deprecate_patch, patched, wait_until
 from sharded_wf.model.history import EMPTY_HISTORY, EntryKind, History
 from tests.unit.workflow import evolving_programs as programs
 from tests.unit.workflow.memory_host import MemoryHost
@@ -133,3 +133,42 @@ def test_pinned_without_a_version_is_like_any_other() -> None:
     async def audit() -> None: ...
 
     assert audit.bind().capability == "shop"
+
+
+def test_a_sensor_that_only_looked_so_far_went_the_old_way() -> None:
+    """Nothing is recorded of it but its last look."""
+    looks: list[bool] = []
+
+    def program(*, changed: bool) -> Program:
+        app = App("sensor")
+
+        @app.step
+        async def look() -> bool:
+            looks.append(changed)
+            return changed
+
+        @app.step
+        async def other() -> str:
+            return "new"
+
+        @app.workflow
+        async def waits() -> str:
+            if changed and patched("another way"):
+                return await other()
+            await wait_until(look, every=3600)
+            return "old"
+
+        return app, waits.bind()
+
+    async def first_life() -> History:
+        app, bound = program(changed=False)
+        host = MemoryHost(app)
+        host.begin(bound, started_at=0)
+        await host.until(lambda: host.stored["w"].heartbeats)
+        host.close()
+        return host.stored["w"].history()
+
+    history = asyncio.run(first_life())
+    assert history.entries == ()
+    assert live(program(changed=True), history)[0] == "old"
+    assert looks == [False, True]
