@@ -11,7 +11,7 @@ import pytest
 from sharded_wf import App, DefinitionError, OutsideWorkflow, by_name, deprecate_patch, patched, wait_until
 from sharded_wf.model.history import EMPTY_HISTORY, EntryKind, History
 from tests.unit.workflow import evolving_programs as programs
-from tests.unit.workflow.memory_host import MemoryHost
+from tests.unit.workflow.memory_host import START_US, MemoryHost, run_virtual
 
 BOTH = pytest.mark.parametrize("asynchronous", [True, False], ids=["async", "def"])
 Program = tuple[App, Any]
@@ -163,12 +163,24 @@ def test_a_sensor_that_only_looked_so_far_went_the_old_way() -> None:
     async def first_life() -> History:
         app, bound = program(changed=False)
         host = MemoryHost(app)
-        host.begin(bound, started_at=0)
-        await host.until(lambda: host.stored["w"].heartbeats)
-        host.close()
-        return host.stored["w"].history()
+        host.crash_after_beats = 1
+        try:
+            host.begin(bound, started_at=START_US)
+            await host.crashed.wait()
+            return host.stored["w"].history()
+        finally:
+            host.close()
 
-    history = asyncio.run(first_life())
+    async def second_life() -> object:
+        app, bound = program(changed=True)
+        host = MemoryHost(app)
+        try:
+            host.begin(bound, history=history, started_at=START_US)
+            return await host.result(bound)
+        finally:
+            host.close()
+
+    history = run_virtual(first_life())
     assert history.entries == ()
-    assert live(program(changed=True), history)[0] == "old"
+    assert run_virtual(second_life()) == "old"
     assert looks == [False, True]
