@@ -12,11 +12,13 @@ from sharded_wf.errors import (
     CompensationFailed,
     ConfigError,
     DefinitionError,
+    EventNeverSet,
     HistoryTooLong,
     IdConflict,
     LeaseLost,
     LimitExceeded,
     MapFailed,
+    NaiveMoment,
     NoClusterConfigured,
     NonDeterminismError,
     NotDurableError,
@@ -36,6 +38,7 @@ from sharded_wf.errors import (
     WorkflowQuarantined,
     WorkflowStuck,
     WorkflowTerminated,
+    WorkflowTimedOut,
 )
 from sharded_wf.executor import Executor
 from sharded_wf.model.attributes import Where, attr
@@ -46,6 +49,7 @@ from sharded_wf.workflow.by_name import by_name
 from sharded_wf.workflow.children import BlockingChildHandle, ChildHandle, start_child
 from sharded_wf.workflow.context import Context, current
 from sharded_wf.workflow.definitions import AsyncStep, AsyncWorkflow, Bound, SyncStep, SyncWorkflow
+from sharded_wf.workflow.events import set_event, wait_event
 from sharded_wf.workflow.mapping import MapFailure, MapItem, MapPage, MapResult
 from sharded_wf.workflow.maps import map_workflow
 from sharded_wf.workflow.messages import receive, send, sleep_blocking
@@ -54,6 +58,7 @@ from sharded_wf.workflow.retry import Retry
 from sharded_wf.workflow.saga import saga
 from sharded_wf.workflow.transactions import AsyncTransaction, SyncTransaction
 from sharded_wf.workflow.versions import deprecate_patch, patched
+from sharded_wf.workflow.waiting import heartbeat, sleep_until, wait_until
 
 __all__ = [
     "App",
@@ -74,6 +79,7 @@ __all__ = [
     "ConfigError",
     "Context",
     "DefinitionError",
+    "EventNeverSet",
     "Executor",
     "Failed",
     "Handle",
@@ -87,6 +93,7 @@ __all__ = [
     "MapPage",
     "MapProgress",
     "MapResult",
+    "NaiveMoment",
     "NoClusterConfigured",
     "NonDeterminismError",
     "NotDurableError",
@@ -115,6 +122,7 @@ __all__ = [
     "WorkflowQuarantined",
     "WorkflowStuck",
     "WorkflowTerminated",
+    "WorkflowTimedOut",
     "attr",
     "by_name",
     "connect",
@@ -122,12 +130,17 @@ __all__ = [
     "continue_as_new",
     "current",
     "deprecate_patch",
+    "heartbeat",
     "map_workflow",
     "patched",
     "receive",
     "saga",
     "send",
     "set_attributes",
+    "set_event",
     "sleep_blocking",
+    "sleep_until",
     "start_child",
+    "wait_event",
+    "wait_until",
 ]

@@ -8,13 +8,14 @@ measures how long something took on this machine: seconds, as a ``float``, never
 from __future__ import annotations
 
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 Microseconds = int
 """A wall time: whole microseconds since the Unix epoch (UTC)."""
 
 SECOND_US: int = 1_000_000
+UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Clock(Protocol):

@@ -21,6 +21,7 @@ ShardedWfError
 ├── WorkflowFailed
 │   ├── WorkflowCancelled
 │   │   └── WorkflowTerminated
+│   ├── WorkflowTimedOut
 │   └── WorkflowQuarantined
 ├── CompensationFailed
 ├── MapFailed
@@ -28,7 +29,9 @@ ShardedWfError
 ├── NotDurableError
 ├── OutsideWorkflow
 ├── TransactionRefused
+├── EventNeverSet
 ├── WorkflowStuck
+├── NaiveMoment
 ├── UnstorableValue
 ├── StoredValueMismatch
 ├── LimitExceeded
@@ -146,6 +149,11 @@ class WorkflowTerminated(WorkflowCancelled):
     after a cancel took too long."""
 
 
+class WorkflowTimedOut(WorkflowFailed):
+    """The workflow's time was over (``timeout=`` or ``run_timeout=``, its own or its parent's) before it had a
+    result."""
+
+
 class WorkflowQuarantined(WorkflowFailed):
     """The workflow took its executor process down each time it ran, at last alone; it is set aside. See its history."""
 
@@ -189,6 +197,14 @@ class TransactionRefused(ShardedWfError):
 
 class WorkflowStuck(ShardedWfError):
     """The workflow waits for something that can never come: no step, timer, message or child of its is under way."""
+
+
+class EventNeverSet(ShardedWfError):
+    """The workflow ended without setting this event, so waiting for it is in vain. Look at how that workflow ended."""
+
+
+class NaiveMoment(ShardedWfError, ValueError):
+    """A ``datetime`` without a time zone names no moment: write ``datetime(..., tzinfo=UTC)``."""
 
 
 class UnstorableValue(ShardedWfError, TypeError):

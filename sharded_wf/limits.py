@@ -32,6 +32,10 @@ CONTINUED_SENDERS_MAX = 10_000
 TIMER_MAX_SECONDS = 100 * 365 * 86_400
 """A longer sleep or timeout is taken for this long; ``math.inf`` works."""
 
+HEARTBEAT_SAVE_SECONDS = 1.0
+"""What a step reports with ``heartbeat`` is saved at most so often; the first report, and the last before a failure, at
+once."""
+
 # Cluster
 SLOTS_DEFAULT = 48
 SLOTS_MAX = 4096
@@ -130,6 +134,11 @@ SEND_DIRECT_SECONDS = 2.0
 RELAY_AFTER_SECONDS = 5.0
 RELAY_BATCH_MAX_ROWS = 1_000
 TIMERS_PER_BATCH_MAX = 1_000
+
+EVENT_KEY_LENGTH_MAX_BYTES = 128
+MISSED_WAITS_EVERY_SECONDS = 5.0
+"""How often an executor looks whether somebody waits in vain for an event, or was not told of one."""
+MISSED_WAITS_PER_LOOK_MAX = 1_000
 
 # Outboxes of users' own transactions
 OUTBOX_POLL_SECONDS = 0.5

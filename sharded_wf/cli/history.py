@@ -42,6 +42,9 @@ KIND_STYLES = {
     EntryKind.ATTRIBUTES: "cyan",
     EntryKind.PATCH: "dim",
     EntryKind.CONTINUED: "dim",
+    EntryKind.EVENT: "cyan",
+    EntryKind.EVENT_WAIT: "cyan",
+    EntryKind.TIMEOUT: "yellow",
 }
 VALUE_MAX_CHARACTERS = 1_500
 TRACEBACK_SHOWN_LINES = 12

@@ -58,6 +58,15 @@ class BlockingHandle(Generic[T_co]):
         found: T_co = self._call(self._handle.result(timeout))
         return found
 
+    @overload
+    def event(self, key: str, kind: type[T], *, timeout: timedelta | float | None = None) -> T: ...
+    @overload
+    def event(self, key: str, kind: Any = ..., *, timeout: timedelta | float | None = None) -> Any: ...
+
+    def event(self, key: str, kind: Any = Any, *, timeout: timedelta | float | None = None) -> Any:
+        """As ``Handle.event``."""
+        return self._call(self._handle.event(key, kind, timeout=timeout))
+
     def status(self) -> Status:
         """As ``Handle.status``."""
         found: Status = self._call(self._handle.status())
@@ -126,6 +135,7 @@ class BlockingClient:
         queue: str | None = None,
         priority: int = 0,
         delay: timedelta | float | None = None,
+        timeout: timedelta | float | None = None,
         attributes: Mapping[str, Value] | None = None,
         on_conflict: OnConflict = "error",
         message: tuple[str, object] | None = None,
@@ -139,6 +149,7 @@ class BlockingClient:
             queue=queue,
             priority=priority,
             delay=delay,
+            timeout=timeout,
             attributes=attributes,
             on_conflict=on_conflict,
             message=message,
@@ -156,12 +167,13 @@ class BlockingClient:
         queue: str | None = None,
         priority: int = 0,
         delay: timedelta | float | None = None,
+        timeout: timedelta | float | None = None,
         attributes: Mapping[str, Value] | None = None,
         on_conflict: OnConflict = "error",
     ) -> BlockingHandle[T]:
         """As ``Client.start_in``."""
         client = self._client
-        start = client.prepare_start(bound, id, queue, priority, delay, attributes)
+        start = client.prepare_start(bound, id, queue, priority, delay, attributes, timeout)
         found = drive(connection, client.in_transaction.start(start, same=on_conflict == "error"), "start_in")
         return BlockingHandle(client.handle_of(bound, start, found, on_conflict), self._call)
 

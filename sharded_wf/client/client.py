@@ -17,10 +17,9 @@ from sharded_wf.client.handle import Handle
 from sharded_wf.client.in_transaction import LEFT, InTransaction, drive_async
 from sharded_wf.client.progress import MapProgress, map_progress
 from sharded_wf.client.repair import Failed, Repaired
-from sharded_wf.client.results import ShardResults
-from sharded_wf.client.validation import check_id, check_queue, check_same, check_start
+from sharded_wf.client.results import Results
+from sharded_wf.client.validation import check_id, check_queue, check_same, check_start, deadline_of
 from sharded_wf.clock import SECOND_US, SYSTEM_CLOCK, Clock, Microseconds, seconds_of
-from sharded_wf.cluster.shard import Shard
 from sharded_wf.cluster.shards import ShardSet
 from sharded_wf.config import ClusterConfig
 from sharded_wf.errors import WorkflowNotFound
@@ -50,7 +49,7 @@ class Client:
     def __init__(self, shards: ShardSet) -> None:
         self._shards = shards
         self._clock = shards.clock
-        self._results: dict[str, ShardResults] = {}
+        self._results = Results(shards)
         self._last_sent_at: Microseconds = 0
         self.in_transaction = InTransaction(shards, shards.clock)
 
@@ -60,7 +59,7 @@ class Client:
         """Connect to a cluster for as long as the ``async with`` block runs. Raises ``ConfigError`` and its kinds,
         ``ShardUnavailable`` if no shard answers."""
         client = cls(await ShardSet.open(config, clock))
-        client._shards.on_change.append(client._follow_moves)
+        client._shards.on_change.append(client._results.follow_moves)
         try:
             yield client
         finally:
@@ -68,7 +67,7 @@ class Client:
 
     async def close(self) -> None:
         """Close every connection. Closing twice is fine."""
-        await asyncio.gather(*(results.close() for results in self._results.values()))
+        await self._results.close()
         await self._shards.close()
 
     # --- starting -----------------------------------------------------------------------------------------------
@@ -81,6 +80,7 @@ class Client:
         queue: str | None = None,
         priority: int = 0,
         delay: timedelta | float | None = None,
+        timeout: timedelta | float | None = None,  # noqa: ASYNC109 - of the workflow, not of this call
         attributes: Mapping[str, Value] | None = None,
         on_conflict: OnConflict = "error",
         message: tuple[str, object] | None = None,
@@ -92,6 +92,7 @@ class Client:
         ``bound``: what to run, made by ``function.bind(...)``. ``id``: yours, or one is made; the same ID again returns
         the existing workflow (``handle.created`` is False). ``queue``: None is the workflow's own. ``priority``: lower
         numbers first, within a queue. ``delay``: not before so much time (seconds or ``timedelta``) has passed.
+        ``timeout``: how long it may take, from now or from the end of the delay on; None is the workflow's own.
         ``attributes``: what it can be searched by from the beginning.
         ``on_conflict``: "error" raises ``IdConflict`` if the ID exists with another name or other arguments, "existing"
         returns that workflow. ``message``: a topic and a value, sent to the workflow in the same transaction; one that
@@ -102,7 +103,7 @@ class Client:
         starting it again with the same ID makes sure).
         """
         id = self._shards.id_maker()() if id is None else id
-        start = self.prepare_start(bound, id, queue, priority, delay, attributes)
+        start = self.prepare_start(bound, id, queue, priority, delay, attributes, timeout)
         begun = self._clock.monotonic()
         if message is None:
             existing = await self._shards.start((start,), wait_seconds=wait_seconds)
@@ -123,6 +124,7 @@ class Client:
         queue: str | None = None,
         priority: int = 0,
         delay: timedelta | float | None = None,
+        timeout: timedelta | float | None = None,  # noqa: ASYNC109 - of the workflow
         attributes: Mapping[str, Value] | None = None,
         on_conflict: OnConflict = "error",
     ) -> Handle[T]:
@@ -134,7 +136,7 @@ class Client:
         in the table ``request_refused`` beside the outbox. Raises as ``start``, but never ``ShardUnavailable``;
         ``TransactionRefused`` for a connection that is in no transaction or leads elsewhere; ``psycopg.Error``.
         """
-        start = self.prepare_start(bound, id, queue, priority, delay, attributes)
+        start = self.prepare_start(bound, id, queue, priority, delay, attributes, timeout)
         asking = self.in_transaction.start(start, same=on_conflict == "error")
         return self.handle_of(bound, start, await drive_async(connection, asking, "start_in"), on_conflict)
 
@@ -161,6 +163,7 @@ class Client:
         priority: int,
         delay: timedelta | float | None,
         attributes: Mapping[str, Value] | None,
+        timeout: timedelta | float | None = None,
     ) -> Start:
         """A start as the caller decided it, checked; without an ID it gets one."""
         not_before: Microseconds | None = None
@@ -170,6 +173,7 @@ class Client:
             new_id(self._clock) if id_ is None else id_, bound.name, bound.capability,
             queue or bound.queue or DEFAULT_QUEUE, priority, bound.input, not_before,
             attributes=attributes_of(attributes) if attributes else (),
+            deadline=deadline_of(bound, timeout, not_before, self._clock),
         )  # fmt: skip
         check_start(start)
         return start
@@ -238,21 +242,12 @@ class Client:
     def wait_for_outcome(self, id_: str, started_at: float | None = None) -> asyncio.Future[Outcome]:
         """The workflow's outcome, undecoded, when it has one. ``Handle.result`` is what users want."""
         slot = self._shards.map.slot_of(id_)
-        return self._results_of(self._shards.shard_of_slot(slot)).wait(slot, id_, started_at)
+        return self._results.at(slot).wait(slot, id_, started_at)
 
-    def _results_of(self, shard: Shard) -> ShardResults:
-        results = self._results.get(shard.name)
-        if results is None:
-            results = self._results[shard.name] = ShardResults(shard, self._clock, self._shards)
-        return results
-
-    def _follow_moves(self) -> None:
-        """Slots have moved: who waits for results of theirs waits where they are now."""
-        for name, results in list(self._results.items()):
-            for slot in results.slots:
-                there = self._shards.map.shard_of_slot(slot)
-                if there != name and there in self._shards.shards:
-                    self._results_of(self._shards.shards[there]).adopt(slot, *results.release(slot))
+    def wait_for_event(self, id_: str, key: str) -> asyncio.Future[bytes]:
+        """The latest value of an event, as JSON text, when there is one. ``Handle.event`` is what users want."""
+        slot = self._shards.map.slot_of(id_)
+        return self._results.at(slot).wait_for_event(slot, id_, key)
 
     # --- asking of workflows ------------------------------------------------------------------------------------
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from sharded_wf.clock import seconds_of
 from sharded_wf.errors import ResultTimeout, WorkflowCancelled, WorkflowNotFound, WorkflowTerminated
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import Outcome
-from sharded_wf.serialization import decode_error
+from sharded_wf.serialization import codec_for, decode_error
 from sharded_wf.store.workflows import Description
 
 if TYPE_CHECKING:
     from sharded_wf.client.client import Client
 
+T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 
@@ -68,6 +69,34 @@ class Handle(Generic[T_co]):
                 raise error
             raise WorkflowCancelled("WorkflowCancelled", f"workflow {self.id!r} was cancelled")
         raise decode_error(outcome.error or b"null")
+
+    @overload
+    async def event(self, key: str, kind: type[T], *, timeout: timedelta | float | None = None) -> T: ...  # noqa: ASYNC109
+    @overload
+    async def event(self, key: str, kind: Any = ..., *, timeout: timedelta | float | None = None) -> Any: ...  # noqa: ASYNC109
+
+    async def event(
+        self,
+        key: str,
+        kind: Any = Any,
+        *,
+        timeout: timedelta | float | None = None,  # noqa: ASYNC109 - the field's own form
+    ) -> Any:
+        """The latest value that the workflow has set under ``key``, as a value of type ``kind``; waits until there is
+        one, ``timeout`` at most (seconds or ``timedelta``; None: as long as it takes).
+
+        Raises ``ResultTimeout`` (the workflow goes on), ``EventNeverSet`` if the workflow ended without it,
+        ``WorkflowNotFound``, ``StoredValueMismatch`` if the value is no ``kind``.
+        """
+        waiting = self._client.wait_for_event(self.id, key)
+        if timeout is None:
+            return codec_for(kind).decode(await waiting)
+        seconds = seconds_of(timeout)
+        try:
+            value = await asyncio.wait_for(waiting, seconds)
+        except TimeoutError:
+            raise ResultTimeout(f"workflow {self.id!r} did not set event {key!r} within {seconds:g} s") from None
+        return codec_for(kind).decode(value)
 
     async def describe(self) -> Description:
         """All that is known of the workflow now. Raises ``WorkflowNotFound``."""

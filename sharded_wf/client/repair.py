@@ -20,6 +20,7 @@ from sharded_wf.model.status import Status
 from sharded_wf.routing import slot_schema
 from sharded_wf.store import leases, outcomes, repair, steps
 from sharded_wf.store.repair import Failure
+from sharded_wf.workflow.resumption import random_origin
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True):
@@ -192,7 +193,9 @@ def _copied(id_: str, history: History, ordinal: int, now: Microseconds) -> list
         # Begun from the very start, it is not cancelled, even if the run before was about to be.
         output = msgspec.json.encode(msgspec.structs.replace(before, cancelled=False))
         kept = [msgspec.structs.replace(kept[0], output=output)]
-    mark = msgspec.json.encode(Resumption(forked_from=id_, from_step=ordinal))
+    timeouts = [entry.place for entry in kept if entry.kind is EntryKind.TIMEOUT]  # it has its own time
+    origin = random_origin(id_, history)
+    mark = msgspec.json.encode(Resumption(void=timeouts, forked_from=id_, from_step=ordinal, random_of=origin))
     last = kept[-1].completed_at if kept else now
     return [*kept, Entry(-ordinal, ordinal, EntryKind.RESUME, "fork", 0, mark, None, last, now)]
 

@@ -13,9 +13,11 @@ import contextlib
 import logging
 import uuid
 from collections.abc import Iterable
+from typing import TypeVar
 
 import psycopg
 
+from sharded_wf.client.event_looks import look_for_events
 from sharded_wf.clock import SECOND_US, Clock
 from sharded_wf.cluster.shard import Shard
 from sharded_wf.cluster.shards import ShardSet
@@ -35,6 +37,8 @@ from sharded_wf.postgres.session import ConnectionLost, Statement
 from sharded_wf.routing import slot_schema
 from sharded_wf.store import leases, outcomes
 
+K = TypeVar("K")
+V = TypeVar("V")
 logger = logging.getLogger("sharded_wf.results")
 
 
@@ -49,12 +53,21 @@ class ShardResults:
         self._channel = f"sharded_wf_result_{uuid.uuid4().hex}"
         self._listener = Listener(shard.dsn, [self._channel], self._heard)
         self._waiting: dict[int, dict[str, list[asyncio.Future[Outcome]]]] = {}
+        self._events: dict[int, dict[tuple[str, str], list[asyncio.Future[bytes]]]] = {}
         self._unseen: dict[int, set[str]] = {}
         self._look_at: set[int] = set()
         self._stir = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._registered_until = 0.0
         self._told_at: dict[int, float] = {}
+
+    def wait_for_event(self, slot: int, workflow_id: str, key: str) -> asyncio.Future[bytes]:
+        """The value of an event of a workflow, when it is set. Cancel the future to wait no longer."""
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._events.setdefault(slot, {}).setdefault((workflow_id, key), []).append(future)
+        self._look_at.add(slot)
+        self._go()
+        return future
 
     def wait(self, slot: int, workflow_id: str, started_at: float | None) -> asyncio.Future[Outcome]:
         """The workflow's outcome, when it has one. Cancel the future to wait no longer. ``started_at``: the monotonic
@@ -65,35 +78,30 @@ class ShardResults:
             self._unseen.setdefault(slot, set()).add(workflow_id)
         if started_at is None or not self._would_be_told(slot, started_at):
             self._look_at.add(slot)
+        self._go()
+        return future
+
+    def _go(self) -> None:
         self._stir.set()
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._look_for_ever(), name=f"results {self._shard.name}")
-        return future
 
     @property
     def slots(self) -> list[int]:
-        """The slots whose results are waited for here."""
-        return list(self._waiting)
+        """The slots whose results or events are waited for here."""
+        return list(self._waiting.keys() | self._events.keys())
 
-    def release(self, slot: int) -> tuple[dict[str, list[asyncio.Future[Outcome]]], set[str]]:
-        """The slot is on another shard now: wait for its results no more. Who waits, by workflow; and the workflows of
-        which it is not known whether they exist."""
+    def hand_over(self, slot: int, there: ShardResults) -> None:
+        """The slot is on another shard now: ``there`` waits from now on for what is waited for here."""
         self._look_at.discard(slot)
-        return self._waiting.pop(slot, {}), self._unseen.pop(slot, set())
-
-    def adopt(self, slot: int, waiting: dict[str, list[asyncio.Future[Outcome]]], unseen: set[str]) -> None:
-        """The slot is here now: wait for its results from now on."""
-        for id_, futures in waiting.items():
-            self._waiting.setdefault(slot, {}).setdefault(id_, []).extend(futures)
-        if unseen:
-            self._unseen.setdefault(slot, set()).update(unseen)
-        self._look_soon(slot)
-
-    def _look_soon(self, slot: int) -> None:
-        self._look_at.add(slot)
-        self._stir.set()
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._look_for_ever(), name=f"results {self._shard.name}")
+        for id_, futures in self._waiting.pop(slot, {}).items():
+            there._waiting.setdefault(slot, {}).setdefault(id_, []).extend(futures)
+        for event, values in self._events.pop(slot, {}).items():
+            there._events.setdefault(slot, {}).setdefault(event, []).extend(values)
+        if unseen := self._unseen.pop(slot, None):
+            there._unseen.setdefault(slot, set()).update(unseen)
+        there._look_at.add(slot)
+        there._go()
 
     def _would_be_told(self, slot: int, started_at: float) -> bool:
         """Whether the end of a workflow that was started just now can only be ahead of us, with its notification: then
@@ -108,14 +116,14 @@ class ShardResults:
 
     def _heard(self, channel: str, payload: str) -> None:
         if not channel or payload == "*":
-            self._look_at.update(self._waiting)
+            self._look_at.update(self._waiting, self._events)
             self._told_at.clear()
             self._registered_until = 0.0
         else:
             now = self._clock.monotonic()
             for slot in map(int, payload.split(",")):
                 self._told_at[slot] = now
-                if slot in self._waiting:
+                if slot in self._waiting or slot in self._events:
                     self._look_at.add(slot)
         if self._look_at:
             self._stir.set()
@@ -133,7 +141,7 @@ class ShardResults:
         self._listener.start()
         await self._listener.ready.wait()
         tidy_at = self._clock.monotonic() + RESULT_POLL_MAX_SECONDS
-        while self._waiting:
+        while self._waiting or self._events:
             self._stir.clear()
             begun = self._clock.monotonic()
             if begun >= tidy_at:
@@ -143,6 +151,8 @@ class ShardResults:
             try:
                 await self._register()
                 found = bool(slots) and await self._look(slots)
+                if self._events:
+                    found |= await look_for_events(self._link, self._events, slots - self._shards.away)
             except (ConnectionLost, psycopg.Error) as error:
                 logger.info("shard %s: results are put off: %s", self._shard.name, error)
                 if isinstance(error, psycopg.Error) and is_moved(error):
@@ -161,16 +171,11 @@ class ShardResults:
                 async with asyncio.timeout(pause):
                     await self._stir.wait()
             except TimeoutError:
-                self._look_at.update(self._waiting)
+                self._look_at.update(self._waiting, self._events)
 
     def _forget_cancelled(self) -> None:
-        for slot, by_id in list(self._waiting.items()):
-            for id_, futures in list(by_id.items()):
-                futures[:] = [future for future in futures if not future.done()]
-                if not futures:
-                    del by_id[id_]
-            if not by_id:
-                del self._waiting[slot]
+        _tidy(self._waiting)
+        _tidy(self._events)
 
     async def _look(self, slots: Iterable[int]) -> bool:
         here = [slot for slot in slots if slot in self._waiting and slot not in self._shards.away]
@@ -218,3 +223,44 @@ class ShardResults:
             with contextlib.suppress(ConnectionLost, psycopg.Error):  # it expires
                 await self._link.fetch(leases.stop_waiting(self._channel, self._clock.now_us()), deadline=2.0)
         self._link.close()
+
+
+class Results:
+    """What one client waits for, by shard."""
+
+    def __init__(self, shards: ShardSet) -> None:
+        self._shards = shards
+        self._of: dict[str, ShardResults] = {}
+
+    def at(self, slot: int) -> ShardResults:
+        """Where to wait for what happens in a slot."""
+        return self._of_shard(self._shards.shard_of_slot(slot))
+
+    def _of_shard(self, shard: Shard) -> ShardResults:
+        results = self._of.get(shard.name)
+        if results is None:
+            results = self._of[shard.name] = ShardResults(shard, self._shards.clock, self._shards)
+        return results
+
+    def follow_moves(self) -> None:
+        """Slots have moved: who waits for something of theirs waits where they are now."""
+        for name, results in list(self._of.items()):
+            for slot in results.slots:
+                there = self._shards.map.shard_of_slot(slot)
+                if there != name and there in self._shards.shards:
+                    results.hand_over(slot, self._of_shard(self._shards.shards[there]))
+
+    async def close(self) -> None:
+        """Wait for nothing any more. Closing twice is fine."""
+        await asyncio.gather(*(results.close() for results in self._of.values()))
+
+
+def _tidy(waiting: dict[int, dict[K, list[asyncio.Future[V]]]]) -> None:
+    """Without those who wait no longer."""
+    for slot, by_key in list(waiting.items()):
+        for key, futures in list(by_key.items()):
+            futures[:] = [future for future in futures if not future.done()]
+            if not futures:
+                del by_key[key]
+        if not by_key:
+            del waiting[slot]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from typing import Any
+
+from sharded_wf.clock import SECOND_US, Clock, Microseconds, seconds_of
 from sharded_wf.errors import IdConflict, LimitExceeded
 from sharded_wf.limits import (
     ID_LENGTH_MAX_BYTES,
@@ -9,9 +13,11 @@ from sharded_wf.limits import (
     PRIORITY_MAX,
     PRIORITY_MIN,
     QUEUE_LENGTH_MAX_BYTES,
+    TIMER_MAX_SECONDS,
 )
 from sharded_wf.model.workflow import Start
 from sharded_wf.store.starts import Existing
+from sharded_wf.workflow.definitions import Bound
 
 
 def check_id(id_: str, what: str = "workflow ID") -> None:
@@ -37,6 +43,19 @@ def check_start(start: Start) -> None:
             f"the arguments of {start.id!r} are {len(start.input):,} bytes, more than {PAYLOAD_MAX_BYTES:,}: "
             "store them elsewhere and pass a reference"
         )
+
+
+def deadline_of(
+    bound: Bound[Any], timeout: timedelta | float | None, not_before: Microseconds | None, clock: Clock
+) -> Microseconds | None:
+    """When the time of a workflow that is started now will be over. ``timeout`` None: the workflow's own. Raises
+    ``LimitExceeded``."""
+    seconds = bound.timeout_seconds if timeout is None else seconds_of(timeout)
+    if seconds is None:
+        return None
+    if not seconds > 0:
+        raise LimitExceeded(f"timeout={timeout!r}: more than 0 seconds, or None")
+    return (not_before or clock.now_us()) + int(min(seconds, TIMER_MAX_SECONDS) * SECOND_US)
 
 
 def _check_text(text: str, what: str, limit: int) -> None:

@@ -17,11 +17,14 @@ import psycopg
 from sharded_wf.clock import SECOND_US
 from sharded_wf.cluster.repair import revive_children
 from sharded_wf.cluster.shards import ShardSet
-from sharded_wf.errors import IdConflict, ShardedWfError, ShardUnavailable, WorkflowNotFound
+from sharded_wf.errors import IdConflict, LimitExceeded, ShardedWfError, ShardUnavailable, WorkflowNotFound
+from sharded_wf.executor import event_looks
 from sharded_wf.executor.held import Hold
 from sharded_wf.limits import SEND_DIRECT_SECONDS, STALE_CHILD_SECONDS
 from sharded_wf.model.workflow import Message, Start
+from sharded_wf.postgres.failures import moved_slot
 from sharded_wf.serialization.outcomes import encode_outcome
+from sharded_wf.store.events import Found
 from sharded_wf.store.starts import Existing
 
 logger = logging.getLogger("sharded_wf.courier")
@@ -34,6 +37,7 @@ class Courier:
         self._shards = shards
         self._starts: list[tuple[Hold, Start]] = []
         self._messages: list[tuple[Hold, int, Message]] = []
+        self._looks: list[event_looks.Row] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._scheduled = False
 
@@ -47,10 +51,15 @@ class Courier:
         self._messages.append((hold, place, message))
         self._schedule()
 
+    def look_for_event(self, hold: Hold, workflow_id: str, key: str) -> None:
+        """Look for an event; the run learns by ``event_looked``."""
+        self._looks.append((hold, workflow_id, key))
+        self._schedule()
+
     @property
     def is_quiet(self) -> bool:
         """Whether nothing is on its way."""
-        return not (self._tasks or self._starts or self._messages)
+        return not (self._tasks or self._starts or self._messages or self._looks)
 
     def _schedule(self) -> None:
         if not self._scheduled:
@@ -71,6 +80,12 @@ class Courier:
             mail_by_shard.setdefault(self._shards.map.shard_of(message.receiver), []).append((hold, place, message))
         for mail in mail_by_shard.values():
             self._spawn(self._send_all(mail))
+        looks, self._looks = self._looks, []
+        looks_by_shard: dict[str, list[event_looks.Row]] = {}
+        for look in looks:
+            looks_by_shard.setdefault(self._shards.map.shard_of(look[1]), []).append(look)
+        for awaited in looks_by_shard.values():
+            self._spawn(self._look_all(awaited))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -147,6 +162,33 @@ class Courier:
         for hold, place, message in mail:
             failure = _unknown_receiver(message) if message.receiver in unknown else refused
             loop.call_soon(_answer_send, hold, place, message if outbox else None, failure)
+
+    async def _look_all(self, rows: list[event_looks.Row]) -> None:
+        """Events of one shard."""
+        by_slot: dict[int, list[event_looks.Row]] = {}
+        for row in rows:
+            by_slot.setdefault(self._shards.map.slot_of(row[1]), []).append(row)
+        found: dict[tuple[str, str], Found] = {}
+        refused: ShardedWfError | None = None
+        try:
+            found = await event_looks.look_on(self._shards.shard_of_slot(next(iter(by_slot))), by_slot)
+        except ShardUnavailable:
+            return  # the executor is closing
+        except psycopg.Error as error:
+            slot = moved_slot(error)
+            await self._shards.find_slot(by_slot.popitem()[0] if slot is None else slot, None, 1)
+            self._looks += rows
+            self._schedule()
+            return
+        except (ShardedWfError, ValueError) as error:
+            if len(rows) > 1:  # one of them is bad: it must not fail the others
+                for row in rows:
+                    self._spawn(self._look_all([row]))
+                return
+            refused = error if isinstance(error, ShardedWfError) else LimitExceeded(str(error))
+        loop = asyncio.get_running_loop()
+        for hold, target, key in rows:
+            loop.call_soon(event_looks.answer_look, hold, target, key, found.get((target, key)), refused)
 
     async def close(self) -> None:
         """Stop; nobody is told any more. Closing twice is fine."""

@@ -8,6 +8,8 @@ from sharded_wf.model.history import EntryKind, History
 from sharded_wf.model.workflow import CANCEL_TOPIC, PAUSE_TOPIC, TERMINATE_TOPIC, Message
 from sharded_wf.workflow.host import Run
 
+_ENDING = (EntryKind.CANCEL, EntryKind.TIMEOUT)
+
 
 class Claim:
     """One claimed batch; when the last of its workflows has left, its row goes too."""
@@ -37,11 +39,11 @@ class Hold:
 
 
 def is_paused(history: History, mail: Iterable[Message]) -> bool:
-    """Whether a workflow is to stay parked: it is paused, and nobody has cancelled or terminated it."""
+    """Whether a workflow is to stay parked: it is paused, nobody has cancelled or terminated it, and it has time."""
     topics = {message.topic for message in mail}
     if PAUSE_TOPIC not in topics or topics & {CANCEL_TOPIC, TERMINATE_TOPIC}:
         return False
-    return not history.entries or not any(entry.kind is EntryKind.CANCEL for entry in history.entries)
+    return not history.entries or not any(entry.kind in _ENDING for entry in history.entries)
 
 
 class UnknownRun:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from sharded_wf.executor.held import Hold
 from sharded_wf.executor.ops import Op, OpKind, Renewal
-from sharded_wf.model.history import Entry, FailedAttempt
-from sharded_wf.model.workflow import Message, Outcome, Start
+from sharded_wf.model.history import Entry, FailedAttempt, Heartbeat
+from sharded_wf.model.workflow import Event, Message, Outcome, Start
 from sharded_wf.workflow.attempts import Attempts
 from sharded_wf.workflow.host import Run
 from sharded_wf.workflow.stage import Stage
@@ -45,7 +45,22 @@ class ShardHost:
     def record_attempt(self, run: Run, attempt: FailedAttempt) -> None:
         hold: Hold = run.claim
         if not hold.leaving:
-            self._save(Op(OpKind.ATTEMPT, hold, attempt=attempt))
+            self._save(Op(OpKind.ASIDE, hold, aside=attempt))
+
+    def record_heartbeat(self, run: Run, beat: Heartbeat) -> None:
+        hold: Hold = run.claim
+        if not hold.leaving:
+            self._save(Op(OpKind.ASIDE, hold, aside=beat))
+
+    def set_event(self, run: Run, event: Event) -> None:
+        hold: Hold = run.claim
+        if not hold.leaving:
+            self._save(Op(OpKind.ASIDE, hold, aside=event))
+
+    def look_for_event(self, run: Run, workflow_id: str, key: str) -> None:
+        hold: Hold = run.claim
+        if not hold.leaving:
+            self._executor.courier.look_for_event(hold, workflow_id, key)
 
     def transact(self, run: Run, transaction: TransactionCommand, variables: VariableContext) -> asyncio.Task[None]:
         return self._shard_executor.transactions.begin(run.claim, transaction, variables)

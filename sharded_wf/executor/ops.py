@@ -15,13 +15,13 @@ import msgspec
 from sharded_wf.clock import Microseconds
 from sharded_wf.executor.held import Claim, Hold
 from sharded_wf.model.attributes import Attribute
-from sharded_wf.model.history import Entry, EntryKind, FailedAttempt, read_cancellation
+from sharded_wf.model.history import Entry, EntryKind, FailedAttempt, Heartbeat, read_cancellation
 from sharded_wf.model.status import Status
-from sharded_wf.model.workflow import CANCEL_TOPIC, OUTCOME_TOPIC, Message, Outcome
+from sharded_wf.model.workflow import CANCEL_TOPIC, OUTCOME_TOPIC, Event, Message, Outcome
 from sharded_wf.postgres.session import Statement
 from sharded_wf.routing import slot_schema
 from sharded_wf.serialization.outcomes import encode_outcome
-from sharded_wf.store import claims, leases, messages, outcomes, steps, timers
+from sharded_wf.store import claims, events, leases, messages, outcomes, steps, timers
 from sharded_wf.store.attributes import Owned, set_attributes
 
 
@@ -29,12 +29,16 @@ class OpKind(IntEnum):
     """What one op saves."""
 
     RECORD = 0
-    ATTEMPT = 1
+    ASIDE = 1
+    """What the code does not wait for: a failed attempt, a heartbeat, an event."""
     FINISH = 2
     PARK = 3
     GIVE_BACK = 4
     REROUTE = 5
     CONTINUE = 6
+
+
+Aside = FailedAttempt | Heartbeat | Event
 
 
 class Renewal(msgspec.Struct, frozen=True, gc=False):
@@ -55,7 +59,7 @@ class Op(msgspec.Struct, frozen=True, gc=False):
     entry: Entry | None = None
     consumed: Message | None = None
     outbox: Message | None = None
-    attempt: FailedAttempt | None = None
+    aside: Aside | None = None
     outcome: Outcome | None = None
     due_at: Microseconds | None = None
     renewal: Renewal | None = None
@@ -70,7 +74,7 @@ LEAVING = frozenset({OpKind.FINISH, OpKind.PARK, OpKind.GIVE_BACK, OpKind.REROUT
 
 class Told(msgspec.Struct, gc=False):
     """What a flush tells others: messages that it delivers itself and messages that it leaves in the outbox for the
-    relay, each with its slot; and the slots in which workflows ended, or became ready again."""
+    relay, each with its slot; and the slots in which workflows ended (or set an event), or became ready again."""
 
     delivered: list[tuple[int, Message]]
     outgoing: list[tuple[int, Message]]
@@ -82,13 +86,13 @@ class _Slot:
     """The ops of one slot, by statement."""
 
     __slots__ = (
-        "attempts", "attributes", "consumed", "delivered", "ended", "entries", "failed", "given", "mailed", "outgoing",
+        "asides", "attributes", "consumed", "delivered", "ended", "entries", "failed", "given", "mailed", "outgoing",
         "parked", "released", "renewed", "rerouted",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.entries: tuple[list[str], list[Entry]] = ([], [])
-        self.attempts: tuple[list[str], list[FailedAttempt]] = ([], [])
+        self.asides: list[tuple[str, Aside]] = []
         self.attributes: list[Owned] = []
         self.consumed: list[Message] = []
         self.mailed: list[str] = []
@@ -135,10 +139,11 @@ def statements_of(
                 slot.outgoing.append(op.outbox)
                 told.outgoing.append((claim.slot, op.outbox))
             continue
-        if kind is OpKind.ATTEMPT:
-            assert op.attempt is not None
-            slot.attempts[0].append(hold.run.id)
-            slot.attempts[1].append(op.attempt)
+        if kind is OpKind.ASIDE:
+            assert op.aside is not None
+            slot.asides.append((hold.run.id, op.aside))
+            if isinstance(op.aside, Event):
+                told.ended.add(claim.slot)
             continue
         left[claim] = left.get(claim, 0) + 1
         if kind is OpKind.FINISH:
@@ -164,6 +169,18 @@ def statements_of(
     if told.delivered:
         statements.append(leases.notify_wakes(sorted({slot for slot, _ in told.delivered})))
     return statements, told
+
+
+def _aside_statements(statements: list[Statement], schema: str, asides: list[tuple[str, Aside]]) -> None:
+    attempts = [(id_, one) for id_, one in asides if isinstance(one, FailedAttempt)]
+    beats = [(id_, one) for id_, one in asides if isinstance(one, Heartbeat)]
+    set_ = [(id_, one) for id_, one in asides if isinstance(one, Event)]
+    if attempts:
+        statements.append(steps.record_attempts(schema, [id_ for id_, _ in attempts], [one for _, one in attempts]))
+    if beats:
+        statements.append(steps.save_heartbeats(schema, beats))
+    if set_:
+        statements.append(events.set_events(schema, set_))
 
 
 def _finish(op: Op, slot: _Slot) -> None:
@@ -255,8 +272,8 @@ def _slot_statements(statements: list[Statement], schema: str, slot: _Slot, now:
         statements.append(steps.record_steps(schema, *slot.entries))
     if slot.attributes:
         statements += set_attributes(schema, slot.attributes)
-    if slot.attempts[0]:
-        statements.append(steps.record_attempts(schema, *slot.attempts))
+    if slot.asides:
+        _aside_statements(statements, schema, slot.asides)
     if slot.consumed:
         statements.append(messages.consume(schema, slot.consumed))
     if slot.renewed[0]:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, cast
 
 from sharded_wf.executor.held import Claim, Hold, UnknownRun, is_paused
 from sharded_wf.executor.host import ShardHost
-from sharded_wf.executor.ops import LEAVING, Op, OpKind, Told
+from sharded_wf.executor.ops import LEAVING, Aside, Op, OpKind, Told
 from sharded_wf.limits import PARK_SWEEP_SECONDS
-from sharded_wf.model.history import EMPTY_HISTORY, History
+from sharded_wf.model.history import EMPTY_HISTORY, FailedAttempt, Heartbeat, History
 from sharded_wf.model.workflow import Message
 from sharded_wf.store import claims
 from sharded_wf.workflow.host import Run
@@ -64,11 +64,17 @@ class Runs:
         """Run those whose history has been read."""
         for claimed, hold, history, mail in resumed:
             if mail and self.held.get(claimed.id) is hold and is_paused(history, mail):
-                # Parked again, before any of its code has run.
-                hold.leaving = True
-                hold.run = cast(Run, UnknownRun(claimed.id))
-                self._flusher.add(Op(OpKind.PARK, hold))
-            elif self._run(claimed, hold, history) and mail and not hold.leaving:
+                # Parked again, before any of its code has run, unless its time is over.
+                definition = self._executor.app.workflows.get(claimed.name)
+                deadline = claimed.deadline
+                if definition is not None:
+                    deadline = definition.deadline(history, claimed.started_at, deadline)
+                if deadline is None or deadline > self._clock.now_us():
+                    hold.leaving = True
+                    hold.run = cast(Run, UnknownRun(claimed.id))
+                    self._flusher.add(Op(OpKind.PARK, hold, due_at=deadline))
+                    continue
+            if self._run(claimed, hold, history) and mail and not hold.leaving:
                 hold.mailed = True
                 hold.run.offer(mail)
 
@@ -84,6 +90,11 @@ class Runs:
         run = definition.new_run(self._host, claimed.id, claimed.input, history, claimed.started_at, claimed.claims)
         run.claim = hold
         hold.run = run
+        if claimed.deadline is not None or definition.run_seconds is not None:
+            deadline = definition.deadline(history, claimed.started_at, claimed.deadline)
+            if deadline is not None and not run.limit(deadline):
+                run.expire()
+                return False
         run.start()
         return True
 
@@ -121,9 +132,9 @@ class Runs:
                 if op.entry is not None:
                     if not hold.leaving:
                         hold.run.deliver(op.entry)
-                elif op.attempt is not None:
+                elif op.aside is not None:
                     if not hold.leaving:
-                        hold.run.attempt_recorded(op.attempt)
+                        _tell_aside(hold.run, op.aside)
                 else:
                     finished += kind is OpKind.FINISH
                     # It may have been claimed anew, or everything been dropped, between the commit and this callback.
@@ -215,3 +226,10 @@ class Runs:
             if run is not None:
                 self._loop.call_soon(run.drop)
         self._share.gave_back(len(dropped))
+
+
+def _tell_aside(run: Run, aside: Aside) -> None:
+    if isinstance(aside, FailedAttempt):
+        run.attempt_recorded(aside)
+    elif isinstance(aside, Heartbeat):
+        run.heartbeat_recorded(aside)

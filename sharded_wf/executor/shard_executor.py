@@ -79,7 +79,7 @@ class ShardExecutor:
         )  # fmt: skip
         self.watch = Watch(
             self._watches, self.listener, self._clock, here, moved, self.intake, self._claiming.work,
-            self.lookups.wakes, self.relay.sweep, executor.isolation.wanted, self._carrier.look,
+            self.lookups.wakes, self.relay.sweep, self.relay.awaited, executor.isolation.wanted, self._carrier.look,
         )  # fmt: skip
         self.vacuum = Vacuum(shard.dsn, here)
         runs.begin()

@@ -46,6 +46,7 @@ class Watch:
         work: Callable[[], None],
         wakes: Callable[[Iterable[int]], None],
         outgoing: Callable[[Iterable[int]], None],
+        awaited: Callable[[Iterable[int]], None],
         suspects: Callable[[], None],
         requests: Callable[[], None],
     ) -> None:
@@ -58,6 +59,7 @@ class Watch:
         self._work = work
         self._wakes = wakes
         self._outgoing = outgoing
+        self._awaited = awaited
         self._suspects = suspects
         self._requests = requests
         self._peek = slots.peek(schemas)
@@ -180,6 +182,7 @@ class Watch:
         self._due = {slot: due for slot, due in glance.due.items() if slot in self._schemas}
         self._wakes(glance.wakes)
         self._outgoing(glance.outgoing)
+        self._awaited(glance.awaited)
         if glance.requests:
             self._requests()
         if found:

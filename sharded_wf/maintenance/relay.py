@@ -17,7 +17,8 @@ from sharded_wf.clock import SECOND_US, Clock
 from sharded_wf.cluster.shards import ShardSet
 from sharded_wf.errors import ShardedWfError
 from sharded_wf.limits import RELAY_AFTER_SECONDS, RELAY_BATCH_MAX_ROWS, SEND_DIRECT_SECONDS
-from sharded_wf.model.workflow import Message
+from sharded_wf.maintenance.announce import Announcements, deliver_by_shard
+from sharded_wf.model.workflow import EVENT_TOPIC, Message
 from sharded_wf.postgres.link import Link
 from sharded_wf.postgres.session import ConnectionLost
 from sharded_wf.routing import slot_schema
@@ -46,6 +47,8 @@ class Relay:
         self._sweeping: set[int] = set()
         self._cursors: dict[int, str] = {}
         self._wanted = asyncio.Event()
+        self._awaited: set[int] = set()
+        self._announcements = Announcements(link, schemas, clock, self._deliver_notices)
 
     def add(self, outgoing: Iterable[tuple[int, Message]]) -> None:
         """Relay these, each given with the slot whose outbox holds it."""
@@ -58,6 +61,12 @@ class Relay:
         if self._sweeping:
             self._wanted.set()
 
+    def awaited(self, slots: Iterable[int]) -> None:
+        """Somebody waits for events of workflows in these slots."""
+        self._awaited.update(slots)
+        if self._awaited:
+            self._wanted.set()
+
     async def run(self) -> None:
         """Relay for ever, until cancelled."""
         while True:
@@ -65,10 +74,16 @@ class Relay:
             self._wanted.clear()
             fresh, self._fresh = self._fresh, []
             sweeping, self._sweeping = self._sweeping & self._schemas.keys(), set()
+            awaited, self._awaited = self._awaited & self._schemas.keys(), set()
             try:
                 if sweeping:
                     fresh += await self._left_behind(sorted(sweeping))
-                await self._relay(fresh)
+                notices = [row for row in fresh if row[1].topic == EVENT_TOPIC]
+                await self._relay([row for row in fresh if row[1].topic != EVENT_TOPIC])
+                if notices:
+                    await self._announce(notices)
+                if awaited:
+                    await self._announcements.tell_missed(sorted(awaited))
             except (ConnectionLost, psycopg.Error) as error:
                 logger.info("relaying is put off: %s", error)
                 await self._link.pause()
@@ -109,6 +124,24 @@ class Relay:
             ]
             if cleared:
                 await self._link.transact(cleared)
+
+    async def _announce(self, notices: list[tuple[int, Message]]) -> None:
+        done: dict[int, list[Message]] = {}
+        for slot, notice in await self._announcements.announce(notices):
+            done.setdefault(slot, []).append(notice)
+        if done:
+            await self._link.transact(
+                [messages.clear_outbox(slot_schema(slot), rows) for slot, rows in sorted(done.items())]
+            )
+
+    async def _deliver_notices(self, told: list[Message]) -> set[str]:
+        async def deliver(rows: list[Message]) -> bool:
+            delivered = await self._deliver([(0, message) for message in rows])
+            if delivered:
+                self._delivered(rows)
+            return bool(delivered)
+
+        return await deliver_by_shard(told, self._shards.map.shard_of, deliver)
 
     async def _deliver(self, rows: list[tuple[int, Message]]) -> list[tuple[int, Message]]:
         if not self._shards.answers(rows[0][1].receiver):

@@ -22,24 +22,28 @@ class EntryKind(IntEnum):
     RESUME = 10
     ATTRIBUTES = 11
     START = 20
+    EVENT = 21
+    EVENT_WAIT = 22
+    TIMEOUT = 23
     PATCH = 30
     CONTINUED = 31
 
 
-UNASKED = frozenset({EntryKind.CANCEL, EntryKind.RESUME, EntryKind.PATCH, EntryKind.CONTINUED})
+UNASKED = frozenset({EntryKind.CANCEL, EntryKind.RESUME, EntryKind.TIMEOUT, EntryKind.PATCH, EntryKind.CONTINUED})
 """What enters a history without a command of the code that waits for it."""
 
 
 class Resumption(msgspec.Struct, frozen=True):
     """The output of an entry of the kind ``RESUME``: from here on the entries at the places ``void`` count as if they
     had never been recorded. ``status`` and ``error`` are the outcome that was taken back. Of a fork ``forked_from`` and
-    ``from_step`` say of which workflow, and from which ordinal on."""
+    ``from_step`` say of which workflow, and from which ordinal on, and ``random_of`` whose random numbers it draws."""
 
     void: list[int] = []
     status: int | None = None
     error: msgspec.Raw = msgspec.Raw(b"null")
     forked_from: str | None = None
     from_step: int | None = None
+    random_of: str | None = None
 
 
 class Cancellation(msgspec.Struct, frozen=True):
@@ -89,11 +93,26 @@ class FailedAttempt(msgspec.Struct, frozen=True, gc=False):
     retry_at: Microseconds
 
 
+class Heartbeat(msgspec.Struct, frozen=True, gc=False):
+    """The last that a step reported while it ran: a row of ``heartbeat``, one for each step that ever did.
+
+    ``attempt`` is the attempt that reported, ``details`` JSON text. Of a sensor, which looks again and again, it is the
+    last look that found nothing, and ``next_at`` the moment of the next.
+    """
+
+    place: int
+    attempt: int
+    beat_at: Microseconds
+    next_at: Microseconds | None
+    details: bytes
+
+
 class History(msgspec.Struct, frozen=True, gc=False):
-    """All that is recorded of one workflow: entries by ordinal, and the failed attempts of steps not yet done."""
+    """All that is recorded of one workflow: entries by ordinal, the failed attempts of steps, the last heartbeats."""
 
     entries: tuple[Entry, ...] = ()
     attempts: tuple[FailedAttempt, ...] = ()
+    heartbeats: tuple[Heartbeat, ...] = ()
 
 
 EMPTY_HISTORY = History()

@@ -13,6 +13,8 @@ OUTCOME_TOPIC = "$outcome"
 """The reserved topic under which a child's outcome reaches its parent."""
 CANCEL_TOPIC = "$cancel"
 """The reserved topic under which a request to cancel reaches a workflow."""
+EVENT_TOPIC = "$event"
+"""The reserved topic under which a workflow that waits for an event is told to look again."""
 
 
 TERMINATE_TOPIC = "$terminate"
@@ -37,6 +39,8 @@ class Start(msgspec.Struct, frozen=True, gc=False):
     attributes: tuple[Attribute, ...] = ()
     again: bool = False
     """A child of a workflow that was resumed: if it has ended, it is resumed too, or tells its outcome once more."""
+    deadline: Microseconds | None = None
+    """When its time is over."""
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):
@@ -47,6 +51,14 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     error: bytes | None = None
     cancels: tuple[str, ...] = ()
     """Children to be cancelled with it."""
+
+
+class Event(msgspec.Struct, frozen=True, gc=False):
+    """A value that a workflow sets under a key, for others to see."""
+
+    key: str
+    value: bytes
+    set_at: Microseconds
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):

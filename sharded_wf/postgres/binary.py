@@ -107,6 +107,14 @@ def timestamp_array(values: Sequence[int]) -> bytes:
     return _fixed_array(_OID_TIMESTAMPTZ, 8, "q", [value - POSTGRES_EPOCH_US for value in values])
 
 
+def nullable_timestamp_array(values: Sequence[int | None]) -> bytes:
+    """``timestamptz[]`` in which ``None`` is an SQL null."""
+    parts = [_header(_OID_TIMESTAMPTZ, len(values), 1)]
+    for value in values:
+        parts.append(_NULL if value is None else _LENGTH(8) + timestamp(value))
+    return b"".join(parts)
+
+
 def uuid_array(values: Sequence[bytes]) -> bytes:
     """``uuid[]`` of 16-byte values."""
     prefix = _LENGTH(16)

@@ -47,6 +47,7 @@ class Claimed(msgspec.Struct, frozen=True, gc=False):
     started_at: Microseconds
     parent_id: str | None
     enqueued_at: Microseconds
+    deadline: Microseconds | None = None
 
 
 class Orphan(msgspec.Struct, frozen=True, gc=False):
@@ -80,8 +81,9 @@ def claimed_of(result: Result) -> list[Claimed]:
         Claimed(
             id_.decode(), name.decode(), input_ or b"null", read_int(claims), read_int(deaths),
             read_timestamp(started_at), None if parent is None else parent.decode(), read_timestamp(enqueued_at),
+            None if deadline is None else read_timestamp(deadline),
         )
-        for id_, name, input_, claims, deaths, started_at, parent, enqueued_at in result.rows()
+        for id_, name, input_, claims, deaths, started_at, parent, enqueued_at, deadline in result.rows()
     ]  # fmt: skip
 
 

@@ -38,6 +38,8 @@ class Origin(msgspec.Struct, frozen=True):
     priority: int
     started_at: Microseconds | None
     input: bytes
+    time_us: int | None
+    """How long it may take from its creation on."""
 
 
 def resume(schema: str, ids: Sequence[str], now: Microseconds) -> Statement:
@@ -84,11 +86,13 @@ def read_origin(schema: str, id_: str) -> Statement:
 
 def origin_of(result: Result) -> Origin | None:
     """The answer to ``read_origin``."""
-    for name, capability, queue, priority, started, input_ in result.rows():
-        assert name is not None and capability is not None and queue is not None and priority is not None
+    for name, capability, queue, priority, started, input_, created, deadline in result.rows():
+        assert name is not None and capability is not None and queue is not None
+        assert priority is not None and created is not None
         return Origin(
             name.decode(), capability.decode(), queue.decode(), binary.read_int(priority),
             None if started is None else binary.read_timestamp(started), input_ or b"null",
+            None if deadline is None else binary.read_timestamp(deadline) - binary.read_timestamp(created),
         )  # fmt: skip
     return None
 
@@ -104,5 +108,6 @@ def fork(schema: str, id_: str, origin: Origin, entries: Sequence[Entry], now: M
             binary.int2(origin.priority), binary.timestamp(now),
             None if origin.started_at is None else binary.timestamp(origin.started_at),
             None if large else origin.input, origin.input if large else None, *steps.columns_of(entries),
+            None if origin.time_us is None else binary.timestamp(now + origin.time_us),
         ),
     )  # fmt: skip

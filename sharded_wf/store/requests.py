@@ -35,6 +35,7 @@ class StoredStart(msgspec.Struct, frozen=True, tag="start"):
     same: bool
     """Whether an existing workflow with other arguments is a conflict."""
     attributes: tuple[Attribute, ...] = ()
+    deadline: Microseconds | None = None
 
 
 class StoredMessage(msgspec.Struct, frozen=True, tag="message"):
@@ -73,7 +74,7 @@ def leave_start(schema: str, start: Start, *, same: bool) -> Statement:
     """Leave a start to the executors."""
     body = StoredStart(
         start.id, start.name, start.capability, start.queue, start.priority, msgspec.Raw(start.input),
-        start.not_before, same, start.attributes,
+        start.not_before, same, start.attributes, start.deadline,
     )  # fmt: skip
     return Statement(_SQL["request"], schema, (_encode(body),))
 
@@ -99,7 +100,7 @@ def requests_of(result: Result) -> list[Request]:
         if isinstance(stored, StoredStart):
             start = Start(
                 stored.id, stored.name, stored.capability, stored.queue, stored.priority, bytes(stored.input),
-                stored.not_before, attributes=stored.attributes,
+                stored.not_before, attributes=stored.attributes, deadline=stored.deadline,
             )  # fmt: skip
             found.append(Request(binary.read_int(id_), start, None, stored.same))
         else:

@@ -20,7 +20,7 @@ _VACUUM = _SQL["vacuum_history"]
 
 _decode_attributes = msgspec.json.Decoder(list[tuple[str, AttributeKind, str]]).decode
 
-HISTORY_TABLES = ("workflow", "input", "step", "attempt", "failed", "attribute")
+HISTORY_TABLES = ("workflow", "input", "step", "attempt", "heartbeat", "event", "failed", "attribute")
 Place = tuple[Microseconds, str]
 """Where a walk stands: the moment of creation and the ID of the row that it saw last."""
 START: Place = (binary.POSTGRES_EPOCH_US, "")

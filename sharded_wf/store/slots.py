@@ -29,6 +29,7 @@ class Glance(msgspec.Struct, gc=False):
     outgoing: list[int] = []
     requests: bool = False
     """Whether users' own transactions left something in the shard's outbox."""
+    awaited: list[int] = []
 
 
 def peek(schemas: Mapping[int, str]) -> Statement:
@@ -56,8 +57,10 @@ def glance_of(result: Result) -> Glance:
                 glance.wakes.append(slot)
             case b"\x00\x04":
                 glance.requests = True
-            case _:
+            case b"\x00\x03":
                 glance.outgoing.append(slot)
+            case _:
+                glance.awaited.append(slot)
     return glance
 
 

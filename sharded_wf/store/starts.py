@@ -19,6 +19,7 @@ _SAVE_INPUTS = _SQL["save_inputs"]
 _START_INLINE = _SQL["start_inline"]
 _START_LARGE = _SQL["start_large"]
 _START_DELAYED = _SQL["start_delayed"]
+_START_LIMITED = _SQL["start_limited"]
 _READ_STARTS = _SQL["read_starts"]
 
 
@@ -43,7 +44,7 @@ def start_statements(
     for start in sorted(starts, key=_by_id):
         key = (
             start.name, start.capability, start.queue, start.priority, start.parent_id,
-            start.not_before is not None, len(start.input) > INLINE_INPUT_MAX_BYTES,
+            start.not_before is not None, start.deadline is not None, len(start.input) > INLINE_INPUT_MAX_BYTES,
         )  # fmt: skip
         group = groups.get(key)
         if group is None:
@@ -76,7 +77,7 @@ def _add_group(
         created_at,
     )
     delayed = first.not_before is not None
-    if not delayed and len(first.input) <= INLINE_INPUT_MAX_BYTES:
+    if not delayed and first.deadline is None and len(first.input) <= INLINE_INPUT_MAX_BYTES:
         inputs = binary.json_array([start.input for start in group])
         counted.append(len(statements))
         statements.append(Statement(_START_INLINE, schema, (ids, inputs, *shared)))
@@ -86,9 +87,15 @@ def _add_group(
     counted.append(len(statements))
     if delayed:
         due = binary.timestamp_array([start.not_before or 0 for start in group])
-        statements.append(Statement(_START_DELAYED, schema, (ids, due, *shared)))
+        statements.append(Statement(_START_DELAYED, schema, (ids, due, *shared, _deadlines(group))))
+    elif first.deadline is not None:
+        statements.append(Statement(_START_LIMITED, schema, (ids, _deadlines(group), *shared)))
     else:
         statements.append(Statement(_START_LARGE, schema, (ids, *shared)))
+
+
+def _deadlines(group: list[Start]) -> bytes:
+    return binary.nullable_timestamp_array([start.deadline for start in group])
 
 
 def read_starts(schema: str, ids: Iterable[str]) -> Statement:

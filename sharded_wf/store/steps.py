@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sharded_wf.model.history import Entry, EntryKind, FailedAttempt, History
+from sharded_wf.model.history import Entry, EntryKind, FailedAttempt, Heartbeat, History
 from sharded_wf.postgres import binary
 from sharded_wf.postgres.queries import load
 from sharded_wf.postgres.session import Result, Statement
@@ -12,6 +12,7 @@ from sharded_wf.postgres.session import Result, Statement
 _SQL = load("steps")
 _RECORD_STEPS = _SQL["record_steps"]
 _RECORD_ATTEMPTS = _SQL["record_attempts"]
+_SAVE_HEARTBEATS = _SQL["save_heartbeats"]
 _FORGET_RUN = _SQL["forget_run"]
 _READ_STEPS = _SQL["read_steps"]
 _READ_ATTEMPTS = _SQL["read_attempts"]
@@ -58,6 +59,24 @@ def record_attempts(schema: str, workflow_ids: Sequence[str], attempts: Sequence
     )
 
 
+def save_heartbeats(schema: str, beats: Sequence[tuple[str, Heartbeat]]) -> Statement:
+    """Save heartbeats, each given with its workflow; of each step only the last one that is given."""
+    last = {(id_, beat.place): beat for id_, beat in beats}
+    rows = sorted(last.items())  # primary-key order
+    return Statement(
+        _SAVE_HEARTBEATS,
+        schema,
+        (
+            binary.text_array([id_ for (id_, _), _ in rows]),
+            binary.int4_array([place for (_, place), _ in rows]),
+            binary.int4_array([beat.attempt for _, beat in rows]),
+            binary.timestamp_array([beat.beat_at for _, beat in rows]),
+            binary.nullable_timestamp_array([beat.next_at for _, beat in rows]),
+            binary.json_array([beat.details for _, beat in rows]),
+        ),
+    )
+
+
 def forget_runs(schema: str, workflow_ids: Sequence[str]) -> Statement:
     """Remove the histories of workflows that continue as new."""
     return Statement(_FORGET_RUN, schema, (binary.text_array(workflow_ids),))
@@ -73,6 +92,7 @@ def histories_of(steps: Result, attempts: Result) -> dict[str, History]:
     """The answers to ``read_histories``, by workflow; those without any are missing."""
     entries: dict[str, list[Entry]] = {}
     failed: dict[str, list[FailedAttempt]] = {}
+    beats: dict[str, list[Heartbeat]] = {}
     read_int, read_timestamp = binary.read_int, binary.read_timestamp
     for id_, place, ordinal, kind, name, fingerprint, output, error, started, completed in steps.rows():
         entries.setdefault(id_.decode(), []).append(
@@ -82,6 +102,11 @@ def histories_of(steps: Result, attempts: Result) -> dict[str, History]:
             )
         )  # fmt: skip
     for id_, place, attempt, error, started, at, retry in attempts.rows():
+        if at is None:
+            next_at = None if retry is None else read_timestamp(retry)
+            beat = Heartbeat(read_int(place), read_int(attempt), read_timestamp(started), next_at, error)
+            beats.setdefault(id_.decode(), []).append(beat)
+            continue
         failed.setdefault(id_.decode(), []).append(
             FailedAttempt(
                 read_int(place), read_int(attempt), error, read_timestamp(started), read_timestamp(at),
@@ -89,7 +114,8 @@ def histories_of(steps: Result, attempts: Result) -> dict[str, History]:
             )
         )  # fmt: skip
     return {
-        id_: History(tuple(entries.get(id_, ())), tuple(failed.get(id_, ()))) for id_ in entries.keys() | failed.keys()
+        id_: History(tuple(entries.get(id_, ())), tuple(failed.get(id_, ())), tuple(beats.get(id_, ())))
+        for id_ in entries.keys() | failed.keys() | beats.keys()
     }
 
 

@@ -15,9 +15,9 @@ from typing import Any
 from sharded_wf.clock import Clock, Microseconds
 from sharded_wf.errors import NonDeterminismError, ReplayFailed
 from sharded_wf.limits import REPLAY_DEADLINE_SECONDS, REPLAY_FAILURES_SHOWN
-from sharded_wf.model.history import Entry, FailedAttempt
+from sharded_wf.model.history import Entry, FailedAttempt, Heartbeat
 from sharded_wf.model.status import Status
-from sharded_wf.model.workflow import Message, Outcome, Start
+from sharded_wf.model.workflow import Event, Message, Outcome, Start
 from sharded_wf.serialization.exceptions import decode_error
 from sharded_wf.serialization.histories import StoredHistory, read_histories
 from sharded_wf.workflow.app import App
@@ -181,6 +181,15 @@ class _ReplayHost:
 
     def record_attempt(self, run: Run, attempt: FailedAttempt) -> None:
         """Nothing is recorded."""
+
+    def record_heartbeat(self, run: Run, beat: Heartbeat) -> None:
+        """Nothing is recorded."""
+
+    def set_event(self, run: Run, event: Event) -> None:
+        """Nothing is set."""
+
+    def look_for_event(self, run: Run, workflow_id: str, key: str) -> None:
+        """Nothing is found."""
 
     def transact(self, run: Run, transaction: TransactionCommand, variables: VariableContext) -> Cancellable:
         """Nothing begins."""

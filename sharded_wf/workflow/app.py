@@ -134,7 +134,14 @@ class App:
     def step(self, function: Callable[P, R], /) -> SyncStep[P, R]: ...
     @overload
     def step(
-        self, /, *, retry: Retry | None = None, timeout: timedelta | float | None = None, name: str | None = None
+        self,
+        /,
+        *,
+        retry: Retry | None = None,
+        timeout: timedelta | float | None = None,
+        total_timeout: timedelta | float | None = None,
+        heartbeat: timedelta | float | None = None,
+        name: str | None = None,
     ) -> StepDecorator: ...
 
     def step(
@@ -144,13 +151,18 @@ class App:
         *,
         retry: Retry | None = None,
         timeout: timedelta | float | None = None,
+        total_timeout: timedelta | float | None = None,
+        heartbeat: timedelta | float | None = None,
         name: str | None = None,
     ) -> Any:
         """Make a function a step: in a workflow its result is recorded before the next line runs, and never lost.
 
         ``retry``: when it is tried again, by default never. ``timeout``: seconds or ``timedelta`` for each attempt; an
-        ``async def`` is cancelled, a ``def`` can't be stopped, and what it returns later is ignored. ``name``: what it
-        is recorded as, by default the function's name. Raises :class:`DefinitionError` for a method, or a name that is
+        ``async def`` is cancelled, a ``def`` can't be stopped, and what it returns later is ignored. ``total_timeout``:
+        for all attempts together with the waits between them, counted from the call (the field's schedule-to-close).
+        ``heartbeat``: how long it may be silent; an attempt that does not call ``heartbeat(...)`` for so long has
+        failed (``math.inf``: it may be silent, and still reports). ``name``: what it is recorded as, by default the
+        function's name. Raises :class:`DefinitionError` for a method, or a name that is
         taken.
         """
 
@@ -161,7 +173,9 @@ class App:
             step_name = check_name(function.__name__ if name is None else name, "step")
             namespace = local_namespace(function, frames)
             kind = AsyncStep if inspect.iscoroutinefunction(function) else SyncStep
-            definition: StepDefinition[Any, Any] = kind(self, function, step_name, namespace, retry, timeout)
+            definition: StepDefinition[Any, Any] = kind(
+                self, function, step_name, namespace, retry, timeout, total_timeout, heartbeat
+            )
             _add(self._steps, definition, "step")
             return definition
 
@@ -223,7 +237,14 @@ class App:
     def workflow(self, function: Callable[P, R], /) -> SyncWorkflow[P, R]: ...
     @overload
     def workflow(
-        self, /, *, name: str | None = None, queue: str = DEFAULT_QUEUE, pinned: bool = False
+        self,
+        /,
+        *,
+        name: str | None = None,
+        queue: str = DEFAULT_QUEUE,
+        timeout: timedelta | float | None = None,
+        run_timeout: timedelta | float | None = None,
+        pinned: bool = False,
     ) -> WorkflowDecorator: ...
 
     def workflow(
@@ -233,13 +254,18 @@ class App:
         *,
         name: str | None = None,
         queue: str = DEFAULT_QUEUE,
+        timeout: timedelta | float | None = None,
+        run_timeout: timedelta | float | None = None,
         pinned: bool = False,
     ) -> Any:
         """Make a function a workflow, known as ``app/function`` or ``app/name``.
 
-        ``queue``: where it waits to be taken up, unless ``client.start`` says otherwise. ``pinned``: it stays with the
-        app's version that started it, also if a later one upgrades the others. Raises :class:`DefinitionError` for a
-        method, or a name that is taken.
+        ``queue``: where it waits to be taken up, unless ``client.start`` says otherwise. ``timeout``: how
+        long it may take from its start on (unless ``client.start`` says otherwise), ``run_timeout``: from the moment on
+        when it (or, after ``continue_as_new``, its next run) is first taken up; seconds or ``timedelta``. When the time
+        is over its code is cancelled at its next ``await``, and it fails with :class:`WorkflowTimedOut`. Its children
+        have no more time than itself. ``pinned``: it stays with the app's version that started it, also if a later one
+        upgrades the others. Raises :class:`DefinitionError` for a method, or a name that is taken.
         """
         if not queue or len(queue.encode()) > QUEUE_LENGTH_MAX_BYTES:
             raise DefinitionError(f"queue={queue!r}: text of 1 to {QUEUE_LENGTH_MAX_BYTES} bytes")
@@ -251,7 +277,9 @@ class App:
             full_name = check_name(f"{self.name}/{function.__name__ if name is None else name}", "workflow")
             namespace = local_namespace(function, frames)
             kind = AsyncWorkflow if inspect.iscoroutinefunction(function) else SyncWorkflow
-            definition: WorkflowDefinition[Any, Any] = kind(self, function, full_name, namespace, queue, pinned=pinned)
+            definition: WorkflowDefinition[Any, Any] = kind(
+                self, function, full_name, namespace, queue, timeout, run_timeout, pinned=pinned
+            )
             _add(self._workflows, definition, "workflow")
             return definition
 

@@ -24,6 +24,7 @@ from sharded_wf.model.workflow import Start
 from sharded_wf.serialization.values import ValueCodec
 from sharded_wf.workflow.commands import ChildCommand, ReceiveCommand, SendCommand, TimerCommand
 from sharded_wf.workflow.context import scope
+from sharded_wf.workflow.guarded import GuardedAttempt
 from sharded_wf.workflow.loop import WorkflowLoop, current_task, swap_current_task
 from sharded_wf.workflow.replay import ENDED, ISSUED, Replay
 from sharded_wf.workflow.run import WorkflowRun
@@ -66,17 +67,11 @@ class AsyncRun(WorkflowRun):
 
     # The code asks
 
-    def issue_step(
-        self,
-        step: StepDefinition[Any, Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        command_class: type[StepCommand] = StepCommand,
-    ) -> StepCommand:
+    def issue_step(self, step: StepDefinition[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepCommand:
         if self.stopped:
             raise RunDropped
         text = step.arguments.fingerprint_text(args, kwargs)
-        command = command_class(self, step, args, kwargs, Future(loop=self.loop))
+        command = step.command(self, step, args, kwargs, Future(loop=self.loop))
         replay = self.replay
         if replay is None:
             replay = self.replay = Replay(self.history)
@@ -136,13 +131,15 @@ class AsyncRun(WorkflowRun):
     def call_back(self, callback: Callable[..., Any], args: tuple[Any, ...], context: VariableContext | None) -> None:
         self.loop.call_soon(callback, *args, context=context)
 
-    def run_in_thread(self, command: StepCommand, variables: VariableContext) -> Any:
+    def run_in_thread(self, command: StepCommand | GuardedAttempt, variables: VariableContext) -> Any:
         return self.host.threads.submit(command.run_and_report, variables)
 
     def on_loop(self, callback: Callable[..., Any], *args: Any) -> None:
         callback(*args)
 
-    def code_time_us(self) -> Microseconds:
+    def time_us(self) -> Microseconds:
+        if self.stopped:
+            raise RunDropped
         return self.loop.now_us
 
     def replaying(self) -> bool:

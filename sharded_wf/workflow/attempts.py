@@ -13,16 +13,36 @@ from collections import deque
 from collections.abc import Awaitable, Generator
 from contextvars import Context as VariableContext
 from types import CoroutineType, coroutine
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from sharded_wf.limits import ATTEMPTS_PER_TURN_MAX
 from sharded_wf.workflow.replay import LIVE
 
-if TYPE_CHECKING:
-    from sharded_wf.workflow.steps import StepCommand
-
 STRAY_CANCEL_SECONDS = 1.0
 """How long a step that was cancelled from elsewhere is given before that counts as its failure."""
+
+
+class Attempted(Protocol):
+    """An attempt, as whoever makes it sees it: the command of a step that is tried once at a time, or an object of its
+    own."""
+
+    running: Any
+
+    @property
+    def phase(self) -> int: ...
+    @property
+    def attempt(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def run(self) -> Any: ...
+    @property
+    def step(self) -> Any: ...
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]: ...
+    def timeout_text(self) -> str: ...
+    def succeed(self, result: Any) -> None: ...
+    def fail(self, error: BaseException) -> None: ...
+    def report(self, attempt: int, succeeded: bool, result: Any) -> None: ...
 
 
 class _Queued:
@@ -45,11 +65,11 @@ class Attempts:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._queue: deque[tuple[StepCommand, VariableContext]] = deque()
+        self._queue: deque[tuple[Attempted, VariableContext]] = deque()
         self._server: Task[None] | None = None
         """The task that makes the attempts in the queue."""
 
-    def make(self, command: StepCommand, variables: VariableContext) -> None:
+    def make(self, command: Attempted, variables: VariableContext) -> None:
         """Make an attempt of ``command`` soon, with these context variables. ``command.running`` is what to cancel."""
         command.running = _QUEUED
         self._queue.append((command, variables))
@@ -100,7 +120,7 @@ class Attempts:
             self._serve()
 
 
-def _begin(command: StepCommand) -> Any:
+def _begin(command: Attempted) -> Any:
     """The coroutine of one attempt."""
     args, kwargs = command.arguments()
     step = command.step
@@ -114,7 +134,7 @@ async def _await(body: Awaitable[Any]) -> Any:
     return await body
 
 
-async def _with_timeout(command: StepCommand, body: Awaitable[Any], seconds: float) -> Any:
+async def _with_timeout(command: Attempted, body: Awaitable[Any], seconds: float) -> Any:
     limit = asyncio.timeout(seconds)
     try:
         async with limit:
@@ -126,7 +146,7 @@ async def _with_timeout(command: StepCommand, body: Awaitable[Any], seconds: flo
 
 
 def _follow(
-    task: Task[None], command: StepCommand, variables: VariableContext, body: Any, waited: Any
+    task: Task[None], command: Attempted, variables: VariableContext, body: Any, waited: Any
 ) -> Generator[Any, Any, None]:
     """The rest of an attempt that waits for ``waited``: what ``yield from body`` would do, in the attempt's own
     context."""
@@ -150,12 +170,12 @@ def _follow(
         _raised(task, command, error)
 
 
-def _returned(command: StepCommand, result: Any) -> None:
+def _returned(command: Attempted, result: Any) -> None:
     if command.phase == LIVE and not command.run.stopped:
         command.succeed(result)
 
 
-def _raised(task: Task[None], command: StepCommand, error: BaseException) -> None:
+def _raised(task: Task[None], command: Attempted, error: BaseException) -> None:
     if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
         raise error
     if isinstance(error, asyncio.CancelledError):

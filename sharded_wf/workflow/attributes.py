@@ -10,9 +10,9 @@ import msgspec
 
 from sharded_wf.model.attributes import Attribute, Value, attributes_of
 from sharded_wf.model.history import Entry, EntryKind
-from sharded_wf.workflow.messages import async_run, blocking_run
 from sharded_wf.workflow.replay import ENDED, ISSUED, LIVE, RECORDING
 from sharded_wf.workflow.thread_answers import ThreadAnswer
+from sharded_wf.workflow.whose_code import async_run, blocking_run
 
 if TYPE_CHECKING:
     from sharded_wf.workflow.commands import Answer
@@ -83,9 +83,9 @@ class SetAttributes:
 
     def blocking(self, **values: Value | None) -> None:
         """The same for ``def`` workflows."""
-        run = blocking_run("set_attributes")
-        command = AttributesCommand(run, attributes_of(values), ThreadAnswer())
-        run.ask(command, command.base())
+        run, answer = blocking_run("set_attributes"), ThreadAnswer()
+        command = AttributesCommand(run, attributes_of(values), answer)
+        run.ask(command, answer, command.base())
 
 
 set_attributes = SetAttributes()

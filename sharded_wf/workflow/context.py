@@ -7,11 +7,17 @@ workflows, which run elsewhere, by a context variable.
 from __future__ import annotations
 
 import logging
+import random
 from asyncio import _get_running_loop  # the one call that answers without raising where no loop runs
 from collections.abc import MutableMapping
 from contextvars import ContextVar
+from datetime import datetime, timedelta
 from typing import Any, Protocol
+from uuid import UUID
 
+import msgspec
+
+from sharded_wf.clock import UNIX_EPOCH, Microseconds
 from sharded_wf.errors import OutsideWorkflow
 from sharded_wf.limits import CONTINUE_AS_NEW_SUGGESTED_ENTRIES
 from sharded_wf.workflow.loop import WorkflowLoop
@@ -22,7 +28,10 @@ _log = logging.getLogger("sharded_wf.workflow")
 class Context:
     """Where the code that asked is running. Made by :func:`current`."""
 
-    __slots__ = ("_idempotency_key", "_replaying", "_run", "attempt", "state", "step", "workflow_id", "workflow_name")
+    __slots__ = (
+        "_code", "_idempotency_key", "_last_heartbeat", "_run", "attempt", "state", "step", "workflow_id",
+        "workflow_name",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -32,8 +41,9 @@ class Context:
         state: Any,
         step: str | None = None,
         idempotency_key: str | None = None,
-        replaying: Replaying | None = None,
         run: RunSoFar | None = None,
+        code: Code | None = None,
+        last_heartbeat: bytes | None = None,
     ) -> None:
         self.workflow_id = workflow_id
         """The workflow's ID; empty in a step that was called outside any workflow."""
@@ -46,8 +56,9 @@ class Context:
         self.step = step
         """The name of the step that runs, or ``None`` in a workflow's own code."""
         self._idempotency_key = idempotency_key
-        self._replaying = replaying
         self._run = run
+        self._code = code
+        self._last_heartbeat = last_heartbeat
 
     @property
     def idempotency_key(self) -> str:
@@ -74,7 +85,7 @@ class Context:
     def history_length(self) -> int:
         """How many steps, timers, messages and children the workflow's code has asked for in this run: what its history
         will hold. The same on replay, so code may branch on it. 0 outside a workflow's own code."""
-        return 0 if self._run is None or self._replaying is None else self._run.request_count
+        return 0 if self._run is None or self._code is None else self._run.request_count
 
     @property
     def continue_as_new_suggested(self) -> bool:
@@ -84,7 +95,40 @@ class Context:
     @property
     def is_replaying(self) -> bool:
         """Whether recorded results are still being handed back. For logs and metrics; never branch on it."""
-        return self._replaying is not None and self._replaying()
+        return self._code is not None and self._code.replaying()
+
+    @property
+    def last_heartbeat(self) -> Any:
+        """In a step, what it reported last with ``heartbeat(details)``, in this attempt or an earlier one, as plain
+        JSON data; ``None`` if it never did."""
+        return None if self._last_heartbeat is None else msgspec.json.decode(self._last_heartbeat)
+
+    def now(self) -> datetime:
+        """The workflow's own time, in UTC: the same on every replay. It goes on when a result comes in, and stands
+        still in between.
+
+        Raises :class:`OutsideWorkflow` in a step, which asks the real clock.
+        """
+        return UNIX_EPOCH + timedelta(microseconds=self._own_code("now()", "datetime.now()").time_us())
+
+    def random(self, stream: str = "") -> random.Random:
+        """Random numbers that are the same on every replay; not for secrets, as whoever knows the workflow's ID and its
+        first start can compute them.
+
+        Each ``stream`` goes on where it was. Branches that run at the same time take a stream each, so that it does not
+        matter which of them draws first. Raises :class:`OutsideWorkflow` in a step, which uses ``random`` itself.
+        """
+        return self._own_code("random()", "random").stream(stream)
+
+    def uuid4(self, stream: str = "") -> UUID:
+        """A UUID that is the same on every replay, drawn from ``random(stream)``. Raises :class:`OutsideWorkflow` in a
+        step, which uses ``uuid.uuid4()``, or its ``idempotency_key``."""
+        return UUID(int=self._own_code("uuid4()", "uuid.uuid4()").stream(stream).getrandbits(128), version=4)
+
+    def _own_code(self, asked: str, instead: str) -> Code:
+        if self._code is None:
+            raise OutsideWorkflow(f"current().{asked} is for a workflow's own code; a step uses {instead}")
+        return self._code
 
 
 class RunSoFar(Protocol):
@@ -96,10 +140,20 @@ class RunSoFar(Protocol):
     def request_count(self) -> int: ...
 
 
-class Replaying(Protocol):
-    """Tells whether recorded results are still being handed back."""
+class Code(Protocol):
+    """The run whose own code asks: what of it must be the same on every replay."""
 
-    def __call__(self) -> bool: ...
+    def replaying(self) -> bool:
+        """Whether recorded results are still being handed back."""
+        ...
+
+    def time_us(self) -> Microseconds:
+        """The workflow's own time."""
+        ...
+
+    def stream(self, name: str) -> random.Random:
+        """The random numbers of one stream."""
+        ...
 
 
 class _WorkflowLogger(logging.LoggerAdapter[logging.Logger]):

@@ -73,7 +73,7 @@ def _left(
     and how many seconds it has to clean up then."""
     waits = run.some_waits()
     returned = {topic: list(payloads) for topic, payloads in waits.returned.items() if payloads}
-    cancelled = bool(waits.cancels) or run.cancel_requested
+    cancelled = bool(waits.cancels) or (run.cancel_requested and not waits.timed_out)
     cleanup = min(waits.cancels.values(), default=CANCEL_CLEANUP_SECONDS)
     replay = run.replay
     if replay is not None:

@@ -13,20 +13,24 @@ from uuid import uuid4
 import mmh3
 import msgspec
 
-from sharded_wf.clock import Microseconds, seconds_of
+from sharded_wf.clock import SECOND_US, Microseconds, seconds_of
 from sharded_wf.errors import DefinitionError
-from sharded_wf.model.history import History
+from sharded_wf.limits import TIMER_MAX_SECONDS
+from sharded_wf.model.history import EntryKind, History
 from sharded_wf.model.workflow import Start
 from sharded_wf.serialization.arguments import ArgumentsCodec
 from sharded_wf.serialization.values import ValueCodec
 from sharded_wf.workflow.async_run import AsyncRun
-from sharded_wf.workflow.children import BlockingChildHandle, ChildHandle, next_child_id, start_child
+from sharded_wf.workflow.children import BlockingChildHandle, ChildHandle, child_deadline, next_child_id, start_child
 from sharded_wf.workflow.context import Context, scope
 from sharded_wf.workflow.durability import not_durable
+from sharded_wf.workflow.guarded import GuardedStepCommand
 from sharded_wf.workflow.host import Host, Run
 from sharded_wf.workflow.loop import WorkflowLoop
+from sharded_wf.workflow.on_first_use import on_first_use
 from sharded_wf.workflow.retry import ONCE, Retry
 from sharded_wf.workflow.signatures import Signature
+from sharded_wf.workflow.steps import StepCommand
 from sharded_wf.workflow.stop import RunDropped
 from sharded_wf.workflow.thread_run import ThreadRun, thread_run_here
 
@@ -50,21 +54,7 @@ class Bound(msgspec.Struct, Generic[R_co], frozen=True):
     queue: str
     input: bytes
     result: ValueCodec[R_co]
-
-
-class _on_first_use(Generic[T]):  # noqa: N801 - a decorator, as cached_property is
-    """Computes an attribute once, when it is first asked for. (``cached_property`` locks on Python 3.11, and a
-    ``__getattr__`` slows every attribute of the object down.)"""
-
-    def __init__(self, compute: Callable[[Any], T]) -> None:
-        self._compute = compute
-        self._name = compute.__name__
-        self.__doc__ = compute.__doc__
-
-    def __get__(self, owner: Any, kind: type | None = None) -> T:
-        value = self._compute(owner)
-        owner.__dict__[self._name] = value  # from now on found there, before this descriptor
-        return value
+    timeout_seconds: float | None = None
 
 
 class Definition(Generic[P, R]):
@@ -98,13 +88,13 @@ class Definition(Generic[P, R]):
 
     _TYPED_ARGUMENTS = True
 
-    @_on_first_use
+    @on_first_use
     def arguments(self) -> ArgumentsCodec:
         """How the arguments are stored."""
         hints = self._signature.hints if self._TYPED_ARGUMENTS else {}
         return ArgumentsCodec(self.function, hints, self.name, typed=self._TYPED_ARGUMENTS)
 
-    @_on_first_use
+    @on_first_use
     def result(self) -> ValueCodec[R]:
         """How the result is stored."""
         return ValueCodec(self._signature.result, f"the result of {self.name}")
@@ -123,14 +113,28 @@ class StepDefinition(Definition[P, R]):
         namespace: dict[str, Any] | None,
         retry: Retry | None,
         timeout: timedelta | float | None,
+        total_timeout: timedelta | float | None = None,
+        heartbeat: timedelta | float | None = None,
     ) -> None:
         super().__init__(app, function, name, namespace)
         self.retry = ONCE if retry is None else retry
         self.once = self.retry.attempts == 1
         """Whether a call makes one attempt and no other, so that nothing need be kept for the next."""
-        self.timeout_seconds = None if timeout is None else seconds_of(timeout)
-        if self.timeout_seconds is not None and not self.timeout_seconds > 0:
-            raise DefinitionError(f"step {name!r}: timeout={timeout!r}: more than 0 seconds, or None")
+        self.timeout_seconds = _limit(f"step {name!r}: timeout", timeout)
+        self.total_seconds = _limit(f"step {name!r}: total_timeout", total_timeout)
+        self.heartbeat_seconds = _limit(f"step {name!r}: heartbeat", heartbeat)
+        guarded = total_timeout is not None or heartbeat is not None
+        self.command: type[StepCommand] = GuardedStepCommand if guarded else StepCommand
+        """What a call of it is to a run."""
+
+
+def _limit(what: str, duration: timedelta | float | None) -> float | None:
+    if duration is None:
+        return None
+    seconds = seconds_of(duration)
+    if not seconds > 0:
+        raise DefinitionError(f"{what}={duration!r}: more than 0 seconds, or None")
+    return seconds
 
 
 class _Alone:
@@ -246,6 +250,8 @@ class WorkflowDefinition(Definition[P, R]):
         name: str,
         namespace: dict[str, Any] | None,
         queue: str,
+        timeout: timedelta | float | None = None,
+        run_timeout: timedelta | float | None = None,
         *,
         pinned: bool = False,
     ) -> None:
@@ -254,6 +260,8 @@ class WorkflowDefinition(Definition[P, R]):
         self.queue = queue
         # A pinned function has a capability of its own at its version, which no other version's executors serve.
         self.capability = f"{app.capability}/{self.short_name}" if pinned and app.version else app.capability
+        self.timeout_seconds = _limit(f"workflow {name!r}: timeout", timeout)
+        self.run_seconds = _limit(f"workflow {name!r}: run_timeout", run_timeout)
 
     def bind(self, *args: P.args, **kwargs: P.kwargs) -> Bound[R]:
         """The workflow with its arguments, to be given to ``client.start``.
@@ -261,7 +269,19 @@ class WorkflowDefinition(Definition[P, R]):
         Raises ``TypeError`` if they don't fit the signature, :class:`UnstorableValue` or :class:`StoredValueMismatch`
         if one can't be stored as it is.
         """
-        return Bound(self.name, self.capability, self.queue, self.arguments.encode(args, kwargs), self.result)
+        data = self.arguments.encode(args, kwargs)
+        return Bound(self.name, self.capability, self.queue, data, self.result, self.timeout_seconds)
+
+    def deadline(
+        self, history: History, started_at: Microseconds, deadline: Microseconds | None
+    ) -> Microseconds | None:
+        """When the time of a workflow is over that first ran at ``started_at``: as its start says (``deadline``), or as
+        this definition does. After a resume it has its whole time again."""
+        if self.run_seconds is None:
+            return deadline
+        resumes = (entry.completed_at for entry in reversed(history.entries) if entry.kind is EntryKind.RESUME)
+        own = next(resumes, started_at) + round(min(self.run_seconds, TIMER_MAX_SECONDS) * SECOND_US)
+        return own if deadline is None else min(deadline, own)
 
     def start(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, ChildHandle[R]]:
         """In an async workflow: start it as a child, and go on beside it. With options: ``start_child(fn.bind(...))``.
@@ -289,7 +309,10 @@ class WorkflowDefinition(Definition[P, R]):
 
     def _child(self, run: AsyncRun | ThreadRun, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Start, int]:
         data = self.arguments.encode(args, kwargs)
-        start = Start(next_child_id(run, self.name), self.name, self.capability, self.queue, 0, data, None, run.id)
+        start = Start(
+            next_child_id(run, self.name), self.name, self.capability, self.queue, 0, data, None, run.id,
+            deadline=child_deadline(run, self.timeout_seconds),
+        )  # fmt: skip
         return start, mmh3.hash64(data, self.seed)[0]
 
     async def _as_child(self, run: AsyncRun, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from sharded_wf.clock import Clock, Microseconds
-from sharded_wf.model.history import Entry, FailedAttempt
-from sharded_wf.model.workflow import Message, Outcome, Start
+from sharded_wf.model.history import Entry, FailedAttempt, Heartbeat
+from sharded_wf.model.workflow import Event, Message, Outcome, Start
 from sharded_wf.workflow.attempts import Attempts
 from sharded_wf.workflow.stage import Stage
 
@@ -48,6 +48,20 @@ class Host(Protocol):
 
     def record_attempt(self, run: Run, attempt: FailedAttempt) -> None:
         """Make a failed attempt durable; then call ``run.attempt_recorded(attempt)``."""
+        ...
+
+    def record_heartbeat(self, run: Run, beat: Heartbeat) -> None:
+        """Make a heartbeat durable in place of the step's last one, or a later one of it; then call
+        ``run.heartbeat_recorded(beat)``."""
+        ...
+
+    def set_event(self, run: Run, event: Event) -> None:
+        """Make an event durable, not later than the entry that is recorded next."""
+        ...
+
+    def look_for_event(self, run: Run, workflow_id: str, key: str) -> None:
+        """Look whether a workflow has set an event, and if not, have this one told when it is: by a message on
+        ``EVENT_TOPIC``. Then call ``run.event_looked(workflow_id, key, ...)``."""
         ...
 
     def transact(self, run: Run, transaction: TransactionCommand, variables: VariableContext) -> Cancellable:
@@ -125,12 +139,29 @@ class Run(ABC):
         """Replay the history and go on from there until everything waits."""
 
     @abstractmethod
+    def limit(self, deadline_us: Microseconds) -> bool:
+        """Before ``start``: the workflow's time is over then. False if it was over before anything was recorded: then
+        ``expire`` instead of ``start``."""
+
+    @abstractmethod
+    def expire(self) -> None:
+        """It ends without having run, because its time is over."""
+
+    @abstractmethod
     def deliver(self, entry: Entry) -> None:
         """An entry given to ``Host.record`` is durable: hand its result to the code."""
 
     @abstractmethod
     def attempt_recorded(self, attempt: FailedAttempt) -> None:
         """A failed attempt is durable: wait until ``retry_at``, then make the next."""
+
+    @abstractmethod
+    def heartbeat_recorded(self, beat: Heartbeat) -> None:
+        """A heartbeat is durable."""
+
+    @abstractmethod
+    def event_looked(self, workflow_id: str, key: str, value: bytes | None, error: BaseException | None) -> None:
+        """What a look for an event has found: its value, or why it can't come, or neither."""
 
     @abstractmethod
     def offer(self, messages: Sequence[Message]) -> None:

@@ -53,11 +53,15 @@ class LongLivedRun(ParentRun):
         return 0 if self.replay is None else sum(self.replay.counts.values())
 
     def is_cancel(self, entry: Entry) -> bool:
-        """Whether an entry that no command waits for asks the workflow to cancel; the children named there are told."""
+        """Whether an entry that no command waits for asks the workflow to cancel (children named there are told), or
+        says that its time is over."""
         if entry.kind is EntryKind.CANCEL:
             waits = self.some_waits()
             waits.cancels.pop(entry.place, None)
             waits.cancelled_children.update(read_cancellation(entry.output).told)
+            return True
+        if entry.kind is EntryKind.TIMEOUT:
+            self.some_waits().timed_out = True
             return True
         if entry.kind is EntryKind.CONTINUED:
             before = continuation_of(self.history)
@@ -66,9 +70,9 @@ class LongLivedRun(ParentRun):
 
     def mark(self, kind: EntryKind, name: str) -> None:
         """Record that the code came by here, and go on at once."""
-        self.on_loop(self._record_mark, self.take_place(), kind, name)
+        self.on_loop(self.record_mark, self.take_place(), kind, name)
 
-    def _record_mark(self, place: int, kind: EntryKind, name: str) -> None:
+    def record_mark(self, place: int, kind: EntryKind, name: str) -> None:
         if self.stopped:
             return
         self.busy += 1

@@ -22,6 +22,7 @@ from sharded_wf.limits import MAP_ERROR_MAX_CHARACTERS, MAP_PAGE_ITEMS_MAX, MAP_
 from sharded_wf.model.workflow import Message, Start
 from sharded_wf.serialization.values import codec_for, encode_json
 from sharded_wf.workflow.async_run import AsyncRun
+from sharded_wf.workflow.children import child_deadline
 from sharded_wf.workflow.commands import NULL, ChildCommand
 from sharded_wf.workflow.definitions import Bound
 from sharded_wf.workflow.loop import WorkflowLoop
@@ -186,7 +187,10 @@ def _here() -> tuple[AsyncRun, App]:
 
 async def own_child(run: AsyncRun, id_: str, bound: Bound[Any], kind: type[ChildCommand] = ChildCommand) -> Any:
     """Await a child that is the code's own, under a given ID."""
-    start = Start(id_, bound.name, bound.capability, bound.queue, 0, bound.input, None, run.id)
+    start = Start(
+        id_, bound.name, bound.capability, bound.queue, 0, bound.input, None, run.id,
+        deadline=child_deadline(run, bound.timeout_seconds),
+    )  # fmt: skip
     command = kind(run, start, bound.result, run.new_future())
     run.issue(command, mmh3.hash64(id_, _ITEM_SEED)[0])
     try:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from asyncio import _get_running_loop
 from collections.abc import Coroutine
 from datetime import timedelta
 from typing import Any, TypeVar, overload
 
 import mmh3
 
-from sharded_wf.clock import SECOND_US, seconds_of
+from sharded_wf.clock import seconds_of
 from sharded_wf.errors import LimitExceeded, OutsideWorkflow
-from sharded_wf.limits import TIMER_MAX_SECONDS, TOPIC_LENGTH_MAX_BYTES
+from sharded_wf.limits import TOPIC_LENGTH_MAX_BYTES
 from sharded_wf.serialization.values import codec_for
 from sharded_wf.workflow.async_run import AsyncRun
-from sharded_wf.workflow.loop import WorkflowLoop
-from sharded_wf.workflow.thread_run import ThreadRun, thread_run_here
+from sharded_wf.workflow.thread_run import thread_run_here
+from sharded_wf.workflow.whose_code import async_run, blocking_run, microseconds_of
 
 T = TypeVar("T")
 
@@ -38,24 +37,6 @@ def _receive_base(topic: str) -> int:
 
 def _send_base(receiver: str, topic: str, payload: bytes) -> int:
     return int(mmh3.hash64(f"{receiver}\0{_check_topic(topic)}\0".encode() + payload, _SEND_SEED)[0])
-
-
-def async_run(what: str) -> AsyncRun:
-    """The async workflow whose own code this is. Raises :class:`OutsideWorkflow`."""
-    loop = _get_running_loop()
-    if type(loop) is WorkflowLoop:
-        return loop.run
-    if thread_run_here() is not None:
-        raise OutsideWorkflow(f"{what}(...) in a def workflow: call {what}.blocking(...)")
-    raise OutsideWorkflow(f"{what}() works only in a workflow's own code, not in a step or outside")
-
-
-def blocking_run(what: str) -> ThreadRun:
-    """The ``def`` workflow whose own code this is. Raises :class:`OutsideWorkflow`."""
-    run = thread_run_here()
-    if run is None:
-        raise OutsideWorkflow(f"{what}.blocking() works only in a def workflow; in an async one, await {what}(...)")
-    return run
 
 
 class Receive:
@@ -114,7 +95,7 @@ class Receive:
         """The same for ``def`` workflows."""
         run = blocking_run("receive")
         base = _receive_base(topic)
-        return run.receive(topic, base, codec_for(kind), None if timeout is None else _microseconds(timeout))
+        return run.receive(topic, base, codec_for(kind), None if timeout is None else microseconds_of(timeout))
 
 
 class Send:
@@ -157,13 +138,9 @@ def sleep_blocking(duration: timedelta | float) -> None:
         raise OutsideWorkflow(
             "sleep_blocking() works only in a def workflow; in an async one, await asyncio.sleep(...)"
         )
-    delay_us = _microseconds(duration)
+    delay_us = microseconds_of(duration)
     if delay_us > 0:
         run.sleep(delay_us)
-
-
-def _microseconds(duration: timedelta | float) -> int:
-    return max(0, round(min(seconds_of(duration), TIMER_MAX_SECONDS) * SECOND_US))
 
 
 def _encode(value: object) -> bytes:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from asyncio import _get_running_loop
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from sharded_wf.errors import DefinitionError, OutsideWorkflow
+from sharded_wf.errors import DefinitionError
 from sharded_wf.workflow.continuation import ContinueAsNew
-from sharded_wf.workflow.loop import WorkflowLoop
-from sharded_wf.workflow.thread_run import thread_run_here
+from sharded_wf.workflow.whose_code import run_here
 
 if TYPE_CHECKING:
     from sharded_wf.workflow.definitions import Bound
-    from sharded_wf.workflow.run import WorkflowRun
 
 
 def continue_as_new(bound: Bound[Any]) -> NoReturn:
@@ -40,12 +37,3 @@ def _check_same(name: str, bound: Bound[Any]) -> None:
             f"{name!r} can't continue as {bound.name!r}: start that one, and return; "
             "continue_as_new() takes the workflow's own function"
         )
-
-
-def run_here(what: str) -> WorkflowRun:
-    """The workflow whose own code this is. Raises :class:`OutsideWorkflow`, naming ``what`` was called."""
-    loop = _get_running_loop()
-    run: WorkflowRun | None = loop.run if type(loop) is WorkflowLoop else thread_run_here()
-    if run is None:
-        raise OutsideWorkflow(f"{what}() works only in a workflow's own code, not in a step or outside")
-    return run

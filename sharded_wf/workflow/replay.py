@@ -140,13 +140,13 @@ class Replay:
         self.next_place = place + 1
         return place
 
-    @property
-    def is_new(self) -> bool:
+    def is_new(self, history: History) -> bool:
         """Whether what the code asks for now was never asked for before: all recorded results have been handed back,
-        and every step that failed and is tried again has been asked for."""
+        and every step that is under way, as a failed attempt or a heartbeat shows, has been asked for."""
         if self.position < self.total or self.late:
             return False
-        return not self.attempts or all(place < self.next_place or place in self.taken for place in self.attempts)
+        begun = [one.place for one in history.attempts] + [one.place for one in history.heartbeats]
+        return all(place < self.next_place or place in self.taken for place in begun)
 
     def next_entry(self) -> Entry | None:
         """The next recorded result to hand back; only valid while ``position < total`` or something is ``late``. None:
@@ -202,6 +202,10 @@ def describe_entry(entry: Entry) -> str:
             return f"child workflow {entry.name!r}"
         case EntryKind.SEND:
             return f"a message sent on topic {entry.name!r}"
+        case EntryKind.EVENT:
+            return f"setting event {entry.name!r}"
+        case EntryKind.EVENT_WAIT:
+            return f"waiting for event {entry.name!r}"
         case EntryKind.CANCEL:
             return "a request to cancel"
         case EntryKind.START:
@@ -210,6 +214,8 @@ def describe_entry(entry: Entry) -> str:
             return "a resume"
         case EntryKind.ATTRIBUTES:
             return "setting attributes"
+        case EntryKind.TIMEOUT:
+            return "the end of the workflow's time"
         case EntryKind.PATCH:
             return f"the patch {entry.name!r}"
         case EntryKind.CONTINUED:

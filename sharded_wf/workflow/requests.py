@@ -7,6 +7,7 @@ keeps what is under way and begins nothing more, until it is parked or unpaused.
 
 from __future__ import annotations
 
+import asyncio
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import CANCEL_TOPIC, PAUSE_TOPIC, TERMINATE_TOPIC, UNPAUSE_TOPIC, Outcome
 from sharded_wf.serialization.exceptions import encode_error
 from sharded_wf.workflow.commands import TimerCommand
+from sharded_wf.workflow.guarded import GuardedStepCommand
 from sharded_wf.workflow.lifetime import LongLivedRun
 from sharded_wf.workflow.replay import Replay
 
@@ -37,7 +39,7 @@ class RequestedRun(LongLivedRun):
         """Whether recorded results are still to be handed back."""
 
     @abstractmethod
-    def code_time_us(self) -> Microseconds:
+    def time_us(self) -> Microseconds:
         """The workflow's time, as its code sees it: the same on replay."""
 
     def honour(self, waits: Waits, topic: str) -> None:
@@ -51,9 +53,10 @@ class RequestedRun(LongLivedRun):
             # What is to end is not to be held up.
             waits.pausing = waits.cleanup_until is None and not waits.mailbox.has(CANCEL_TOPIC)
         elif topic == UNPAUSE_TOPIC:
-            self._unpause(waits)
+            self.unpause(waits)
 
-    def _unpause(self, waits: Waits) -> None:
+    def unpause(self, waits: Waits) -> None:
+        """It is paused no longer."""
         if waits.pausing:
             waits.pausing = False
             self.unpaused()
@@ -63,7 +66,8 @@ class RequestedRun(LongLivedRun):
         """It is paused no longer: begin what was held back."""
 
     def note_cancelled(self, entry: Entry) -> None:
-        """A request to cancel has reached the code: from now on it cleans up, and not for ever."""
+        """A request to cancel, or the end of its time, has reached the code: from now on it cleans up, and not for
+        ever."""
         waits = self.some_waits()
         if waits.cleanup_until is None and not self.stopped:
             waits.cleanup_us = round(read_cancellation(entry.output).cleanup_seconds * SECOND_US)
@@ -87,7 +91,7 @@ class RequestedRun(LongLivedRun):
         if waits is not None and not self.stopped:
             waits.sagas -= 1
             if not waits.sagas:
-                self.on_loop(self._limit_cleanup_anew, self.code_time_us())
+                self.on_loop(self._limit_cleanup_anew, self.time_us())
 
     def _limit_cleanup_anew(self, now_us: Microseconds) -> None:
         waits = self.waits
@@ -106,6 +110,9 @@ class RequestedRun(LongLivedRun):
             return
         if self.replaying():  # in a thread: whether it is in a saga will be seen
             waits.cleanup_alarm = self.host.loop.call_later(CLEANUP_REPLAY_LOOK_SECONDS, self._cleanup_over)
+            return
+        if waits.timed_out:
+            self.end(self.failed(asyncio.CancelledError()))
             return
         text = f"workflow {self.id!r} was cancelled, and its clean-up took too long"
         self.end(self._ended(WorkflowTerminated("WorkflowTerminated", text)))
@@ -134,7 +141,7 @@ class RequestedRun(LongLivedRun):
                 place, self.last_ordinal, EntryKind.CANCEL, "cancel", 0, output, None, message.sent_at, now_us
             )
             self.host.record(self, entry, message)
-            self._unpause(waits)
+            self.unpause(waits)
 
     def note_resumed(self, entry: Entry) -> None:
         """The workflow had ended, and this entry says that it goes on."""
@@ -145,6 +152,6 @@ class RequestedRun(LongLivedRun):
         self.on_loop(waits.end_cleanup)
         assert self.replay is not None
         for command in self.replay.fresh:
-            if isinstance(command, TimerCommand):
+            if isinstance(command, (TimerCommand, GuardedStepCommand)):
                 anew = command.fingerprint in self.replay.restarted
                 command.resumed(entry.started_at, entry.completed_at, anew=anew)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from sharded_wf.model.history import UNASKED, Entry, EntryKind, Resumption
+from sharded_wf.model.history import UNASKED, Entry, EntryKind, History, Resumption
 
 _decode = msgspec.json.Decoder(Resumption).decode
 
@@ -52,3 +52,9 @@ def resumed(entries: tuple[Entry, ...]) -> Resumed | None:
         frozenset(loose - void),
         frozenset(timer.fingerprint for timer in timers),
     )
+
+
+def random_origin(workflow_id: str, history: History) -> str:
+    """The workflow whose random numbers the code draws: of a fork, that whose results it has taken over."""
+    said = (read_resumption(entry) for entry in history.entries if entry.kind is EntryKind.RESUME)
+    return next((one.random_of for one in said if one.random_of is not None), workflow_id)

@@ -20,11 +20,7 @@ from sharded_wf.errors import ShardedWfError, WorkflowCancelled
 from sharded_wf.limits import HISTORY_WARN_ENTRIES
 from sharded_wf.model.history import Entry, EntryKind, FailedAttempt, History, continuation_of
 from sharded_wf.model.status import Status
-from sharded_wf.model.workflow import (
-    OUTCOME_TOPIC,
-    Message,
-    Outcome,
-)
+from sharded_wf.model.workflow import EVENT_TOPIC, OUTCOME_TOPIC, Message, Outcome
 from sharded_wf.serialization.exceptions import encode_error
 from sharded_wf.workflow.blame import causes_of
 from sharded_wf.workflow.child_commands import CancelChildCommand
@@ -35,10 +31,11 @@ from sharded_wf.workflow.commands import (
 )
 from sharded_wf.workflow.context import Context
 from sharded_wf.workflow.durability import explained
+from sharded_wf.workflow.guarded import GuardedAttempt
 from sharded_wf.workflow.history_limit import history_is_full
 from sharded_wf.workflow.host import Host, Waiting
+from sharded_wf.workflow.limited_run import LimitedRun, timed_out
 from sharded_wf.workflow.replay import LIVE, Replay
-from sharded_wf.workflow.requests import RequestedRun
 from sharded_wf.workflow.steps import StepCommand
 from sharded_wf.workflow.waits import Waits
 
@@ -49,11 +46,10 @@ if TYPE_CHECKING:
     from sharded_wf.workflow.definitions import WorkflowDefinition
 
 
-class WorkflowRun(RequestedRun):
+class WorkflowRun(LimitedRun):
     """What async and ``def`` runs share."""
 
     __slots__ = (
-        "attempt",
         "cancel_requested",
         "input",
         "started_at",
@@ -111,7 +107,7 @@ class WorkflowRun(RequestedRun):
         """A timer has gone off."""
 
     @abstractmethod
-    def run_in_thread(self, command: StepCommand, variables: VariableContext) -> None:
+    def run_in_thread(self, command: StepCommand | GuardedAttempt, variables: VariableContext) -> None:
         """Call a ``def`` step where it may block."""
 
     @abstractmethod
@@ -120,7 +116,7 @@ class WorkflowRun(RequestedRun):
 
     def context(self) -> Context:
         """What ``current()`` gives in the workflow's own code."""
-        return Context(self.id, self.definition.name, self.attempt, self.host.state, replaying=self.replaying, run=self)
+        return Context(self.id, self.definition.name, self.attempt, self.host.state, run=self, code=self)
 
     def issue(self, command: Any, base: int) -> None:
         """The code asks for ``command``."""
@@ -243,6 +239,8 @@ class WorkflowRun(RequestedRun):
                 child = waits.children.pop(message.sender, None)
                 if child is not None and child.phase == LIVE:
                     child.take(message)
+            elif message.topic == EVENT_TOPIC:
+                self.event_told(message)
             elif waits.mailbox.accept(message):
                 if message.topic.startswith("$"):
                     self.honour(waits, message.topic)
@@ -326,6 +324,8 @@ class WorkflowRun(RequestedRun):
     def failed(self, error: BaseException) -> Outcome:
         """The outcome of code that ``error`` left."""
         if isinstance(error, asyncio.CancelledError):
+            if self.waits is not None and self.waits.timed_out:
+                return Outcome(Status.FAILED, None, encode_error(timed_out(self.id)))
             cancelled = WorkflowCancelled("CancelledError", str(error))
             return Outcome(Status.CANCELLED, None, encode_error(cancelled), self.open_children())
         causes = causes_of(error, None if self.waits is None else self.waits.last_timer)

@@ -14,7 +14,7 @@ import hashlib
 import threading
 from contextvars import Context as VariableContext
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sharded_wf.clock import SECOND_US, Microseconds
 from sharded_wf.limits import PAUSED_RETRY_LOOK_SECONDS
@@ -286,12 +286,29 @@ class StepCommand:
         del self.variables
 
 
+class Threaded(Protocol):
+    """What a thread calls."""
+
+    name: str
+
+    def run_and_report(self, variables: VariableContext) -> None: ...
+
+
+class InThisThread:
+    """Stands for a step that the workflow's own thread runs; it can't be stopped."""
+
+    __slots__ = ()
+
+    def cancel(self) -> bool:
+        return False
+
+
 class OwnThread:
     """Runs a ``def`` step in a thread of its own; looks like the future of a pool."""
 
     __slots__ = ()
 
-    def __init__(self, command: StepCommand, variables: VariableContext) -> None:
+    def __init__(self, command: Threaded, variables: VariableContext) -> None:
         threading.Thread(target=command.run_and_report, args=(variables,), name=command.name, daemon=True).start()
 
     def cancel(self) -> bool:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sharded_wf.workflow.commands import Answer
 
 _UNANSWERED: Any = object()
 
@@ -33,13 +36,13 @@ class ThreadAnswer:
         return self.value
 
 
-def wake(answer: ThreadAnswer) -> None:
+def wake(answer: Answer) -> None:
     """A timer has gone off: there is an answer."""
     if not answer.done():
         answer.set_result(None)
 
 
-def time_out(answer: ThreadAnswer, topic: str) -> None:
-    """A timer has gone off before there was a message."""
+def time_out(answer: ThreadAnswer, text: str) -> None:
+    """A timer has gone off before there was an answer."""
     if not answer.done():
-        answer.set_exception(TimeoutError(f"no message on topic {topic!r} in time"))
+        answer.set_exception(TimeoutError(text))

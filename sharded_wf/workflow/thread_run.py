@@ -27,10 +27,11 @@ from sharded_wf.model.workflow import Outcome, Start
 from sharded_wf.serialization.values import ValueCodec
 from sharded_wf.workflow.commands import ChildCommand, ReceiveCommand, SendCommand, TimerCommand
 from sharded_wf.workflow.context import scope
+from sharded_wf.workflow.guarded import GuardedAttempt
 from sharded_wf.workflow.loop import current_task
 from sharded_wf.workflow.replay import ENDED, ISSUED, LIVE, Replay
 from sharded_wf.workflow.run import WorkflowRun
-from sharded_wf.workflow.steps import OwnThread, StepCommand
+from sharded_wf.workflow.steps import InThisThread, OwnThread, StepCommand
 from sharded_wf.workflow.stop import RunDropped
 from sharded_wf.workflow.thread_answers import ThreadAnswer, time_out, wake
 from sharded_wf.workflow.waits import Waits
@@ -124,11 +125,11 @@ class ThreadRun(WorkflowRun):
             if command.phase == ISSUED and not self.stopped:
                 command.begin()
 
-    def run_in_thread(self, command: StepCommand, variables: VariableContext) -> Any:
-        if command.step.timeout_seconds is not None:
+    def run_in_thread(self, command: StepCommand | GuardedAttempt, variables: VariableContext) -> Any:
+        if command.step.timeout_seconds is not None or type(command) is GuardedAttempt:
             return OwnThread(command, variables)
         self._give((command, variables))
-        return _InThisThread()
+        return InThisThread()
 
     def _report_first(self, command: StepCommand, succeeded: bool, result: Any, taken: int) -> None:
         """The workflow's thread has made the first attempt of a step without asking the loop, and waits."""
@@ -183,18 +184,12 @@ class ThreadRun(WorkflowRun):
         except RuntimeError:  # the loop has been closed: the process is going down
             raise RunDropped from None
 
-    def issue_step(
-        self,
-        step: StepDefinition[Any, Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        command_class: type[StepCommand] = StepCommand,
-    ) -> Any:
+    def issue_step(self, step: StepDefinition[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a step and wait for its result."""
         self._check()
         text = step.arguments.fingerprint_text(args, kwargs)
         answer = ThreadAnswer()
-        command = command_class(self, step, args, kwargs, answer)
+        command = step.command(self, step, args, kwargs, answer)
         self.issue(command, mmh3.hash64(text, step.seed)[0])
         if command.phase == ISSUED:
             command.prepare()
@@ -207,7 +202,8 @@ class ThreadRun(WorkflowRun):
         command = ReceiveCommand(self, topic, codec, answer)
         timer = None
         if timeout_us is not None:
-            timer = TimerCommand(self, self.now_us, timeout_us, time_out, (answer, topic), None)
+            late = f"no message on topic {topic!r} in time"
+            timer = TimerCommand(self, self.now_us, timeout_us, time_out, (answer, late), None)
             self.issue(timer, timer.delay_ms)
         payload = self.returned_message(topic)
         if payload is not None:
@@ -232,16 +228,23 @@ class ThreadRun(WorkflowRun):
         self.number_sends([command])
         self._wait(command, answer)
 
-    def ask(self, command: Any, base: int) -> Any:
-        """Ask for something, and wait for its result."""
+    def ask(self, command: Any, answer: ThreadAnswer, base: int, timeout_us: int | None = None, late: str = "") -> Any:
+        """Ask for anything else and wait for its answer. Raises ``TimeoutError(late)``."""
         self._check()
+        timer = None
+        if timeout_us is not None:
+            timer = TimerCommand(self, self.now_us, timeout_us, time_out, (answer, late), None)
+            self.issue(timer, timer.delay_ms)
         self.issue(command, base)
-        return self._wait(command, command.future)
+        if command.kind is EntryKind.STEP and command.phase == ISSUED:
+            command.prepare()
+        return self._wait(command, answer, timer)
 
     def call_child(self, start: Start, base: int, codec: ValueCodec[Any]) -> Any:
-        command = ChildCommand(self, start, codec, ThreadAnswer())
+        answer = ThreadAnswer()
+        command = ChildCommand(self, start, codec, answer)
         try:
-            return self.ask(command, base)
+            return self.ask(command, answer, base)
         except asyncio.CancelledError:
             self.cancel_child(start.id, command.fingerprint, None)
             raise
@@ -323,7 +326,7 @@ class ThreadRun(WorkflowRun):
     def _run_first_attempt(self, fresh: list[Any]) -> bool:
         """Call a ``def`` step at once, without a detour by the loop, if that is what the code waits for."""
         command = fresh[0]
-        if not (len(fresh) == 1 and isinstance(command, StepCommand) and command.phase == ISSUED):
+        if not (len(fresh) == 1 and type(command) is StepCommand and command.phase == ISSUED):
             return False
         step = command.step
         if self.waits is None or self.waits.pausing or step.is_async:
@@ -376,20 +379,11 @@ class ThreadRun(WorkflowRun):
     def on_loop(self, callback: Callable[..., Any], *args: Any) -> None:
         self._post(callback, *args)
 
-    def code_time_us(self) -> Microseconds:
+    def time_us(self) -> Microseconds:
         return self.now_us
 
     def replaying(self) -> bool:
         return self.replay.position < self.replay.total
-
-
-class _InThisThread:
-    """Stands for a step that the workflow's own thread runs; it can't be stopped."""
-
-    __slots__ = ()
-
-    def cancel(self) -> bool:
-        return False
 
 
 def thread_run_here() -> ThreadRun | None:

@@ -21,9 +21,10 @@ from sharded_wf.limits import TRANSACTION_TIMEOUT_SECONDS
 from sharded_wf.model.history import Entry
 from sharded_wf.serialization.arguments import ArgumentsCodec
 from sharded_wf.workflow.context import scope
-from sharded_wf.workflow.definitions import StepDefinition, _on_first_use
+from sharded_wf.workflow.definitions import StepDefinition
 from sharded_wf.workflow.durability import not_durable
 from sharded_wf.workflow.loop import WorkflowLoop
+from sharded_wf.workflow.on_first_use import on_first_use
 from sharded_wf.workflow.replay import ENDED, LIVE, RECORDING
 from sharded_wf.workflow.retry import Retry
 from sharded_wf.workflow.steps import UNCHANGEABLE, StepCommand
@@ -58,13 +59,14 @@ class TransactionDefinition(StepDefinition[P, R]):
         if isolation not in get_args(Isolation):
             raise DefinitionError(f"transaction {name!r}: isolation={isolation!r}: one of {get_args(Isolation)}")
         self.isolation: Isolation = isolation
+        self.command = TransactionCommand
         parameters = list(inspect.signature(function).parameters.values())
         if not parameters or parameters[0].kind not in (
             inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD,
         ):  # fmt: skip
             raise DefinitionError(f"transaction {name!r}: its first parameter is the connection, which it lacks")
 
-    @_on_first_use
+    @on_first_use
     def arguments(self) -> ArgumentsCodec:
         """How the arguments after the connection are stored."""
         signature = inspect.signature(self.function)
@@ -108,7 +110,7 @@ class AsyncTransaction(TransactionDefinition[P, R]):
         run = thread_run_here()
         if run is None:
             raise self._outside()
-        result: R = run.issue_step(self, args, kwargs, TransactionCommand)
+        result: R = run.issue_step(self, args, kwargs)
         return result
 
 
@@ -125,7 +127,7 @@ class SyncTransaction(TransactionDefinition[P, R]):
         run = thread_run_here()
         if run is None:
             raise self._outside()
-        result: R = run.issue_step(self, args, kwargs, TransactionCommand)
+        result: R = run.issue_step(self, args, kwargs)
         return result
 
     async def in_thread(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -140,7 +142,7 @@ class SyncTransaction(TransactionDefinition[P, R]):
 async def _recorded(
     run: AsyncRun, definition: TransactionDefinition[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    command = run.issue_step(definition, args, kwargs, TransactionCommand)
+    command = run.issue_step(definition, args, kwargs)
     try:
         return await command.future
     except asyncio.CancelledError:

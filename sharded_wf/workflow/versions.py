@@ -10,8 +10,8 @@ from __future__ import annotations
 from sharded_wf.errors import LimitExceeded
 from sharded_wf.limits import NAME_LENGTH_MAX_BYTES
 from sharded_wf.model.history import EntryKind
-from sharded_wf.workflow.renewal import run_here
 from sharded_wf.workflow.replay import Replay
+from sharded_wf.workflow.whose_code import run_here
 
 
 def patched(name: str) -> bool:
@@ -34,7 +34,7 @@ def patched(name: str) -> bool:
             raise LimitExceeded(f"patched({name!r}): a name is text of 1 to {NAME_LENGTH_MAX_BYTES} bytes")
         if run.replay is None:
             run.replay = Replay(run.history)
-        taken = waits.patches[name] = run.replay.is_new
+        taken = waits.patches[name] = run.replay.is_new(run.history)
         if taken:
             run.mark(EntryKind.PATCH, name)
     return taken

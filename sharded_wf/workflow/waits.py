@@ -6,6 +6,7 @@ import asyncio
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterable
+from random import Random
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -19,7 +20,20 @@ from sharded_wf.workflow.mailbox import Mailbox
 from sharded_wf.workflow.replay import LIVE
 
 if TYPE_CHECKING:
+    from sharded_wf.workflow.events import WaitEventCommand
     from sharded_wf.workflow.host import Host
+
+
+class EventWaits:
+    """The events of other workflows that one waits for."""
+
+    __slots__ = ("told", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: dict[tuple[str, str], list[WaitEventCommand]] = {}
+        """Who waits, by workflow and key."""
+        self.told: set[str] = set()
+        """Senders of messages about events, by which each is known, that have been acted on."""
 
 
 class Waits:
@@ -38,8 +52,11 @@ class Waits:
         "closing",
         "ending",
         "epoch",
+        "events",
         "host",
         "last_timer",
+        "limit_alarm",
+        "limit_us",
         "mailbox",
         "patches",
         "pausing",
@@ -50,6 +67,8 @@ class Waits:
         "send_counts",
         "starting",
         "starts",
+        "streams",
+        "timed_out",
         "timers",
     )
 
@@ -96,6 +115,15 @@ class Waits:
         """Requests to cancel that are being recorded: by place, the seconds to clean up."""
         self.patches: dict[str, bool] | None = None
         """Which way the code took at each patch, once it was asked."""
+        self.events: EventWaits | None = None
+        """Which events it waits for, once it did."""
+        self.streams: dict[str, Random] | None = None
+        """Random numbers that the code has begun to draw."""
+        self.limit_us: Microseconds | None = None
+        """When the workflow's time is over; ``None`` when it has been told so."""
+        self.limit_alarm: asyncio.TimerHandle | None = None
+        self.timed_out = False
+        """Whether the code has been told that its time is over."""
         if history.entries and history.entries[0].kind is EntryKind.CONTINUED:
             self._take_over(history)
 
@@ -143,12 +171,16 @@ class Waits:
             deadline = earliest if deadline is None else min(deadline, earliest)
         if self.cleanup_until is not None and not self.sagas:
             deadline = self.cleanup_until if deadline is None else min(deadline, self.cleanup_until)
+        if self.limit_us is not None:
+            deadline = self.limit_us if deadline is None else min(deadline, self.limit_us)
         return deadline
 
     def stop(self) -> None:
         """No deadline matters any more."""
         self._silence()
         self.end_cleanup()
+        if self.limit_alarm is not None:
+            self.limit_alarm.cancel()
 
     def end_cleanup(self) -> None:
         """There is no deadline for a clean-up any more."""

@@ -3,12 +3,14 @@
 -- name: resume
 -- Those among these workflows that failed, were cancelled or quarantined go back to the queue. Nothing recorded is removed:
 -- an entry of kind 10 says what counts no more, which is what the workflow failed of (`causes`, see workflow/blame.py), or
--- every request to cancel (kind 31: one that the run before handed on when it continued as new). One that never ran has no history, and needs none. The answer lists those that were resumed.
+-- every request to cancel (kind 31: one that the run before handed on when it continued as new), and that its time was over
+-- (kind 23): it has all of it again. One that never ran has no history, and needs none. The answer lists those that were resumed.
 with ended as (
     select w.id, w.status, w.completed_at, w.error, w.claims from {slot}.workflow w
     where w.id = any($1::text[]) and w.status > 3 order by w.id for update),
 back as (
-    update {slot}.workflow w set status = 0, claim_id = null, completed_at = null, error = null, deaths = 0
+    update {slot}.workflow w set status = 0, claim_id = null, completed_at = null, error = null, deaths = 0,
+        deadline = $2::timestamptz + (w.deadline - w.created_at)
     from ended e where w.id = e.id
     returning w.id, w.capability, w.queue, w.priority, w.claims),
 unlisted as (
@@ -19,10 +21,10 @@ noted as (
     insert into {slot}.step (workflow_id, place, ordinal, kind, name, fingerprint, output, error, started_at, completed_at)
     select e.id, -(o.last + 1), o.last + 1, 10, 'resume', 0,
         json_build_object('void',
-            case when e.status = 5 then coalesce(
-                (select json_agg(s.place) from {slot}.step s where s.workflow_id = e.id
-                    and (s.kind = 5 or s.kind = 31 and (s.output ->> 'cancelled')::boolean)), '[]')
-            else coalesce(e.error -> 'causes', '[]') end,
+            coalesce((select json_agg(s.place) from {slot}.step s where s.workflow_id = e.id and (
+                s.kind = 23
+                or e.status = 5 and (s.kind = 5 or s.kind = 31 and (s.output ->> 'cancelled')::boolean)
+                or s.place = any(array(select json_array_elements_text(e.error -> 'causes')::int)))), '[]'),
             'status', e.status, 'error', e.error),
         null, e.completed_at, $2::timestamptz
     from ended e
@@ -47,16 +49,16 @@ from page p cross join lateral (
 
 -- name: read_origin
 -- What a fork takes over.
-select w.name, w.capability, w.queue, w.priority, w.started_at, coalesce(w.input, i.value)
+select w.name, w.capability, w.queue, w.priority, w.started_at, coalesce(w.input, i.value), w.created_at, w.deadline
 from {slot}.workflow w left join {slot}.input i on i.workflow_id = w.id and w.input is null
 where w.id = $1
 
 -- name: fork
 -- A workflow that begins with a history. It counts as claimed once, so that its history is read. An ID that exists is left
--- alone. $9 is an input too large for the row; $10 to $18 are the entries.
+-- alone. $9 is an input too large for the row; $10 to $18 are the entries; $19 is the end of its time.
 with made as (
-    insert into {slot}.workflow (id, name, capability, queue, priority, created_at, started_at, status, claims, input)
-    values ($1, $2, $3, $4, $5::smallint, $6::timestamptz, $7::timestamptz, 0, 1, $8::json)
+    insert into {slot}.workflow (id, name, capability, queue, priority, created_at, started_at, status, claims, input, deadline)
+    values ($1, $2, $3, $4, $5::smallint, $6::timestamptz, $7::timestamptz, 0, 1, $8::json, $19::timestamptz)
     on conflict (id) do nothing
     returning id),
 entered as (

@@ -54,7 +54,9 @@ select w.id, json_build_object(
     'attempts', coalesce((select json_agg(json_build_object(
         'place', a.place, 'attempt', a.attempt, 'started_at', a.started_at, 'failed_at', a.failed_at,
         'error', a.error) order by a.place, a.attempt)
-        from {slot}.attempt a where a.workflow_id = w.id), '[]'))::text,
+        from {slot}.attempt a where a.workflow_id = w.id), '[]'),
+    'events', coalesce((select json_object_agg(e.key, e.value order by e.key)
+        from {slot}.event e where e.workflow_id = w.id), '{}'))::text,
     (select json_agg(json_build_array(t.name, t.kind, t.value) order by t.name)
         from {slot}.attribute t where t.workflow_id = w.id)::text
 from unnest($1::text[], $2::timestamptz[]) u (id, created_at)
@@ -81,6 +83,10 @@ steps as (
     delete from {slot}.step where workflow_id = any(array(select id from gone))),
 attempts as (
     delete from {slot}.attempt where workflow_id = any(array(select id from gone))),
+beats as (
+    delete from {slot}.heartbeat where workflow_id = any(array(select id from gone))),
+events as (
+    delete from {slot}.event where workflow_id = any(array(select id from gone))),
 unread as (
     delete from {slot}.message where workflow_id = any(array(select id from gone))),
 found_by as (

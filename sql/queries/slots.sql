@@ -3,7 +3,7 @@
 
 -- name: peek
 -- What there is to do in a slot: its lanes with ready rows (a loose index scan), when its next timer is due, whether
--- wakes or outgoing messages wait. Columns: slot, kind, capability, queue, priority, due.
+-- wakes or outgoing messages wait, whether somebody waits for an event. Columns: slot, kind, capability, queue, priority, due.
 (with recursive lane as (
     (select capability, queue, priority from {slot}.ready order by capability, queue, priority limit 1)
     union all
@@ -18,6 +18,8 @@ union all
 (select {number}, 2::smallint, null, null, null, null from {slot}.wake limit 1)
 union all
 (select {number}, 3::smallint, null, null, null, sent_at from {slot}.outbox order by receiver, topic, sender, seq limit 1)
+union all
+(select {number}, 5::smallint, null, null, null, null from {slot}.event_waiter limit 1)
 
 -- name: vacuum
 -- The churning tables, by whoever owns them; autovacuum's one-minute nap is too slow for a queue.

@@ -37,12 +37,23 @@ unused as (
 insert into {slot}.ready (capability, queue, priority, enqueued_at, id)
 select $3, $4, $5::smallint, $7::timestamptz, id from started
 
+-- name: start_limited
+-- With a deadline each. Inputs are in `input`.
+with started as (
+    insert into {slot}.workflow (id, deadline, name, capability, queue, priority, parent_id, created_at, status)
+    select u.id, u.deadline, $3, $4, $5, $6::smallint, $7, $8::timestamptz, 0
+    from unnest($1::text[], $2::timestamptz[]) u (id, deadline)
+    on conflict (id) do nothing
+    returning id)
+insert into {slot}.ready (capability, queue, priority, enqueued_at, id)
+select $4, $5, $6::smallint, $8::timestamptz, id from started
+
 -- name: start_delayed
 -- Not before a moment: parked from the beginning, with a timer. Inputs are in `input`.
 with started as (
-    insert into {slot}.workflow (id, name, capability, queue, priority, parent_id, created_at, status)
-    select u.id, $3, $4, $5, $6::smallint, $7, $8::timestamptz, 2
-    from unnest($1::text[]) u (id)
+    insert into {slot}.workflow (id, deadline, name, capability, queue, priority, parent_id, created_at, status)
+    select u.id, u.deadline, $3, $4, $5, $6::smallint, $7, $8::timestamptz, 2
+    from unnest($1::text[], $9::timestamptz[]) u (id, deadline)
     on conflict (id) do nothing
     returning id),
 unused as (

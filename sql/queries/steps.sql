@@ -10,12 +10,14 @@ insert into {slot}.attempt (workflow_id, place, attempt, error, started_at, fail
 select * from unnest($1::text[], $2::int[], $3::int[], $4::json[], $5::timestamptz[], $6::timestamptz[], $7::timestamptz[])
 
 -- name: forget_run
--- The history of workflows that continue as new: in one transaction with the first entry of the next run. Outcomes of children
--- that the run did not wait for go too: nobody will ask for them.
+-- The history of workflows that continue as new: in one transaction with the first entry of the next run. Outcomes of children,
+-- and news of events, that the run did not wait for go too: nobody will ask for them.
 with attempts as (
     delete from {slot}.attempt where workflow_id = any($1::text[])),
-outcomes as (
-    delete from {slot}.message where workflow_id = any($1::text[]) and topic = '$outcome')
+beats as (
+    delete from {slot}.heartbeat where workflow_id = any($1::text[])),
+told as (
+    delete from {slot}.message where workflow_id = any($1::text[]) and topic in ('$outcome', '$event'))
 delete from {slot}.step where workflow_id = any($1::text[])
 
 -- name: read_steps
@@ -23,9 +25,21 @@ delete from {slot}.step where workflow_id = any($1::text[])
 select workflow_id, place, ordinal, kind, name, fingerprint, output, error, started_at, completed_at
 from {slot}.step where workflow_id = any($1::text[]) order by workflow_id, ordinal
 
+-- name: save_heartbeats
+-- One row a step, written over. Only the owner of a workflow writes its rows.
+insert into {slot}.heartbeat as h (workflow_id, place, attempt, beat_at, next_at, details)
+select * from unnest($1::text[], $2::int[], $3::int[], $4::timestamptz[], $5::timestamptz[], $6::json[])
+on conflict (workflow_id, place) do update
+    set attempt = excluded.attempt, beat_at = excluded.beat_at, next_at = excluded.next_at, details = excluded.details
+
 -- name: read_attempts
+-- Failed attempts, and last heartbeats, which have no `failed_at`; in one question, as most workflows have neither.
 select workflow_id, place, attempt, error, started_at, failed_at, retry_at
-from {slot}.attempt where workflow_id = any($1::text[]) order by workflow_id, place, attempt
+from {slot}.attempt where workflow_id = any($1::text[])
+union all
+select workflow_id, place, attempt, details, beat_at, null, next_at
+from {slot}.heartbeat where workflow_id = any($1::text[])
+order by workflow_id, place, attempt
 
 -- name: begin_transaction
 -- The first statement of a transaction with the user's data: the lease's fence, and a mark that is gone when the

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, LiteralString
 
 import psycopg
+from psycopg import sql
 
 from sharded_wf.cluster.directory import load_map
 from sharded_wf.cluster.initialize import init_cluster
@@ -94,6 +95,17 @@ class TestCluster:
         """Run a statement on shard pg<shard>, past any proxy."""
         with psycopg.connect(self.direct[shard - 1], autocommit=True) as conn:
             return conn.execute(query, parameters).fetchall()
+
+    def ask_all(self, table: LiteralString, where: LiteralString) -> list[tuple[Any, ...]]:
+        """Rows of a slots' table, of all slots and shards, past any proxy."""
+        found: list[tuple[Any, ...]] = []
+        for dsn in self.direct:
+            with psycopg.connect(dsn, autocommit=True) as conn:
+                schemas = conn.execute("select nspname from pg_namespace where nspname ~ '^wf_[0-9]+$'").fetchall()
+                for (schema,) in schemas:
+                    query = sql.SQL("select * from {}.{} where " + where)
+                    found += conn.execute(query.format(sql.Identifier(schema), sql.Identifier(table))).fetchall()
+        return found
 
     def bodies(self) -> list[tuple[str, str, int, str, int]]:
         """The ledger in order: workflow, step, number, key, process."""

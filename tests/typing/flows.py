@@ -10,7 +10,21 @@ from typing import reveal_type
 
 import psycopg
 
-from sharded_wf import App, Bound, Retry, map_workflow, receive, saga, send, sleep_blocking, start_child
+from sharded_wf import (
+    App,
+    Bound,
+    Handle,
+    Retry,
+    map_workflow,
+    receive,
+    saga,
+    send,
+    set_event,
+    sleep_blocking,
+    start_child,
+    wait_event,
+    wait_until,
+)
 
 app = App("typing")
 
@@ -112,3 +126,19 @@ wrong: Bound[int] = checkout.bind("o")  # error: wrong type
 app.transaction(isolation="dirty")  # error: no such level
 app.step(retries=3)  # error: no such option
 Retry(attempts="3")  # error: wrong type
+
+
+@app.workflow(timeout=timedelta(days=1), run_timeout=60)
+async def waits(handle: Handle[int]) -> None:
+    reveal_type(await wait_until(charge, "o-1", 5, every=1))  # reveal: str
+    reveal_type(await wait_until(count, "x", every=timedelta(seconds=5), timeout=9))  # reveal: int
+    reveal_type(await wait_event("w", "key", int))  # reveal: int
+    reveal_type(await handle.event("key", str))  # reveal: str
+    await set_event("key", 1)
+    set_event("key", 2)  # error: forgotten await
+
+
+@app.workflow
+def waits_sync() -> None:
+    reveal_type(wait_until.blocking(plain, 1, every=1))  # reveal: int
+    reveal_type(wait_event.blocking("w", "key", str))  # reveal: str

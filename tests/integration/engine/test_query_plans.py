@@ -19,8 +19,8 @@ from tests.support.cluster import TestCluster
 
 ROWS = 100_000
 FAMILIES = (
-    "claims", "starts", "steps", "outcomes", "timers", "messages", "leases", "requests", "retention", "repair",
-    "attributes",
+    "claims", "starts", "steps", "outcomes", "timers", "messages", "events", "leases", "requests", "retention",
+    "repair", "attributes",
 )  # fmt: skip
 SLOT = "wf_0000"
 FILL = f"""
@@ -40,6 +40,9 @@ FILL = f"""
     insert into {SLOT}.wake select 'w' || n, gen_random_uuid() from generate_series(1, {ROWS}) n;
     insert into {SLOT}.timer select now() + n * interval '1 ms', 'w' || n from generate_series(1, {ROWS}) n;
     insert into {SLOT}.outbox select 'r' || n, 'mail', 's', 1, now(), '1' from generate_series(1, {ROWS}) n;
+    insert into {SLOT}.heartbeat select 'w' || n, 1, 1, now(), null, '1' from generate_series(1, {ROWS}) n;
+    insert into {SLOT}.event select 'w' || n, 'k', now(), '1' from generate_series(1, {ROWS}) n;
+    insert into {SLOT}.event_waiter select 'w' || n, 'k', 'v' || n from generate_series(1, {ROWS}) n;
     insert into {CONTROL_SCHEMA}.request (body) select '1' from generate_series(1, {ROWS});
     insert into {SLOT}.failed select now() + n * interval '1 ms', 'w' || n, 4 from generate_series(1, {ROWS}) n;
 """
@@ -57,7 +60,7 @@ INTENDED: dict[str, tuple[str, ...]] = {
     "read_orphans": ("claim_pkey", "workflow_pkey", "step_pkey"),
     "read_starts": ("workflow_pkey",),
     "read_steps": ("step_pkey",),
-    "read_attempts": ("attempt_pkey",),
+    "read_attempts": ("attempt_pkey", "heartbeat_pkey"),
     "succeed": ("workflow_pkey",),
     "fail": ("workflow_pkey",),
     "cancel_unclaimed": ("ready_pkey", "workflow_pkey"),
@@ -99,11 +102,20 @@ INTENDED: dict[str, tuple[str, ...]] = {
         "workflow_",
         "step_pkey",
         "attempt_pkey",
+        "heartbeat_pkey",
+        "event_pkey",
         "message_pkey",
         "attribute_pkey",
         "wake_pkey",
         "failed_pkey",
     ),
+    "save_heartbeats": (),
+    "set_events": (),
+    "forget_answered": ("event_waiter_pkey", "event_pkey"),
+    "look_for_events": ("workflow_pkey", "event_pkey"),
+    "read_event_waiters": ("event_pkey", "event_waiter_pkey"),
+    "read_missed_waiters": ("event_waiter_pkey", "workflow_pkey", "event_pkey"),
+    "forget_event_waiters": ("event_waiter_pkey",),
     "peek": ("ready_pkey", "timer_pkey", "wake_pkey", "outbox_pkey"),
 }
 ON_CONTROL = {"request", "read_requests", "clear_requests", "refuse_requests"}
@@ -117,12 +129,16 @@ SORTS_A_BATCH = {
 FIRST_ROWS_ONLY = {
     # A limit, or a loose scan, ends these at their first rows.
     ("peek", "ready_pkey"), ("peek", "timer_pkey"), ("peek", "wake_pkey"), ("peek", "outbox_pkey"),
-    ("peek", "request_pkey"), ("read_orphans", "claim_pkey"), ("read_outbox", "outbox_pkey"),
+    ("peek", "event_waiter_pkey"), ("peek", "request_pkey"), ("read_orphans", "claim_pkey"),
+    ("read_outbox", "outbox_pkey"),
     ("find_old", "outbox_pkey"),
 }  # fmt: skip
 SCANNED = {"give_back_lease": {"claim"}}
 """One row a batch that is under way, and no index on its lease: read whole when an executor says goodbye."""
-CHURNING = r"Seq Scan on (workflow|ready|claim|step|attempt|input|message|wake|timer|outbox|failed|request|attribute)\b"
+CHURNING = (
+    r"Seq Scan on (workflow|ready|claim|step|attempt|input|message|wake|timer|outbox|failed|request|attribute"
+    r"|heartbeat|event|event_waiter)\b"
+)
 
 
 def queries() -> dict[str, str]:

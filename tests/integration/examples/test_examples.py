@@ -39,6 +39,15 @@ def test_the_readme_s_first_program(tmp_path: Path) -> None:
     [
         ("checkout", [r"receipt for o-1, 42\.00 €, key .*", "Ada approved", "lamp is on its way .*", "shade is .*"]),
         (
+            "waiting",
+            [
+                "the lamp is in Lyon",
+                "the neighbour knows: the lamp is in Lyon",
+                "the lamp is in Lyon, unpacked in 2 attempts under a number of version 4",
+                "its time was over",
+            ],
+        ),
+        (
             "repair",
             [
                 r"3 orders failed: the warehouse is closed",
@@ -100,4 +109,5 @@ def test_every_example_is_run() -> None:
         "repair",
         "transfer",
         "trip",
+        "waiting",
     }

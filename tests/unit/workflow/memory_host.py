@@ -13,9 +13,19 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextvars import Context as VariableContext
 from typing import Any, TypeVar
 
-from sharded_wf.model.history import EMPTY_HISTORY, Entry, EntryKind, FailedAttempt, History, read_cancellation
+from sharded_wf.errors import EventNeverSet, WorkflowNotFound
+from sharded_wf.model.history import (
+    EMPTY_HISTORY,
+    Entry,
+    EntryKind,
+    FailedAttempt,
+    Heartbeat,
+    History,
+    read_cancellation,
+)
+from sharded_wf.model.notices import notice_of
 from sharded_wf.model.status import Status
-from sharded_wf.model.workflow import CANCEL_TOPIC, OUTCOME_TOPIC, Message, Outcome, Start
+from sharded_wf.model.workflow import CANCEL_TOPIC, EVENT_TOPIC, OUTCOME_TOPIC, Event, Message, Outcome, Start
 from sharded_wf.serialization import decode_error, encode_outcome
 from sharded_wf.workflow.app import App
 from sharded_wf.workflow.attempts import Attempts
@@ -75,7 +85,10 @@ class Stored:
         self.started_at = started_at
         self.entries: list[Entry] = []
         self.attempts: list[FailedAttempt] = []
+        self.heartbeats: dict[int, Heartbeat] = {}
         self.mailbox: list[Message] = []
+        self.events: dict[str, Event] = {}
+        self.awaited_by: set[tuple[str, str]] = set()
         self.outcome: Outcome | None = None
         self.taken_up = 0
 
@@ -86,7 +99,7 @@ class Stored:
         return self.outcome
 
     def history(self) -> History:
-        return History(tuple(self.entries), tuple(self.attempts))
+        return History(tuple(self.entries), tuple(self.attempts), tuple(self.heartbeats.values()))
 
 
 class MemoryHost:
@@ -108,6 +121,8 @@ class MemoryHost:
         self.finished: dict[str, asyncio.Event] = {}
         self.on_record: Callable[[Run, Entry], None] | None = None
         self.sent: list[Message] = []
+        self.beats = 0
+        self.crash_after_beats: int | None = None
 
     def dead(self) -> bool:
         return self.crashed.is_set()
@@ -126,10 +141,13 @@ class MemoryHost:
         history: History = EMPTY_HISTORY,
         started_at: int | None = None,
     ) -> Run:
-        start = Start(workflow_id, bound.name, bound.capability, bound.queue, 0, bound.input)
+        began = self.clock.now_us() if started_at is None else started_at
+        deadline = None if bound.timeout_seconds is None else began + round(bound.timeout_seconds * 1_000_000)
+        start = Start(workflow_id, bound.name, bound.capability, bound.queue, 0, bound.input, deadline=deadline)
         stored = Stored(start, self.clock.now_us() if started_at is None else started_at)
         stored.entries = list(history.entries)
         stored.attempts = list(history.attempts)
+        stored.heartbeats = {beat.place: beat for beat in history.heartbeats}
         self.stored[workflow_id] = stored
         return self.take_up(workflow_id)
 
@@ -143,7 +161,9 @@ class MemoryHost:
         )
         self.runs[workflow_id] = run
         self.finished.setdefault(workflow_id, asyncio.Event())
-        self.loop.call_soon(run.start)
+        deadline = definition.deadline(stored.history(), stored.started_at, stored.start.deadline)
+        in_time = deadline is None or run.limit(deadline)
+        self.loop.call_soon(run.start if in_time else run.expire)
         return run
 
     def inherit(self, dead: MemoryHost) -> None:
@@ -230,6 +250,46 @@ class MemoryHost:
             run.attempt_recorded(attempt)
 
         self._later(record)
+
+    def record_heartbeat(self, run: Run, beat: Heartbeat) -> None:
+        def record() -> None:
+            if self.runs.get(run.id) is not run:
+                return
+            self.stored[run.id].heartbeats[beat.place] = beat
+            self.beats += 1
+            if self.crash_after_beats is not None and self.beats >= self.crash_after_beats:
+                self.crashed.set()
+                return
+            run.heartbeat_recorded(beat)
+
+        self._later(record)
+
+    def set_event(self, run: Run, event: Event) -> None:
+        self._later(self._set_event, run.id, event)
+
+    def _set_event(self, workflow_id: str, event: Event) -> None:
+        stored = self.stored[workflow_id]
+        stored.events[event.key] = event
+        for key, waiter in sorted(stored.awaited_by):
+            if key == event.key:
+                stored.awaited_by.discard((key, waiter))
+                sender = notice_of(workflow_id, key, event.set_at)
+                self.post(Message(waiter, EVENT_TOPIC, sender, 1, b"null", self.clock.now_us()))
+
+    def look_for_event(self, run: Run, workflow_id: str, key: str) -> None:
+        def look() -> None:
+            stored = self.stored.get(workflow_id)
+            event = None if stored is None else stored.events.get(key)
+            error: Exception | None = None
+            if stored is None:
+                error = WorkflowNotFound(workflow_id)
+            elif event is None and stored.outcome is not None:
+                error = EventNeverSet(key)
+            elif event is None:
+                stored.awaited_by.add((key, run.id))
+            run.event_looked(workflow_id, key, None if event is None else event.value, error)
+
+        self._later(look)
 
     def transact(self, run: Run, transaction: TransactionCommand, variables: VariableContext) -> Any:
         raise NotImplementedError("there is no database here")

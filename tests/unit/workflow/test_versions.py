@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from sharded_wf import App, DefinitionError, OutsideWorkflow, by_name, deprecate_patch, patched
+from sharded_wf import App, DefinitionError, OutsideWorkflow, by_name, deprecate_patch, patched, wait_until
 from sharded_wf.model.history import EMPTY_HISTORY, EntryKind, History
 from tests.unit.workflow import evolving_programs as programs
-from tests.unit.workflow.memory_host import MemoryHost
+from tests.unit.workflow.memory_host import START_US, MemoryHost, run_virtual
 
 BOTH = pytest.mark.parametrize("asynchronous", [True, False], ids=["async", "def"])
 Program = tuple[App, Any]
@@ -134,3 +134,54 @@ def test_pinned_without_a_version_is_like_any_other() -> None:
     async def audit() -> None: ...
 
     assert audit.bind().capability == "shop"
+
+
+def test_a_sensor_that_only_looked_so_far_went_the_old_way() -> None:
+    """Nothing is recorded of it but its last look."""
+    looks: list[bool] = []
+
+    def program(*, changed: bool) -> Program:
+        app = App("sensor")
+
+        @app.step
+        async def look() -> bool:
+            looks.append(changed)
+            return changed
+
+        @app.step
+        async def other() -> str:
+            return "new"
+
+        @app.workflow
+        async def waits() -> str:
+            if changed and patched("another way"):
+                return await other()
+            await wait_until(look, every=3600)
+            return "old"
+
+        return app, waits.bind()
+
+    async def first_life() -> History:
+        app, bound = program(changed=False)
+        host = MemoryHost(app)
+        host.crash_after_beats = 1
+        try:
+            host.begin(bound, started_at=START_US)
+            await host.crashed.wait()
+            return host.stored["w"].history()
+        finally:
+            host.close()
+
+    async def second_life() -> object:
+        app, bound = program(changed=True)
+        host = MemoryHost(app)
+        try:
+            host.begin(bound, history=history, started_at=START_US)
+            return await host.result(bound)
+        finally:
+            host.close()
+
+    history = run_virtual(first_life())
+    assert history.entries == ()
+    assert run_virtual(second_life()) == "old"
+    assert looks == [False, True]

@@ -1,0 +1,231 @@
+"""Limits: of a step over all attempts, of its silence, of a whole workflow; killed in between."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from sharded_wf import App, DefinitionError, OutsideWorkflow, Retry, WorkflowTimedOut, current, heartbeat, wait_until
+from sharded_wf.clock import UNIX_EPOCH
+from tests.unit.workflow.lives import lives
+from tests.unit.workflow.memory_host import START_US, MemoryHost, run_workflow
+
+app = App("limits")
+seen: list[Any] = []
+START = UNIX_EPOCH + timedelta(microseconds=START_US)
+
+
+@app.step
+async def note(what: str) -> str:
+    seen.append(what)
+    return what
+
+
+@app.step
+async def never_there() -> bool:
+    return False
+
+
+@pytest.fixture(autouse=True)
+def _empty() -> None:
+    seen.clear()
+
+
+# Total timeouts
+
+
+@app.step(total_timeout=10, retry=Retry(attempts=None, first=3, factor=1, jitter=0))
+async def never_works() -> None:
+    seen.append(current().attempt)
+    raise ValueError("again")
+
+
+@app.step(total_timeout=10, retry=Retry(attempts=None, first=3, factor=1, jitter=0))
+async def hangs() -> None:
+    seen.append("begun")
+    try:
+        await asyncio.sleep(math.inf if len(seen) > 1 else 0)
+        raise ValueError("the first")
+    except asyncio.CancelledError:
+        seen.append("cancelled")
+        raise
+
+
+@app.workflow
+async def tries(which: str) -> str:
+    try:
+        await (never_works() if which == "never" else hangs())
+    except (TimeoutError, ValueError) as error:
+        return f"{type(error).__name__} after {(current().now() - START).total_seconds():.0f}: {error}"
+    return "done"
+
+
+def test_no_attempt_is_made_for_which_there_is_no_time() -> None:
+    assert run_workflow(app, tries.bind("never")) == "ValueError after 9: again"
+    assert seen == [1, 2, 3, 4]
+
+
+def test_a_total_timeout_ends_the_attempt_that_runs() -> None:
+    text = run_workflow(app, tries.bind("hangs"))
+    assert text == "TimeoutError after 10: step 'hangs' took longer than 10 s over all attempts"
+    assert seen == ["begun", "begun", "cancelled"]
+
+
+# Heartbeats
+
+
+@app.step(heartbeat=5, retry=Retry(attempts=3, first=1, jitter=0))
+async def copies(total: int, silent_at: int) -> list[int]:
+    done = current().last_heartbeat or 0
+    first = done
+    while done < total:
+        await asyncio.sleep(math.inf if done == silent_at and current().attempt == 1 else 2)
+        done += 1
+        heartbeat(done)
+    return [first, done]
+
+
+@app.workflow
+async def copying(total: int, silent_at: int) -> list[int]:
+    return await copies(total, silent_at)
+
+
+def test_a_step_that_beats_may_take_long() -> None:
+    assert run_workflow(app, copying.bind(20, -1)) == [0, 20]
+
+
+def test_silence_fails_the_attempt_and_the_next_sees_the_last_details() -> None:
+    assert run_workflow(app, copying.bind(9, 4)) == [4, 9]
+
+
+def test_the_last_details_outlive_the_executor() -> None:
+    result, count = lives(app, copying.bind(6, -1), after_beats=2)
+    assert result[1] == 6
+    assert result[0] >= 4
+    assert count >= 3
+
+
+@app.step(heartbeat=0.1, retry=Retry(attempts=2, first=0.01, jitter=0))
+def blocks() -> str:
+    if current().attempt == 2:
+        return f"after {current().last_heartbeat}"
+    heartbeat({"page": 7})
+    time.sleep(0.3)
+    try:
+        heartbeat({"page": 8})
+    except asyncio.CancelledError:
+        seen.append("told")
+        raise
+    return "too late"
+
+
+@app.workflow
+async def blocking_async() -> str:
+    return await blocks.in_thread()
+
+
+@app.workflow
+def blocking_sync() -> str:
+    return blocks()
+
+
+@pytest.mark.parametrize("workflow", [blocking_async, blocking_sync])
+def test_a_silent_thread_is_left_behind_and_told_so(workflow: Any) -> None:
+    async def main() -> str:
+        host = MemoryHost(app)
+        try:
+            result: str = await host.result(workflow.bind())
+            await host.until(lambda: seen)
+            return result
+        finally:
+            host.close()
+
+    assert asyncio.run(main()) == "after {'page': 7}"
+    assert seen == ["told"]
+
+
+@app.step
+async def beats_undeclared() -> None:
+    heartbeat(1)
+
+
+@app.workflow
+async def undeclared() -> None:
+    await beats_undeclared()
+
+
+def test_heartbeats_are_declared() -> None:
+    with pytest.raises(DefinitionError, match=r"heartbeat=seconds"):
+        run_workflow(app, undeclared.bind())
+    with pytest.raises(OutsideWorkflow):
+        heartbeat(1)
+    asyncio.run(beats_undeclared())
+
+
+def test_limits_that_make_no_sense() -> None:
+    wrong = App("wrong")
+    for decorate in (wrong.step(total_timeout=0), wrong.step(heartbeat=-1), wrong.step(total_timeout=math.nan)):
+        with pytest.raises(DefinitionError):
+            decorate(note.function)
+
+
+# The time of a whole workflow
+
+
+@app.workflow(run_timeout=10)
+async def limited(pauses: list[float], child: bool) -> str:
+    try:
+        for pause in pauses:
+            await note(str(pause))
+            if child:
+                await patient(pause)
+            else:
+                await asyncio.sleep(pause)
+    finally:
+        await note("cleaned up")
+    return "in time"
+
+
+@app.workflow
+async def patient(pause: float) -> None:
+    try:
+        await asyncio.sleep(pause)
+    except asyncio.CancelledError:
+        seen.append("the child too")
+        raise
+
+
+@app.workflow(run_timeout=0.2)
+def limited_sync() -> None:
+    wait_until.blocking(never_there, every=0.02)
+
+
+@pytest.mark.parametrize("after_entries", [None, 1, 2])
+def test_a_workflow_has_its_time(after_entries: int | None) -> None:
+    assert lives(app, limited.bind([4, 4], False), after_entries=after_entries)[0] == "in time"
+    with pytest.raises(WorkflowTimedOut):
+        lives(app, limited.bind([4, 4, 4], False), after_entries=after_entries)
+    assert seen[-1] == "cleaned up"
+
+
+def test_a_child_has_no_more_time_than_its_parent() -> None:
+    with pytest.raises(WorkflowTimedOut):
+        run_workflow(app, limited.bind([100], True))
+    assert "the child too" in seen
+
+
+def test_a_def_workflow_has_its_time() -> None:
+    async def main() -> None:
+        host = MemoryHost(app)
+        try:
+            await host.result(limited_sync.bind())
+        finally:
+            host.close()
+
+    with pytest.raises(WorkflowTimedOut):
+        asyncio.run(main())
