@@ -14,6 +14,7 @@ from sharded_wf import (
     current,
     heartbeat,
     receive,
+    send,
     set_event,
     sleep_until,
     wait_event,
@@ -178,12 +179,15 @@ async def renewed(runs: int) -> list[int | None]:
 
 @app.workflow
 async def all_waits(peer: str) -> list[int]:
-    """Every way to wait, one after the other; two of these wait for each other."""
+    """Every way to wait, one after the other; two of these wait for each other, and
+    write to each other."""
     await sleep_until(current().now() + timedelta(seconds=0.05))
     await wait_until(third_look, current().workflow_id, every=0.05)
     beaten = await beat_thrice()
     await set_event("mine", beaten)
-    return [beaten, await wait_event(peer, "mine", int, timeout=60), await receive("go", int)]
+    found = await wait_event(peer, "mine", int, timeout=60)
+    await send(peer, "mail", found + 1)
+    return [beaten, found, await receive("go", int), await receive("mail", int)]
 
 
 @app.workflow
@@ -192,7 +196,9 @@ def sync_all_waits(peer: str) -> list[int]:
     wait_until.blocking(third_look, current().workflow_id, every=0.05)
     beaten = beat_thrice.blocking()
     set_event.blocking("mine", beaten)
-    return [beaten, wait_event.blocking(peer, "mine", int, timeout=60), receive.blocking("go", int)]
+    found = wait_event.blocking(peer, "mine", int, timeout=60)
+    send.blocking(peer, "mail", found + 1)
+    return [beaten, found, receive.blocking("go", int), receive.blocking("mail", int)]
 
 
 @app.step

@@ -48,6 +48,15 @@ def test_the_readme_s_first_program(tmp_path: Path) -> None:
             ],
         ),
         (
+            "messages",
+            [
+                "bought for 600 cents",
+                "sold for 600 cents",
+                r"\['with the start', 'sent twice, received once', 'the last'\]",
+                "an error, and recorded: no workflow 'nobody' .*",
+            ],
+        ),
+        (
             "repair",
             [
                 r"3 orders failed: the warehouse is closed",
@@ -105,6 +114,7 @@ def test_every_example_is_run() -> None:
         "checkout",
         "children",
         "fanout",
+        "messages",
         "meter",
         "repair",
         "transfer",
