@@ -75,8 +75,8 @@ class _Plan:
 
 def init_cluster(config: ClusterConfig, slots: int | None = None) -> Initialized:
     """Make the cluster: a control schema on every shard, and the slots dealt out to the shards in turn (slot 0 to the
-    first shard of the file, slot 1 to the second, …; to those with more weight oftener), so that a later splitting of slots, which goes by their numbers,
-    falls on all shards alike. ``slots``: how many, 48 unless said.
+    first shard of the file, slot 1 to the second, …; to those with more weight oftener), so that a later splitting of
+    slots, which goes by their numbers, falls on all shards alike. ``slots``: how many, 48 unless said.
 
     Where the cluster exists, nothing happens to it; shards that are new in the configuration join it, without slots.
 
