@@ -7,6 +7,7 @@ clocks of executors.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from statistics import median
 
 from sharded_wf.doctor.checks import ClusterCheck, Family, Fleet, ShardCheck
 from sharded_wf.doctor.finding import Finding, Severity, age
@@ -25,12 +26,13 @@ def _word(seconds: float) -> str:
 
 
 def clock_skew(fleet: Fleet) -> Iterator[Finding]:
-    """Shards whose clocks are off, by the median; or our own, if most shards say so."""
+    """Our own clock, if most shards say that it is off; shards whose clocks are off from ours, or from the others'."""
     skews = {name: facts.clock_ahead_seconds for name, facts in fleet.facts.items()}
     if not skews:
         return
-    middle = sorted(skews.values())[len(skews) // 2]
-    if len(skews) > 1 and abs(middle) > DOCTOR_CLOCK_SKEW_SECONDS:
+    middle = median(skews.values())
+    differ = sum(abs(ahead) > DOCTOR_CLOCK_SKEW_SECONDS for ahead in skews.values())
+    if len(skews) > 1 and differ > len(skews) / 2 and abs(middle) > DOCTOR_CLOCK_SKEW_SECONDS:
         yield Finding(
             _severity(abs(middle)),
             f"this machine's clock is {_word(-middle)} that of most shards",

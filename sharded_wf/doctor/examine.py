@@ -19,7 +19,7 @@ from sharded_wf.cluster.fanout import ask_each, reason_of
 from sharded_wf.cluster.shard_map import Record, check_identity, read_record
 from sharded_wf.config import ClusterConfig, ShardConfig
 from sharded_wf.doctor.checks import ClusterCheck, Fleet, ShardCheck
-from sharded_wf.doctor.commands import cli
+from sharded_wf.doctor.commands import cli, psql
 from sharded_wf.doctor.finding import Finding, Severity, Unseen
 from sharded_wf.doctor.look import Facts, Look
 from sharded_wf.doctor.registry import FAMILIES, WRONG_DATABASE
@@ -101,18 +101,21 @@ def examine(config: ClusterConfig, shards: Sequence[str] = (), *, clock: Clock =
 def _examine_shard(config: ClusterConfig, shard: ShardConfig, conn: Connection, clock: Clock) -> _Examined:
     found = _Examined()
     look = Look(config, shard, conn, clock)
-    with look.reading():
-        record = read_record(conn)
-    wrong = _wrong_database(config, shard, record)
-    if wrong is not None:
-        found.findings.append(wrong)
-        return found
     try:
+        with look.reading():
+            record = read_record(conn)
+        wrong = _wrong_database(config, shard, record)
+        if wrong is not None:
+            found.findings.append(wrong)
+            return found
         found.facts = _again_if_moved(lambda: look.gather(record))
         for family in FAMILIES:
             for check in family.checks:
                 if isinstance(check, ShardCheck):
                     found.findings += _make(check, look)
+    except psycopg.errors.InsufficientPrivilege as error:
+        grant = psql(shard, f'grant pg_monitor, pg_read_all_data to "{conn.info.user}"') + "  # as a superuser"
+        look.unseen.append(Unseen("everything", shard.name, f"permission denied ({_first_line(error)})", grant))
     except (psycopg.OperationalError, psycopg.InterfaceError) as error:
         found.broke_off = f"it broke off: {reason_of(error)}"
     found.unseen = look.unseen
@@ -150,7 +153,8 @@ def _make(check: ShardCheck, look: Look) -> list[Finding]:
     try:
         return _again_if_moved(run)
     except psycopg.errors.InsufficientPrivilege as error:
-        look.hidden(check.name, f"permission denied ({_first_line(error)})")
+        why = f"permission denied ({_first_line(error)}); the role of the workers may see it"
+        look.unseen.append(Unseen(check.name, look.shard.name, why))
     except _SLOW as error:
         look.unseen.append(Unseen(check.name, look.shard.name, f"it took too long: {_first_line(error)}"))
     except (psycopg.OperationalError, psycopg.InterfaceError):

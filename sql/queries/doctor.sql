@@ -125,8 +125,15 @@ join pg_namespace n on n.oid = t.relnamespace
 left join pg_constraint k on k.conindid = i.oid and k.contype in ('p', 'u')
 where n.nspname = any($1::text[]) order by 1, 2, 3
 
--- name: read_parameter_types
-select name, array_length(parameter_types, 1) from pg_prepared_statements where name like 'doctor\_%'
+-- name: read_leading_columns
+-- The first column of each index of a slot, and its table.
+select i.relname::text, a.attname::text, t.relname::text
+from pg_index x join pg_class i on i.oid = x.indexrelid join pg_class t on t.oid = x.indrelid
+join pg_attribute a on a.attrelid = i.oid and a.attnum = 1
+join pg_namespace n on n.oid = t.relnamespace where n.nspname = $1
+
+-- name: count_parameters
+select coalesce(array_length(parameter_types, 1), 0) from pg_prepared_statements where name = $1
 
 -- name: count_orphaned
 -- Claims that no lease stands behind, and since when.

@@ -158,7 +158,7 @@ class Standby:
         self.conn = psycopg.connect(dsn, application_name="standby", autocommit=True, replication="true")
         row = self.conn.execute("IDENTIFY_SYSTEM").fetchone()
         assert row is not None
-        self.position = bytes(row[2]).decode()  # type: ignore[arg-type]
+        self.position = bytes(row[2]).decode()
         self.conn.pgconn.send_query(f"START_REPLICATION PHYSICAL {self.position}".encode())
         self.conn.pgconn.get_result()
 
