@@ -279,5 +279,8 @@ TOP_SAMPLE_MAX_ROWS = 5_000
 """Of one slot."""
 TOP_SHOWN_ROWS = 15
 TOP_HOT_PART = 0.5
-"""A tag with this part of a slot's load is hot, if the slot has more than its share of its shard's load."""
+"""A tag with this part of what its slot is busy with is hot …"""
+TOP_HOT_SLOT_FACTOR = 2.0
+"""… if the slot has so many times the load of the average slot …"""
 TOP_HOT_MIN_WORKFLOWS = 50
+"""… and there are so many workflows to judge by."""

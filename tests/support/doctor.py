@@ -8,12 +8,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import psycopg
+
 from sharded_wf.clock import SYSTEM_CLOCK, Clock
 from sharded_wf.config import ClusterConfig
 from sharded_wf.dev.binaries import find_binaries
 from sharded_wf.dev.places import server_account
 from sharded_wf.doctor.examine import examine
 from sharded_wf.doctor.finding import Finding
+from sharded_wf.postgres.queries import load
+from tests.support.cluster import TestCluster
 from tests.support.processes import wait_until
 
 
@@ -68,3 +72,22 @@ def is_mended(config: ClusterConfig, check: str) -> Finding:
     mend(finding)
     gone(config, check)
     return finding
+
+
+def config_of(cluster: TestCluster) -> ClusterConfig:
+    """Read from a file, so that commands can name it."""
+    return ClusterConfig.from_file(cluster.config_file())
+
+
+def do(cluster: TestCluster, *statements: str, shard: int = 1) -> None:
+    """Make a condition, statement by statement."""
+    with psycopg.connect(cluster.direct[shard - 1], autocommit=True) as conn:
+        for statement in statements:
+            conn.execute(statement.encode())
+
+
+def rows_known(cluster: TestCluster) -> int:
+    """How many workflows the statistics say the largest slot has."""
+    query = load("doctor")["estimate_workflows"]
+    with psycopg.connect(cluster.direct[0], cursor_factory=psycopg.RawCursor) as conn:
+        return max(int(row[1]) for row in conn.execute(query.on(), (["wf_0002"],)).fetchall())
