@@ -130,8 +130,8 @@ def _together(found: Sequence[Finding]) -> list[tuple[Finding, list[str]]]:
 
 def _print_finding(out: Console, finding: Finding, shards: Sequence[str]) -> None:
     mark = _MARKS[finding.severity]
-    where = Text(f"{', '.join(shards)}: " if shards else "", "bold")
-    _print_wrapped(out, Text.assemble("  ", mark, " "), where + Text(finding.what))
+    where = f"{', '.join(shards)}: " if shards else ""
+    _print_wrapped(out, Text.assemble("  ", mark, " "), Text.assemble((where, "bold"), finding.what))
     _print_wrapped(out, Text("      why  ", "dim"), Text(finding.why))
     for at, command in enumerate(finding.mend):
         # One line however long: to be pasted.

@@ -15,6 +15,7 @@ from typing import cast
 from sharded_wf.cluster.fanout import ask_each
 from sharded_wf.config import ClusterConfig, ShardConfig
 from sharded_wf.doctor import commands
+from sharded_wf.doctor.look import time_limits
 from sharded_wf.errors import ShardUnavailable
 from sharded_wf.limits import (
     STATUS_DEADLINE_SECONDS,
@@ -147,6 +148,7 @@ def _look(_shard: ShardConfig, conn: Connection) -> _Seen:
     live = [slot for slot, cursor in fences if any(row[3] for row in cursor.fetchall())]
     bounds = (TOP_WINDOW_SECONDS, TOP_SAMPLE_MAX_ROWS)
     with conn.transaction(), conn.pipeline():
+        conn.execute(_SQL["set_bounds"].on(), time_limits())
         activity = conn.execute(_SQL["read_activity"].on(), ([slot_schema(slot) for slot in live],))
         at = time.monotonic()
         samples = [(slot, conn.execute(_SQL["sample_load"].on(slot_schema(slot)), bounds)) for slot in live]

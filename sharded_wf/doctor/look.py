@@ -80,7 +80,6 @@ class Facts:
     standby: bool
     database: str
     role: str
-    sees_all: bool
     fences: Mapping[int, Fence | None]
     moves: tuple[Move, ...]
     pending: tuple[SchemaStep, ...]
@@ -97,6 +96,12 @@ class Facts:
     def executors(self) -> tuple[ExecutorStatus, ...]:
         """The live executors that take ordinary work."""
         return tuple(lease.executor for lease in self.leases if lease.executor.live and not lease.executor.isolated)
+
+
+def time_limits() -> list[str]:
+    """The parameters of ``set_bounds``."""
+    bounds = (DOCTOR_STATEMENT_TIMEOUT_SECONDS, DOCTOR_LOCK_TIMEOUT_SECONDS)
+    return [f"{int(seconds * 1000)}ms" for seconds in bounds]
 
 
 class Look:
@@ -116,8 +121,7 @@ class Look:
         """A read-only transaction with a time limit for each of its statements."""
         self.conn.read_only = True
         with self.conn.transaction():
-            bounds = (DOCTOR_STATEMENT_TIMEOUT_SECONDS, DOCTOR_LOCK_TIMEOUT_SECONDS)
-            self.conn.execute(_SQL["set_bounds"].on(), [f"{int(seconds * 1000)}ms" for seconds in bounds])
+            self.conn.execute(_SQL["set_bounds"].on(), time_limits())
             yield
 
     def rows(self, name: str, parameters: Sequence[object] = (), *, schema: str = "") -> Rows:
@@ -170,7 +174,7 @@ class Look:
         """Read the facts, which the checks then have."""
         conn = self.conn
         with self.reading():
-            standby, database, role, sees_all = self.row("read_server")
+            standby, database, role = self.row("read_server")
             ahead, error = self._compare_clocks()
             todo = tuple(pending(conn))
             behind = {step.schema for step in todo}
@@ -179,7 +183,7 @@ class Look:
             moves = tuple(read_moves(conn)) if complete else ()
             fences = {slot: self._fence(slot) for slot in slots_present(conn)}
         self.facts = Facts(
-            self.shard.name, record, conn.info.server_version, standby, database, role, sees_all, fences, moves, todo,
+            self.shard.name, record, conn.info.server_version, standby, database, role, fences, moves, todo,
             self._leases() if complete else (), ahead, error,
         )  # fmt: skip
         return self.facts

@@ -11,7 +11,7 @@ select set_config('statement_timeout', $1, true), set_config('lock_timeout', $2,
 select (extract(epoch from clock_timestamp()) * 1000000)::bigint
 
 -- name: read_server
-select pg_is_in_recovery(), current_database()::text, current_user::text, pg_has_role('pg_read_all_stats', 'usage')
+select pg_is_in_recovery(), current_database()::text, current_user::text
 
 -- name: read_settings
 select name, setting, coalesce(unit, ''), source from pg_settings where name = any($1::text[])

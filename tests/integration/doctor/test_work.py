@@ -7,6 +7,7 @@ import time
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from sharded_wf.doctor import leases, work
 from sharded_wf.doctor.examine import examine
@@ -41,7 +42,7 @@ def test_clocks_of_servers(two_shards: TestCluster, cluster: TestCluster) -> Non
     # A server whose clock is off: this shard's database has its own idea of the time.
     do(two_shards, "create schema off", "create function off.clock_timestamp() returns timestamptz language sql as "
        "'select pg_catalog.clock_timestamp() + interval ''1 min'''", shard=2)  # fmt: skip
-    name = psycopg.conninfo.conninfo_to_dict(two_shards.direct[1])["dbname"]
+    name = conninfo_to_dict(two_shards.direct[1])["dbname"]
     do(two_shards, f"alter database {name} set search_path = off, pg_catalog, public", shard=2)
     finding = the_finding(two_shards.config, "clock-skew")
     assert (finding.shard, finding.severity, "ahead of ours" in finding.what) == ("pg2", Severity.CRITICAL, True)

@@ -28,7 +28,7 @@ def found(check: str, facts: Facts) -> list[Finding]:
 )
 def test_versions_of_postgres(version: int, severity: Severity | None) -> None:
     identity = Identity(uuid.uuid4(), "shop", "pg1", 1, "", 0)
-    facts = Facts("pg1", Record(identity), version, False, "d", "u", True, {}, (), (), (), 0.0, 0.0)
+    facts = Facts("pg1", Record(identity), version, False, "d", "u", {}, (), (), (), 0.0, 0.0)
     assert [one.severity for one in found("postgres-version", facts)] == ([] if severity is None else [severity])
 
 
