@@ -57,13 +57,15 @@ def checkpoints(look: Look) -> Iterator[Finding]:
     since, timed, forced = look.row(
         "read_checkpoints_17" if look.facts.server_version >= 170000 else "read_checkpoints"
     )
+    megabytes = int(look.settings["max_wal_size"].value)
+    # Commands (CHECKPOINT, DROP DATABASE, base backups) force some as well; WAL forces one for half of max_wal_size.
+    forced = min(forced, int(look.row("read_wal_bytes")[0] / (megabytes * 2**20 / 4)))
     if forced >= DOCTOR_CHECKPOINTS_MIN and forced > timed:
-        setting = look.settings["max_wal_size"]
-        megabytes = int(setting.value) * (1024 if setting.unit == "GB" else 1)
         span = f" in {age(since)}" if since is not None else ""
         yield Finding(
             Severity.WARNING,
-            f"{forced:,} checkpoints were forced and {timed:,} came on schedule{span}; max_wal_size is {megabytes} MB",
+            f"about {forced:,} checkpoints were forced by WAL and {timed:,} came on schedule{span}; max_wal_size is "
+            f"{megabytes} MB",
             "Each checkpoint makes the next change of every page write that whole page to the WAL. More room for WAL "
             "means fewer of them, and more throughput.",
             (look.psql(f"alter system set max_wal_size = '{4 * megabytes}MB'", "select pg_reload_conf()",

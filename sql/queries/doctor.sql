@@ -27,6 +27,10 @@ select extract(epoch from clock_timestamp() - pg_stat_get_bgwriter_stat_reset_ti
 -- name: read_checkpoints_17
 select extract(epoch from clock_timestamp() - stats_reset)::float8, num_timed, num_requested from pg_stat_checkpointer
 
+-- name: read_wal_bytes
+-- Written since the statistics began.
+select wal_bytes::float8 from pg_stat_wal
+
 -- name: read_beats
 -- The leases, with how far their last beat lies back by the server's clock; the beat is dated by the executor's.
 select id::text, beat, extract(epoch from clock_timestamp() - beat_at)::float8 from {control}.lease

@@ -12,7 +12,7 @@ import pytest
 
 from sharded_wf.config import ClusterConfig
 from sharded_wf.dev import EmbeddedServer
-from sharded_wf.doctor import replication, sessions
+from sharded_wf.doctor import replication, sessions, settings
 from sharded_wf.doctor.finding import Severity
 from tests.support.doctor import findings, gone, is_mended, mend, the_finding
 from tests.support.processes import wait_until
@@ -54,12 +54,20 @@ def test_settings(own: Own) -> None:
     assert not findings(config, "pending-restart")
 
 
-def test_forced_checkpoints(own: Own) -> None:
-    config, _ = own()
+def test_forced_checkpoints(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "DOCTOR_CHECKPOINTS_MIN", 3)
+    config, _ = own(max_wal_size="32MB", min_wal_size="32MB", checkpoint_timeout="1h")
     do(config, *["checkpoint"] * 20)
+    assert not findings(config, "checkpoints"), "those that were asked for don't count"
+
+    def write() -> bool:
+        do(config, "create table t as select repeat('x', 1000) from generate_series(1, 40000)", "drop table t")
+        return bool(findings(config, "checkpoints"))
+
+    wait_until(write, "checkpoints that are forced")
     finding = is_mended(config, "checkpoints")
-    assert "checkpoints were forced" in finding.what
-    assert "max_wal_size = '4096MB'" in finding.mend[0].replace("'\"'\"'", "'")
+    assert "checkpoints were forced by WAL and" in finding.what
+    assert "max_wal_size = '128MB'" in finding.mend[0].replace("'\"'\"'", "'")
 
 
 def test_sessions(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
