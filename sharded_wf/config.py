@@ -15,6 +15,7 @@ write to the wrong shard.
     [[shard]]
     name = "pg2"
     dsn_env = "PG2_DSN"     # the DSN is in this environment variable
+    weight = 2              # optional: twice the share of slots of a shard that says nothing
     [[outbox]]              # a database of your own, for `start_in` and `send_in` in its transactions
     name = "orders"
     dsn = "postgresql://wf@orders/orders"
@@ -24,6 +25,7 @@ write to the wrong shard.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tomllib
@@ -52,10 +54,12 @@ _HARMLESS_COMPLAINT = re.compile(r'invalid (connection option|URI query paramete
 @dataclass(frozen=True, slots=True)
 class ShardConfig:
     """One shard: its name, and the DSN of its database (several hosts for HA). The DSN may hold a password, so it is
-    never shown: show ``address``."""
+    never shown: show ``address``. ``weight``: how much of the slots it shall have, in proportion to the others'; it is
+    looked at when slots are dealt out (``shards init``, ``rebalance``, ``drain``), and by nothing else."""
 
     name: str
     dsn: str = field(repr=False)
+    weight: float = field(default=1.0, compare=False)
 
     @property
     def address(self) -> str:
@@ -91,12 +95,16 @@ class ClusterConfig:
             where = f"{self.source}: [[shard]] {shard.name!r}"
             _check_name(shard.name, f"{where}: name")
             _check_dsn(shard.dsn, where)
+            if not (math.isfinite(shard.weight) and shard.weight >= 0):
+                raise ConfigError(f"{where}: weight is {shard.weight}; write a number, 0 or more (1 unless said)")
             if shard.name in names:
                 raise ConfigError(f"{where} is there twice; give each shard a name of its own")
             if other := by_dsn.get(shard.dsn):
                 raise ConfigError(f"{where} has the same dsn as {other!r}; each shard is a database of its own")
             names.add(shard.name)
             by_dsn[shard.dsn] = shard.name
+        if not any(shard.weight for shard in self.shards):
+            raise ConfigError(f"{self.source}: every shard has weight 0; give one of them more")
         for outbox in self.outboxes:
             where = f"{self.source}: [[outbox]] {outbox.name!r}"
             _check_name(outbox.name, f"{where}: name")
@@ -204,16 +212,20 @@ def _database(table: dict[str, object], kind: str, source: str, environ: Mapping
         raise ConfigError(f'{source}: a [[{kind}]] has no name; write name = "pg1"')
     name = _string(table, "name", f"{source}: [[{kind}]]")
     where = f"{source}: [[{kind}]] {name!r}"
-    _check_keys(table, ("name", "dsn", "dsn_env"), where)
+    weights = ("weight",) if kind == "shard" else ()
+    _check_keys(table, ("name", "dsn", "dsn_env", *weights), where)
+    weight = table.get("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, int | float):
+        raise ConfigError(f"{where}: weight must be a number; write weight = 2")
     if ("dsn" in table) == ("dsn_env" in table):
         raise ConfigError(f'{where} needs either dsn = "{_DSN_EXAMPLE}" or dsn_env = "PG1_DSN", one of the two')
     if "dsn" in table:
-        return ShardConfig(name, _string(table, "dsn", where))
+        return ShardConfig(name, _string(table, "dsn", where), float(weight))
     variable = _string(table, "dsn_env", where)
     dsn = environ.get(variable)
     if not dsn:
         raise ConfigError(f"{where}: dsn_env names {variable}, which is not set; set it to a DSN ({_DSN_EXAMPLE})")
-    return ShardConfig(name, dsn)
+    return ShardConfig(name, dsn, float(weight))
 
 
 def _retention(table: object, source: str) -> Retention | None:

@@ -266,3 +266,59 @@ RETENTION_DRY_RUN_MAX_ROWS = 1_000_000
 TESTING_LOOK_SECONDS = 0.001
 REPLAY_DEADLINE_SECONDS = 10.0
 REPLAY_FAILURES_SHOWN = 20
+
+# Doctor
+DOCTOR_DEADLINE_SECONDS = 60.0
+"""For the whole examination of one shard."""
+DOCTOR_STATEMENT_TIMEOUT_SECONDS = 5.0
+DOCTOR_LOCK_TIMEOUT_SECONDS = 1.0
+DOCTOR_NAMED_MAX = 3
+"""How many tables, slots or workflows a finding names; of the others it gives the number."""
+DOCTOR_DEAD_ROWS = 20_000
+DOCTOR_DEAD_ROWS_CRITICAL = 1_000_000
+DOCTOR_BLOAT_BYTES = 64 * 1024 * 1024
+"""A churning table that is smaller may be as empty as it likes."""
+DOCTOR_BLOAT_FACTOR = 10
+"""So many times the size that its live rows need."""
+DOCTOR_WRAPAROUND_FACTOR = 1.25
+"""Of ``autovacuum_freeze_max_age``: beyond it, autovacuum has tried and not succeeded."""
+DOCTOR_WRAPAROUND_CRITICAL_XIDS = 1_500_000_000
+DOCTOR_LONG_TRANSACTION_SECONDS = 300.0
+DOCTOR_IDLE_TRANSACTION_SECONDS = 60.0
+DOCTOR_PREPARED_TRANSACTION_SECONDS = 300.0
+DOCTOR_LONG_CRITICAL_FACTOR = 12
+"""What holds back vacuum for so many times as long as is worth a warning is critical."""
+DOCTOR_LOCK_WAIT_SECONDS = 10.0
+DOCTOR_SLOT_WAL_BYTES = 1024 * 1024 * 1024
+DOCTOR_SLOT_WAL_CRITICAL_BYTES = 16 * DOCTOR_SLOT_WAL_BYTES
+DOCTOR_STANDBY_XMIN_AGE_XIDS = 1_000_000
+DOCTOR_LAG_SECONDS = 10.0
+DOCTOR_LAG_BYTES = 256 * 1024 * 1024
+DOCTOR_CONNECTIONS_PART = 0.8
+DOCTOR_CONNECTIONS_CRITICAL_PART = 0.95
+DOCTOR_CHECKPOINTS_MIN = 10
+"""Fewer forced checkpoints say nothing."""
+DOCTOR_BIG_TABLE_ROWS = 10_000
+"""A sequential scan of fewer rows harms nobody."""
+DOCTOR_CLOCK_SKEW_SECONDS = 2.0
+DOCTOR_CLOCK_SKEW_CRITICAL_SECONDS = 30.0
+DOCTOR_OVERDUE_SECONDS = 30.0
+"""Timers, messages to other slots, claims without a lease and suspects that nobody has taken care of for so long."""
+DOCTOR_OPEN_MAX_ROWS = 500_000
+"""Rows of workflows read on one shard for those that nobody can run; of larger tables a sample."""
+DOCTOR_QUARANTINE_RECENT_SECONDS = 86_400.0
+DOCTOR_QUARANTINE_OLD_SECONDS = 7 * 86_400.0
+
+# Load, by slot and tag
+TOP_INTERVAL_SECONDS = 2.0
+TOP_WINDOW_SECONDS = 60.0
+"""Queues and tags are judged by the workflows that were created in so long, and by those that run or are ready."""
+TOP_SAMPLE_MAX_ROWS = 5_000
+"""Of one slot."""
+TOP_SHOWN_ROWS = 15
+TOP_HOT_PART = 0.5
+"""A tag with this part of what its slot is busy with is hot …"""
+TOP_HOT_SLOT_FACTOR = 2.0
+"""… if the slot has so many times the load of the average slot …"""
+TOP_HOT_MIN_WORKFLOWS = 50
+"""… and there are so many workflows to judge by."""

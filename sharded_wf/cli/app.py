@@ -3,7 +3,7 @@
 To add a group, write a module with a ``typer.Typer`` and name it in ``GROUPS``; for a single command, in ``COMMANDS``.
 
 Exit codes: 0 all is well; 1 the command worked, and its answer is bad (a shard is away, a workflow failed); 2 it could
-not do what was asked (configuration, usage).
+not do what was asked (configuration, usage); 3 `doctor` found something critical.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from sharded_wf.cli import bench, demo, dev, outbox, repair, retention, shards, versions, worker, workflow
+from sharded_wf.cli import bench, demo, dev, doctor, outbox, repair, retention, shards, versions, worker, workflow
 from sharded_wf.cli.output import print_error
 from sharded_wf.errors import ShardedWfError
 
@@ -28,6 +28,7 @@ GROUPS: dict[str, typer.Typer] = {
     "workflow": workflow.app,
 }
 COMMANDS: dict[str, Callable[..., None]] = {
+    "doctor": doctor.doctor,
     "versions": versions.versions,
     "worker": worker.worker,
     "dev": dev.dev,

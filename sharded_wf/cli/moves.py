@@ -6,6 +6,7 @@ is.
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
@@ -19,7 +20,7 @@ from rich.text import Text
 from sharded_wf.cli.options import ClusterOption, JsonOption
 from sharded_wf.cli.output import console, duration, print_error, print_json, table
 from sharded_wf.cluster.directory import load_map
-from sharded_wf.config import ClusterConfig, find_config
+from sharded_wf.config import ClusterConfig, ShardConfig, find_config
 from sharded_wf.errors import ConfigError, MoveRefused
 from sharded_wf.limits import MOVE_PACE_FACTOR
 from sharded_wf.reshard import plan
@@ -144,7 +145,7 @@ def drain(
     config = find_config(cluster)
     config.shard(shard)
     directory = load_map(config)
-    given = _weights(weights, [one.name for one in directory.shards])
+    given = _weights(weights, directory.shards)
     try:
         wanted = plan.drain(directory.shard_map.placement, shard, given)
     except ValueError as error:
@@ -157,7 +158,8 @@ def rebalance(
     weights: Annotated[
         str | None,
         typer.Option(
-            help="How much of the slots each shard shall have, in proportion. A shard that is not named has weight 1.",
+            help="How much of the slots each shard shall have, in proportion. A shard that is not named has the weight "
+            "that shards.toml gives it, or 1.",
             metavar="pg1=2,pg2=1",
         ),
     ] = None,
@@ -168,7 +170,7 @@ def rebalance(
     """Give every shard its share of the slots, with as few moves as can be."""
     config = find_config(cluster)
     directory = load_map(config)
-    given = _weights(weights, [one.name for one in directory.shards])
+    given = _weights(weights, directory.shards)
     moving = {one.move.slot for one in unfinished_moves(config)}
     try:
         wanted = plan.rebalance(directory.shard_map.placement, given, fixed=moving)
@@ -202,14 +204,16 @@ def verify(
         raise typer.Exit(1)
 
 
-def _weights(text: str | None, shards: Sequence[str]) -> dict[str, float]:
-    given = dict.fromkeys(shards, 1.0)
+def _weights(text: str | None, shards: Sequence[ShardConfig]) -> dict[str, float]:
+    given = {shard.name: shard.weight for shard in shards}
     for part in filter(None, (text or "").replace(" ", "").split(",")):
         name, _, number = part.partition("=")
         if name not in given:
-            raise ConfigError(f"--weights: there is no shard {name!r}; there are {', '.join(shards)}")
+            raise ConfigError(f"--weights: there is no shard {name!r}; there are {', '.join(given)}")
         try:
             given[name] = float(number)
+            if not (math.isfinite(given[name]) and given[name] >= 0):
+                raise ValueError
         except ValueError:
             raise ConfigError(f"--weights: {part!r} is no weight; write pg1=2,pg2=1") from None
     return given

@@ -9,7 +9,7 @@ import msgspec
 import typer
 from rich.text import Text
 
-from sharded_wf.cli import moves
+from sharded_wf.cli import moves, top
 from sharded_wf.cli.options import ClusterOption, JsonOption
 from sharded_wf.cli.output import console, duration, print_error, print_json, table
 from sharded_wf.cluster.fleet import Count, FleetStatus, ShardStatus, fleet_status, migrate_fleet
@@ -27,7 +27,7 @@ app = typer.Typer(
 ADDRESS_FROM_COLUMNS = 110
 """A narrower terminal shows no addresses, so that everything else fits in."""
 NOTHING = "-"
-for _name, _command in moves.COMMANDS.items():
+for _name, _command in (moves.COMMANDS | top.COMMANDS).items():
     app.command(_name)(_command)
 _COLUMNS: tuple[str, ...] = (
     "",

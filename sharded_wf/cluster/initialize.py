@@ -75,8 +75,8 @@ class _Plan:
 
 def init_cluster(config: ClusterConfig, slots: int | None = None) -> Initialized:
     """Make the cluster: a control schema on every shard, and the slots dealt out to the shards in turn (slot 0 to the
-    first shard of the file, slot 1 to the second, …), so that a later splitting of slots, which goes by their numbers,
-    falls on all shards alike. ``slots``: how many, 48 unless said.
+    first shard of the file, slot 1 to the second, …; to those with more weight oftener), so that a later splitting of
+    slots, which goes by their numbers, falls on all shards alike. ``slots``: how many, 48 unless said.
 
     Where the cluster exists, nothing happens to it; shards that are new in the configuration join it, without slots.
 
@@ -144,9 +144,8 @@ def _plan(config: ClusterConfig, slots: int | None, records: Mapping[str, Record
     identities = {name: record.identity for name, record in records.items() if record.identity is not None}
     if not identities:
         count = slots or max(SLOTS_DEFAULT, len(config.shards))
-        names = [shard.name for shard in config.shards]
-        placements = tuple(Placement(slot, names[slot % len(names)], PLANNED_EPOCH) for slot in range(count))
-        identity = Identity(uuid.uuid4(), config.name, names[0], count, HASH_NAME, HASH_SEED)
+        placements = tuple(Placement(slot, name, PLANNED_EPOCH) for slot, name in enumerate(_deal(config, count)))
+        identity = Identity(uuid.uuid4(), config.name, config.shards[0].name, count, HASH_NAME, HASH_SEED)
         return _Plan(identity, placements, decided=False, live=False, records=records)
     for name, identity in identities.items():
         check_identity(config, config.shard(name), identity)
@@ -160,6 +159,17 @@ def _plan(config: ClusterConfig, slots: int | None, records: Mapping[str, Record
         for name in records.keys() - identities.keys():
             check_absent(config.shard(name), shard_map)
     return _Plan(identity, placements, decided=True, live=live, records=records)
+
+
+def _deal(config: ClusterConfig, count: int) -> Generator[str]:
+    """The shards of the slots 0, 1, …: each slot to the shard that is furthest behind its share, of equal ones to the
+    first; so shards of equal weight take turns."""
+    held = {shard.name: 0 for shard in config.shards}
+    weighed = [shard for shard in config.shards if shard.weight]
+    for _ in range(count):
+        name = min(weighed, key=lambda shard: (held[shard.name] + 1) / shard.weight).name
+        held[name] += 1
+        yield name
 
 
 def _store(plan: _Plan, shard: ShardConfig, conn: Connection) -> None:

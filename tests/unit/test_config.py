@@ -81,7 +81,7 @@ REFUSED = {
     "cluster is no table": ('cluster = "shop"', "[cluster]", 'name = "shop"'),
     "unknown key at the top": (f"{CLUSTER}[shards]", "'shards'", "cluster, shard, outbox, retention"),
     "unknown key of the cluster": (f"{CLUSTER}slots = 3", "'slots'", "name"),
-    "unknown key of a shard": (f'{CLUSTER}{SHARD}dns = "host=a"', "'dns'", "name, dsn, dsn_env"),
+    "unknown key of a shard": (f'{CLUSTER}{SHARD}dns = "host=a"', "'dns'", "name, dsn, dsn_env, weight"),
     "no shards": (CLUSTER, "no shard", "[[shard]]"),
     "one bracket": (f'{CLUSTER}[shard]\nname = "pg1"', "[[shard]]", "two brackets"),
     "shard without a name": (f'{CLUSTER}[[shard]]\ndsn = "host=a"', "[[shard]]", 'name = "pg1"'),
@@ -99,6 +99,14 @@ REFUSED = {
     "an empty cluster name": (f'[cluster]\nname = ""\n{SHARD}dsn = "host=a"', "[cluster] name", "1 to 63 letters"),
     "no dsn at all in the dsn": (f'{CLUSTER}{SHARD}dsn = "nonsense"', "'pg1'", "postgresql://user@host/database"),
     "an unknown parameter": (f'{CLUSTER}{SHARD}dsn = "postgresql://h/d?hots=1"', "'pg1'", '"hots"'),
+    "a weight that is no number": (f'{CLUSTER}{SHARD}dsn = "host=a"\nweight = "2"', "'pg1'", "weight = 2"),
+    "a negative weight": (f'{CLUSTER}{SHARD}dsn = "host=a"\nweight = -1', "'pg1'", "0 or more"),
+    "no weight at all": (f'{CLUSTER}{SHARD}dsn = "host=a"\nweight = 0', "weight 0", "give one of them more"),
+    "an outbox with a weight": (
+        f'{CLUSTER}{SHARD}dsn = "host=a"\n[[outbox]]\nname = "o"\ndsn = "host=b"\nweight = 1',
+        "'weight'",
+        "dsn_env",
+    ),
     "no toml": ("[cluster", "TOML", "shards.toml"),
 }
 
@@ -141,6 +149,11 @@ def test_a_shard_is_shown_by_its_address() -> None:
     assert ShardConfig("pg1", "host=a,b port=1 dbname=d").address == "a:1,b:1/d"
     assert ShardConfig("pg1", "postgresql://u@a:1,b:2/d").address == "a:1,b:2/d"
     assert ShardConfig("pg1", "host=/run/pg user=u").address == "/run/pg/u"
+
+
+def test_weights(tmp_path: Path) -> None:
+    text = f'{CLUSTER}{SHARD}dsn = "host=a"\nweight = 2\n[[shard]]\nname = "pg2"\ndsn = "host=b"\n'
+    assert [shard.weight for shard in ClusterConfig.from_file(write(tmp_path, text)).shards] == [2.0, 1.0]
 
 
 def test_an_unknown_shard_is_named_with_those_that_exist() -> None:

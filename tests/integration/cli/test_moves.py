@@ -58,6 +58,18 @@ def test_weights(run: Run, toml: str) -> None:
     code, _, err = run("shards", "rebalance", "-c", toml, "--yes", "--weights", "pg1=2")
     assert (code, err) == (0, "")
     assert [len(found) for found in slots(run, toml).values()] == [4, 2]
+    code, _, err = run("shards", "rebalance", "-c", toml, "--yes", "--weights", "pg1=-1")
+    assert (code, "'pg1=-1' is no weight" in err) == (2, True)
+
+
+def test_weights_of_the_file(run: Run, toml: str) -> None:
+    run("shards", "init", "-c", toml, "--slots", "6")
+    text = Path(toml).read_text()
+    Path(toml).write_text(text + "weight = 5\n")  # of the last shard
+    code, _, err = run("shards", "rebalance", "-c", toml, "--yes")
+    assert (code, err) == (0, "")
+    assert [len(found) for found in slots(run, toml).values()] == [1, 5]
+    assert "nothing to do" in run("shards", "rebalance", "-c", toml, "--yes")[1]
     assert "there is no shard 'pg9'" in run("shards", "rebalance", "-c", toml, "--weights", "pg9=2")[2]
     assert "is no weight" in run("shards", "rebalance", "-c", toml, "--weights", "pg1=x")[2]
 

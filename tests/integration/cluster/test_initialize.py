@@ -53,6 +53,14 @@ def test_slots_are_dealt_out_in_turn(databases: Databases) -> None:
     assert found.shard_map.epoch == 1
 
 
+def test_slots_are_dealt_out_by_weight(databases: Databases) -> None:
+    first, second, third = databases(3)
+    config = ClusterConfig(
+        "weighed", (ShardConfig("a", first, 2.0), ShardConfig("b", second), ShardConfig("c", third, 0.0))
+    )
+    assert init_cluster(config, slots=6).shard_map.placement == ("a", "a", "b", "a", "a", "b")
+
+
 def test_making_it_again_changes_nothing(databases: Databases) -> None:
     config = cluster(databases(2))
     first = init_cluster(config, slots=4)
