@@ -13,11 +13,14 @@ import itertools
 import os
 import random
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import hypothesis
+import psycopg
 import pytest
+from psycopg import sql
 
 from sharded_wf.dev import EmbeddedServer
 
@@ -70,19 +73,33 @@ def postgres_server() -> Iterator[EmbeddedServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def undertaker(postgres_server: EmbeddedServer) -> Iterator[ThreadPoolExecutor]:
+    """Drops databases while the next tests run already: each drop waits for a checkpoint."""
+    thread = ThreadPoolExecutor(1, "undertaker")
+    yield thread
+    thread.shutdown(cancel_futures=True)  # the whole server goes
+
+
 @pytest.fixture
-def databases(postgres_server: EmbeddedServer) -> Iterator[Callable[[int], list[str]]]:
-    """``databases(n)`` makes n empty databases on the worker's server and gives their connection strings."""
+def databases(postgres_server: EmbeddedServer, undertaker: ThreadPoolExecutor) -> Iterator[Callable[..., list[str]]]:
+    """``databases(n)`` makes n empty databases on the worker's server and gives their connection strings;
+    ``databases(n, like=names)`` copies others."""
     made: list[str] = []
 
-    def make(count: int) -> list[str]:
+    def make(count: int, like: Sequence[str] = ()) -> list[str]:
         names = [f"test_{next(_database_numbers)}" for _ in range(count)]
         made.extend(names)
-        return [postgres_server.create_database(name) for name in names]
+        with psycopg.connect(postgres_server.dsn(), autocommit=True) as conn:
+            for name, template in itertools.zip_longest(names, like, fillvalue="template1"):
+                conn.execute(
+                    sql.SQL("create database {} template {}").format(sql.Identifier(name), sql.Identifier(template))
+                )
+        return [postgres_server.dsn(name) for name in names]
 
     yield make
     for name in made:
-        postgres_server.drop_database(name)
+        undertaker.submit(postgres_server.drop_database, name)
 
 
 @pytest.fixture

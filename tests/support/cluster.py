@@ -33,14 +33,17 @@ class TestCluster:
     directory: Path
 
     @classmethod
-    def make(cls, dsns: list[str], ledger: str, directory: Path, *, slots: int = 6) -> TestCluster:
-        """Initialise shards pg1, pg2, … and the ledger in empty databases."""
+    def of(cls, dsns: list[str], ledger: str, directory: Path) -> TestCluster:
+        """The cluster of shards pg1, pg2, … in databases that were initialised."""
         shards = tuple(ShardConfig(f"pg{number}", dsn) for number, dsn in enumerate(dsns, 1))
-        config = ClusterConfig("engine", shards)
-        init_cluster(config, slots=slots)
+        return cls(ClusterConfig("engine", shards), tuple(dsns), ledger, directory)
+
+    @classmethod
+    def initialise(cls, dsns: list[str], ledger: str, slots: int) -> None:
+        """Make these empty databases the shards and the ledger of a cluster."""
+        init_cluster(cls.of(dsns, ledger, Path()).config, slots=slots)
         with psycopg.connect(ledger, autocommit=True) as conn:
             conn.execute(flows.LEDGER_TABLE)
-        return cls(config, tuple(dsns), ledger, directory)
 
     def through(self, *dsns: str) -> TestCluster:
         """The same cluster, reached by other connection strings, one for each of the first shards."""

@@ -20,10 +20,9 @@ Work = Callable[[WorkflowEnvironment], Coroutine[Any, Any, None]]
 
 
 @pytest.fixture
-def in_environment(databases: Callable[[int], list[str]], tmp_path: Any) -> Callable[..., None]:
+def in_environment(make_cluster: Callable[..., TestCluster]) -> Callable[..., None]:
     """``in_environment(work, **options)`` runs a test's coroutine in an environment of its own."""
-    made = databases(3)
-    config: ClusterConfig = TestCluster.make(made[1:], made[0], tmp_path, slots=2).config
+    config: ClusterConfig = make_cluster(2, slots=2).config
 
     def run(work: Work, **options: Any) -> None:
         async def go() -> None:

@@ -1,0 +1,7 @@
+"""The engine's clusters, for the testing kit's tests."""
+
+from __future__ import annotations
+
+from tests.integration.engine.conftest import cluster_templates, make_cluster
+
+__all__ = ["cluster_templates", "make_cluster"]
