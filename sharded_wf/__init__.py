@@ -1,19 +1,22 @@
 """Durable workflows for Python, straight on Postgres, sharded over as many Postgres servers as you have."""
 
 from sharded_wf.application import App, connect, connect_blocking
-from sharded_wf.client import Client, Handle
+from sharded_wf.client import Client, Failed, Handle, Repaired
 from sharded_wf.client.blocking import BlockingClient, BlockingHandle
+from sharded_wf.client.progress import MapProgress
 from sharded_wf.config import ClusterConfig, ShardConfig
 from sharded_wf.errors import (
     AppNotFound,
     ClusterMismatch,
     ClusterNotInitialized,
+    CompensationFailed,
     ConfigError,
     DefinitionError,
     HistoryTooLong,
     IdConflict,
     LeaseLost,
     LimitExceeded,
+    MapFailed,
     NoClusterConfigured,
     NonDeterminismError,
     NotDurableError,
@@ -23,6 +26,7 @@ from sharded_wf.errors import (
     SchemaOutOfDate,
     ShardedWfError,
     ShardUnavailable,
+    StepNotFound,
     StoredValueMismatch,
     TransactionRefused,
     UnstorableValue,
@@ -31,16 +35,23 @@ from sharded_wf.errors import (
     WorkflowNotFound,
     WorkflowQuarantined,
     WorkflowStuck,
+    WorkflowTerminated,
 )
 from sharded_wf.executor import Executor
+from sharded_wf.model.attributes import Where, attr
 from sharded_wf.model.status import Status
 from sharded_wf.retention import Retention
+from sharded_wf.workflow.attributes import set_attributes
 from sharded_wf.workflow.by_name import by_name
+from sharded_wf.workflow.children import BlockingChildHandle, ChildHandle, start_child
 from sharded_wf.workflow.context import Context, current
 from sharded_wf.workflow.definitions import AsyncStep, AsyncWorkflow, Bound, SyncStep, SyncWorkflow
+from sharded_wf.workflow.mapping import MapFailure, MapItem, MapPage, MapResult
+from sharded_wf.workflow.maps import map_workflow
 from sharded_wf.workflow.messages import receive, send, sleep_blocking
 from sharded_wf.workflow.renewal import continue_as_new
 from sharded_wf.workflow.retry import Retry
+from sharded_wf.workflow.saga import saga
 from sharded_wf.workflow.transactions import AsyncTransaction, SyncTransaction
 from sharded_wf.workflow.versions import deprecate_patch, patched
 
@@ -50,26 +61,37 @@ __all__ = [
     "AsyncStep",
     "AsyncTransaction",
     "AsyncWorkflow",
+    "BlockingChildHandle",
     "BlockingClient",
     "BlockingHandle",
     "Bound",
+    "ChildHandle",
     "Client",
     "ClusterConfig",
     "ClusterMismatch",
     "ClusterNotInitialized",
+    "CompensationFailed",
     "ConfigError",
     "Context",
     "DefinitionError",
     "Executor",
+    "Failed",
     "Handle",
     "HistoryTooLong",
     "IdConflict",
     "LeaseLost",
     "LimitExceeded",
+    "MapFailed",
+    "MapFailure",
+    "MapItem",
+    "MapPage",
+    "MapProgress",
+    "MapResult",
     "NoClusterConfigured",
     "NonDeterminismError",
     "NotDurableError",
     "OutsideWorkflow",
+    "Repaired",
     "ReplayFailed",
     "ResultTimeout",
     "Retention",
@@ -79,25 +101,33 @@ __all__ = [
     "ShardUnavailable",
     "ShardedWfError",
     "Status",
+    "StepNotFound",
     "StoredValueMismatch",
     "SyncStep",
     "SyncTransaction",
     "SyncWorkflow",
     "TransactionRefused",
     "UnstorableValue",
+    "Where",
     "WorkflowCancelled",
     "WorkflowFailed",
     "WorkflowNotFound",
     "WorkflowQuarantined",
     "WorkflowStuck",
+    "WorkflowTerminated",
+    "attr",
     "by_name",
     "connect",
     "connect_blocking",
     "continue_as_new",
     "current",
     "deprecate_patch",
+    "map_workflow",
     "patched",
     "receive",
+    "saga",
     "send",
+    "set_attributes",
     "sleep_blocking",
+    "start_child",
 ]

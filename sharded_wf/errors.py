@@ -15,11 +15,15 @@ ShardedWfError
 ├── MoveBlocked
 ├── MoveTakenOver
 ├── WorkflowNotFound
+├── StepNotFound
 ├── IdConflict
 ├── ResultTimeout
 ├── WorkflowFailed
 │   ├── WorkflowCancelled
+│   │   └── WorkflowTerminated
 │   └── WorkflowQuarantined
+├── CompensationFailed
+├── MapFailed
 ├── NonDeterminismError
 ├── NotDurableError
 ├── OutsideWorkflow
@@ -37,6 +41,8 @@ ShardedWfError
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class ShardedWfError(Exception):
@@ -108,6 +114,10 @@ class WorkflowNotFound(ShardedWfError):
     """No workflow has this ID; check the spelling, or start it first."""
 
 
+class StepNotFound(ShardedWfError):
+    """The workflow's history has no such step; ``sharded-wf workflow show`` lists what it has, with numbers."""
+
+
 class IdConflict(ShardedWfError):
     """A workflow with this ID exists, and it has another name or other arguments. Use another ID, or, if the existing
     workflow will do, pass ``on_conflict="existing"``."""
@@ -131,8 +141,29 @@ class WorkflowCancelled(WorkflowFailed):
     """The workflow was cancelled before it had a result."""
 
 
+class WorkflowTerminated(WorkflowCancelled):
+    """The workflow was ended from outside, without any clean-up of its own: by ``terminate``, or because its clean-up
+    after a cancel took too long."""
+
+
 class WorkflowQuarantined(WorkflowFailed):
     """The workflow took its executor process down each time it ran, at last alone; it is set aside. See its history."""
+
+
+class CompensationFailed(ShardedWfError):
+    """Work in a ``saga()`` failed, and so did some of the compensations that were to undo it; the others were made. The
+    message says what failed: see to it, and resume the workflow, which makes those again. The error, or a group of
+    them, is the ``__cause__``, what failed before is the ``__context__``."""
+
+
+class MapFailed(ShardedWfError):
+    """More items of a map failed than were tolerated. ``result`` says which; give it to ``map_workflow`` as its items
+    to run them again, with those that were not begun. (It is ``None`` where the error comes from another workflow or
+    process: then ask for the map's own result.)"""
+
+    def __init__(self, message: str, result: Any = None) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class NonDeterminismError(ShardedWfError):

@@ -33,6 +33,7 @@ from sharded_wf.limits import (
 )
 from sharded_wf.model.workflow import Message, Start
 from sharded_wf.postgres.failures import moved_slot
+from sharded_wf.postgres.session import ConnectionLost, Result, Statement
 from sharded_wf.routing import ShardMap, new_id, new_id_avoiding
 from sharded_wf.store.starts import Existing
 
@@ -153,6 +154,18 @@ class ShardSet:
                     raise
             await self.find_slot(slot, until, attempt)
             attempt += 1
+
+    async def transact(self, slot: int, statements: Sequence[Statement], *, deadline: float) -> list[Result]:
+        """One transaction on the shard of a slot, wherever it moves meanwhile; ``deadline`` in seconds. Raises
+        ``ShardUnavailable``; then it is unknown whether it was committed."""
+
+        async def question(shard: Shard) -> list[Result]:
+            try:
+                return await shard.reader.transact(statements, deadline=deadline)
+            except ConnectionLost as error:
+                raise ShardUnavailable(shard.name, str(error)) from None
+
+        return await self.ask(slot, question)
 
     # --- routing ------------------------------------------------------------------------------------------------
 
