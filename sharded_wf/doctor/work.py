@@ -101,8 +101,8 @@ def quarantined(look: Look) -> Iterator[Finding]:
             f"{len(found):,} workflows were quarantined in the last {age(DOCTOR_QUARANTINE_OLD_SECONDS)}, the last one "
             f"{age(found[0][1])} ago: {some([row[0] for row in found])}",
             "They took their process down each time they ran, out of memory or in native code, and will not be run "
-            "again. Mend the code, then start them under new IDs.",
-            (look.cli("workflow", "show", found[0][0]), look.cli("workflow", "list", "--status", "quarantined")),
+            "again by themselves. Mend the code, then let them go on.",
+            (look.cli("workflow", "show", found[0][0]), look.cli("workflow", "resume", found[0][0])),
         )
 
 

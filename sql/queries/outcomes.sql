@@ -17,11 +17,12 @@ insert into {slot}.failed (failed_at, workflow_id, status) select $5::timestampt
 -- name: cancel_unclaimed
 -- A workflow whose code never ran is cancelled on the spot: there is nothing to clean up. Its row in `ready` is the right to
 -- do so; one whose start is delayed has none yet, and nobody owns it. (In the lane of its own name: nobody could run it.)
+-- As an array: of a list, PostgreSQL before 18 makes conditions that no index begins with, and reads all of `ready_pkey`.
 with taken as (
     delete from {slot}.ready r using {slot}.workflow w
     where w.id = $1 and (w.claims = 0 or r.capability = '~' || w.name) and r.queue = w.queue and r.priority = w.priority
         and r.id = w.id
-        and r.capability in (w.capability, '~' || w.capability, '!' || w.capability, '~' || w.name) -- as claims.sql has it
+        and r.capability = any(array[w.capability, '~' || w.capability, '!' || w.capability, '~' || w.name]) -- as claims.sql has it
     returning r.id),
 ended as (
     update {slot}.workflow w set status = 5, error = $2::json, completed_at = $3::timestamptz
@@ -40,7 +41,7 @@ select id from ended
 with taken as (
     delete from {slot}.ready r using {slot}.workflow w
     where w.id = $1 and w.claims = 0 and r.queue = w.queue and r.priority = w.priority and r.id = w.id
-        and r.capability in (w.capability, '~' || w.capability, '!' || w.capability, '~' || w.name)
+        and r.capability = any(array[w.capability, '~' || w.capability, '!' || w.capability, '~' || w.name])
     returning r.id)
 update {slot}.workflow w set status = 2, claims = 1
 where w.id = $1 and w.claims = 0 and (w.status = 2 or (w.status = 0 and exists (select from taken)))
