@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import uuid
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, Literal, TypeVar, overload
@@ -27,7 +27,7 @@ from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import CANCEL_TOPIC, DEFAULT_QUEUE, Message, Outcome, Start
 from sharded_wf.postgres.failures import moved_slot
 from sharded_wf.postgres.session import ConnectionLost, Result, Statement
-from sharded_wf.routing import new_id, slot_schema
+from sharded_wf.routing import new_id
 from sharded_wf.serialization import codec_for, encode_error, encode_outcome
 from sharded_wf.serialization.histories import StoredHistory
 from sharded_wf.store import outcomes, steps, workflows
@@ -240,12 +240,19 @@ class Client:
         return results
 
     def _follow_moves(self) -> None:
-        """Slots have moved: who waits for results of theirs waits where they are now."""
+        """Slots have moved, or were split: who waits for results of theirs waits where they are now."""
+        shard_map, shards = self._shards.map, self._shards.shards
         for name, results in list(self._results.items()):
             for slot in results.slots:
-                there = self._shards.map.shard_of_slot(slot)
-                if there != name and there in self._shards.shards:
-                    self._results_of(self._shards.shards[there]).adopt(slot, *results.release(slot))
+                if shard_map.placement.get(slot) == name:
+                    continue
+                if not all(shard_map.shard_of(id_) in shards for id_ in results.workflows(slot)):
+                    continue
+                waiting, unseen = results.release(slot)
+                for id_, futures in waiting.items():
+                    there = shard_map.slot_of(id_)
+                    adopter = self._results_of(shards[shard_map.placement[there]])
+                    adopter.adopt(there, id_, futures, unseen=id_ in unseen)
 
     # --- asking of workflows ------------------------------------------------------------------------------------
 
@@ -268,12 +275,11 @@ class Client:
     async def cancel(self, id: str) -> None:
         """As ``Handle.cancel``."""
         check_id(id)
-        slot = self._shards.map.slot_of(id)
         error = encode_error(asyncio.CancelledError())
         told = encode_outcome(Outcome(Status.CANCELLED, None, error))
         now = self._clock.now_us()
-        statement = outcomes.cancel_unclaimed(slot_schema(slot), id, error, told, now)
-        if not len((await self._ask_slot(slot, [statement]))[0]):
+        answers = await self._ask_about(id, lambda slot: [outcomes.cancel_unclaimed(slot, id, error, told, now)])
+        if not len(answers[0]):
             await self._deliver(Message(id, CANCEL_TOPIC, uuid.uuid4().hex, 1, b"null", now))
 
     async def _deliver(self, message: Message) -> None:
@@ -291,21 +297,19 @@ class Client:
     async def describe(self, id: str) -> Description | None:
         """All that is known of a workflow now, or None if there is none with this ID."""
         check_id(id)
-        slot = self._shards.map.slot_of(id)
-        answer = (await self._ask_slot(slot, [workflows.read_workflow(slot_schema(slot), id)]))[0]
-        found = workflows.descriptions_of(answer)
+        answers = await self._ask_about(id, lambda slot: [workflows.read_workflow(slot, id)])
+        found = workflows.descriptions_of(answers[0])
         return found[0] if found else None
 
     async def history(self, id: str) -> History:
         """What is recorded of a workflow: its steps, timers and messages in order, and its failed attempts."""
         check_id(id)
-        slot = self._shards.map.slot_of(id)
-        answers = await self._ask_slot(slot, steps.read_histories(slot_schema(slot), [id]))
+        answers = await self._ask_about(id, lambda slot: steps.read_histories(slot, [id]))
         return steps.histories_of(answers[0], answers[1]).get(id, EMPTY_HISTORY)
 
-    async def _ask_slot(self, slot: int, statements: Sequence[Statement]) -> list[Result]:
-        """Ask the shard that holds the slot, wherever it moves meanwhile."""
-        return await self._shards.ask(slot, lambda shard: self._ask(shard, statements))
+    async def _ask_about(self, id_: str, statements: Callable[[str], Sequence[Statement]]) -> list[Result]:
+        """Ask the slot of a workflow (``statements`` get its schema), wherever that is meanwhile."""
+        return await self._shards.ask(id_, lambda shard, slot: self._ask(shard, statements(slot)))
 
     async def export(self, id: str) -> StoredHistory:
         """A workflow with all that is recorded of it, to be written with ``encode_history`` and replayed in tests.

@@ -75,18 +75,21 @@ class ShardResults:
         """The slots whose results are waited for here."""
         return list(self._waiting)
 
+    def workflows(self, slot: int) -> list[str]:
+        """The workflows of this slot whose results are waited for here."""
+        return list(self._waiting.get(slot, ()))
+
     def release(self, slot: int) -> tuple[dict[str, list[asyncio.Future[Outcome]]], set[str]]:
-        """The slot is on another shard now: wait for its results no more. Who waits, by workflow; and the workflows of
+        """The slot is not here any more: wait for its results no more. Who waits, by workflow; and the workflows of
         which it is not known whether they exist."""
         self._look_at.discard(slot)
         return self._waiting.pop(slot, {}), self._unseen.pop(slot, set())
 
-    def adopt(self, slot: int, waiting: dict[str, list[asyncio.Future[Outcome]]], unseen: set[str]) -> None:
-        """The slot is here now: wait for its results from now on."""
-        for id_, futures in waiting.items():
-            self._waiting.setdefault(slot, {}).setdefault(id_, []).extend(futures)
+    def adopt(self, slot: int, workflow_id: str, waiting: list[asyncio.Future[Outcome]], *, unseen: bool) -> None:
+        """The workflow is here now, in this slot: wait for its result from now on."""
+        self._waiting.setdefault(slot, {}).setdefault(workflow_id, []).extend(waiting)
         if unseen:
-            self._unseen.setdefault(slot, set()).update(unseen)
+            self._unseen.setdefault(slot, set()).add(workflow_id)
         self._look_soon(slot)
 
     def _look_soon(self, slot: int) -> None:

@@ -1,9 +1,9 @@
 """The set of shards as one process reaches them, and the way from a workflow ID to its shard.
 
-Slots move while processes run. Whoever meets a slot that is not where the map says (``SlotMoved``) reads the map anew
-and asks again; so a move costs a caller a few milliseconds, and a move that hangs makes callers of that slot wait, as
-if its shard were away. A shard that is new in ``shards.toml`` is found in the same way: the file is read again when
-the map names a shard that this process does not know.
+Slots move, and are split, while processes run. Whoever meets a slot that is not where the map says (``SlotMoved``)
+reads the map anew, looks up its workflow's slot anew, and asks again; so a move costs a caller a few milliseconds, and
+a move that hangs makes callers of that slot wait, as if its shard were away. A shard that is new in ``shards.toml`` is
+found in the same way: the file is read again when the map names a shard that this process does not know.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,7 +22,7 @@ import psycopg
 from sharded_wf.clock import SYSTEM_CLOCK, Clock
 from sharded_wf.cluster.directory import Directory, load_map
 from sharded_wf.cluster.shard import Shard
-from sharded_wf.cluster.shard_map import Placement, merge
+from sharded_wf.cluster.shard_map import Placement, live_slots, merge
 from sharded_wf.cluster.writer import SlotMoved
 from sharded_wf.config import ClusterConfig, ShardConfig
 from sharded_wf.errors import ShardedWfError, ShardUnavailable
@@ -33,12 +34,14 @@ from sharded_wf.limits import (
 )
 from sharded_wf.model.workflow import Message, Start
 from sharded_wf.postgres.failures import moved_slot
-from sharded_wf.routing import ShardMap, new_id, new_id_avoiding
+from sharded_wf.routing import ShardMap, new_id, new_id_avoiding, slot_schema
 from sharded_wf.store.starts import Existing
 
 logger = logging.getLogger("sharded_wf.shards")
 
 T = TypeVar("T")
+_ID: Callable[[Start], str] = attrgetter("id")
+_RECEIVER: Callable[[Message], str] = attrgetter("receiver")
 
 
 class ShardSet:
@@ -59,7 +62,7 @@ class ShardSet:
         """Slots that are nowhere at this moment: they are being moved."""
         self.on_change: list[Callable[[], None]] = []
         """Called when the map, the shards or the slots that are away have changed."""
-        self._by_slot = [self.shards.get(name) for name in shard_map.placement]
+        self._by_slot = {slot: self.shards.get(name) for slot, name in shard_map.placement.items()}
         self._reloading = asyncio.Lock()
         self._reload_begun = 0.0
         self._left: list[Shard] = []
@@ -99,7 +102,7 @@ class ShardSet:
         directory = load_map(self.config, lenient=True)
         known = {shard.name for shard in self.config.shards}
         # Only a file can have changed since this process began: see `ClusterConfig.source`.
-        if any(name not in known for name in directory.shard_map.placement) and Path(self.config.source).is_file():
+        if any(name not in known for name in directory.shard_map.shards) and Path(self.config.source).is_file():
             newer = ClusterConfig.from_file(self.config.source)
             if newer.name == self.config.name:
                 self.config = newer
@@ -109,8 +112,8 @@ class ShardSet:
     def _adopt(self, directory: Directory) -> None:
         # Slot by slot: the shards that answered this time may know less than we do.
         self._placements = merge((directory.placements, self._placements))
-        names = tuple(row.shard for row in self._placements)
-        newer, here = ShardMap(max(row.epoch for row in self._placements), names, base=self.map.base), self.map
+        here, epoch = self.map, max(row.epoch for row in self._placements)
+        newer = ShardMap(epoch, live_slots(self._placements, here.base), here.base)
         away = directory.away(newer)
         if (newer, away, {shard.name for shard in directory.shards}) == (here, self.away, set(self.shards)):
             return
@@ -122,7 +125,7 @@ class ShardSet:
         self.map, self.away = newer, away
         for shard in (*self.shards.values(), *self._left):
             shard.assign(newer.slots_of(shard.name))
-        self._by_slot = [self.shards.get(name) for name in newer.placement]
+        self._by_slot = {slot: self.shards.get(name) for slot, name in newer.placement.items()}
         for changed in self.on_change:
             changed()
 
@@ -141,13 +144,15 @@ class ShardSet:
             pause = min(pause * 2, MAP_RELOAD_MAX_SECONDS)
             await asyncio.sleep(pause)
 
-    async def ask(self, slot: int, question: Callable[[Shard], Awaitable[T]]) -> T:
-        """Ask the shard of a slot; if the slot has moved, the one where it is now. Raises what ``question`` raises."""
+    async def ask(self, workflow_id: str, question: Callable[[Shard, str], Awaitable[T]]) -> T:
+        """Ask the shard of a workflow, given the schema of its slot; if the slot has moved, or was split, the shard and
+        the slot where the workflow is now. Raises what ``question`` raises."""
         until = self.clock.monotonic() + READ_DEADLINE_SECONDS
         attempt = 0
         while True:
+            slot = self.map.slot_of(workflow_id)
             try:
-                return await question(self.shard_of_slot(slot))
+                return await question(self.shard_of_slot(slot), slot_schema(slot))
             except psycopg.Error as error:
                 if moved_slot(error) is None or self.clock.monotonic() > until:
                     raise
@@ -192,7 +197,7 @@ class ShardSet:
         async def write(shard: Shard, rows: Sequence[tuple[int, Start]], seconds: float | None) -> None:
             existing.update(await shard.writer.start(rows, wait_seconds=seconds))
 
-        await self._write([(self.map.slot_of(start.id), start) for start in starts], write, wait_seconds)
+        await self._write([(self.map.slot_of(start.id), start) for start in starts], _ID, write, wait_seconds)
         return existing
 
     async def start_with_message(
@@ -206,7 +211,7 @@ class ShardSet:
             for slot, row in rows:
                 existing.update(await shard.writer.start_with_message(slot, row, message, wait_seconds=seconds))
 
-        await self._write([(self.map.slot_of(start.id), start)], write, wait_seconds)
+        await self._write([(self.map.slot_of(start.id), start)], _ID, write, wait_seconds)
         return existing
 
     async def deliver(
@@ -219,17 +224,19 @@ class ShardSet:
             unknown.update(await shard.writer.deliver(rows, wait_seconds=seconds))
 
         slot_of = self.map.slot_of
-        await self._write([(slot_of(message.receiver), message) for message in messages], write, wait_seconds)
+        rows = [(slot_of(message.receiver), message) for message in messages]
+        await self._write(rows, _RECEIVER, write, wait_seconds)
         return unknown
 
     async def _write(
         self,
         rows: list[tuple[int, T]],
+        id_of: Callable[[T], str],
         write: Callable[[Shard, Sequence[tuple[int, T]], float | None], Awaitable[None]],
         wait_seconds: float | None,
     ) -> None:
-        """Write rows to the shards of their slots; those of slots that have moved meanwhile, again where they are
-        now."""
+        """Write rows to the shards of their slots; those of slots that have moved or were split meanwhile, again where
+        they belong now, which is known by the workflow ``id_of`` each."""
         until = None if wait_seconds is None else self.clock.monotonic() + wait_seconds
         attempt = 0
         while True:
@@ -258,6 +265,6 @@ class ShardSet:
             for slot in moved:
                 await self.find_slot(slot, until, attempt)
             attempt += 1
-            rows = [row for part in moved.values() for row in part]
+            rows = [(self.map.slot_of(id_of(row)), row) for part in moved.values() for _, row in part]
             if until is not None:
                 wait_seconds = max(until - self.clock.monotonic(), 0.0)

@@ -71,7 +71,7 @@ def test_the_highest_epoch_wins_slot_by_slot(config: ClusterConfig) -> None:
     execute(config.shards[2], "update wf_control.shard_map set shard = 'pg1', epoch = 3 where slot = 0")
     execute(config.shards[2], "update wf_control.shard_map set shard = 'pg3', epoch = 5 where slot = 1")
     found = load_map(config).shard_map
-    assert found.placement == ("pg2", "pg3", "pg3", "pg1", "pg2", "pg3")
+    assert found.placement == dict(enumerate(("pg2", "pg3", "pg3", "pg1", "pg2", "pg3")))
     assert found.epoch == 5
 
 

@@ -15,9 +15,10 @@ from sharded_wf import ShardUnavailable
 from sharded_wf.cluster.initialize import init_cluster
 from sharded_wf.config import ClusterConfig
 from sharded_wf.postgres.failures import moved_slot
-from sharded_wf.reshard import move as moves
+from sharded_wf.reshard import coordinator
+from sharded_wf.reshard.coordinator import Progress
 from sharded_wf.reshard.fleet import Wish, new_move, resume_all, unfinished_moves
-from sharded_wf.reshard.move import Mover, Progress
+from sharded_wf.reshard.move import Mover
 from tests.integration.reshard.test_interrupted import killed_at
 from tests.integration.reshard.test_moves import homes, move
 from tests.support.cluster import TestCluster
@@ -136,7 +137,7 @@ def test_i4_an_executor_that_could_not_listen_writes_nothing_to_a_slot_that_left
     """Its loop is blocked by a user's code (its lease is kept) while the slot leaves *and comes back*: what it wants to
     save then is refused, for its lease on that shard was ended before the slot was live there again."""
     (id_,) = in_slot(two_shards, 0, 1)
-    monkeypatch.setattr(moves, "MOVE_DRAIN_SECONDS", 0.5)
+    monkeypatch.setattr(coordinator, "MOVE_DRAIN_SECONDS", 0.5)
     with two_shards.worker("--shard", "pg1", "--concurrency", "5") as blocked:
 
         async def go() -> None:

@@ -87,7 +87,7 @@ def test_i7_an_executor_that_was_not_told_commits_nothing_where_the_slot_was(
 
     monkeypatch.setattr(moving.Moving, "_request", lambda *_: None)
     monkeypatch.setattr(moving.Moving, "follow_map", lambda _: None)
-    monkeypatch.setattr("sharded_wf.reshard.move.MOVE_DRAIN_SECONDS", 0.1)
+    monkeypatch.setattr("sharded_wf.reshard.coordinator.MOVE_DRAIN_SECONDS", 0.1)
     (id_,) = in_slot(money, 0, 1)
     waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted"
 
