@@ -60,6 +60,8 @@ class ShardSet:
         }
         self.away: frozenset[int] = frozenset()
         """Slots that are nowhere at this moment: they are being moved."""
+        self.versions: dict[str, int] = {}
+        """Of each shard's copy of the map, when we last read it."""
         self.on_change: list[Callable[[], None]] = []
         """Called when the map, the shards or the slots that are away have changed."""
         self._by_slot = {slot: self.shards.get(name) for slot, name in shard_map.placement.items()}
@@ -76,6 +78,7 @@ class ShardSet:
         opened = cls(config, directory.shard_map, directory.shards, clock)
         opened.cluster_id = directory.cluster_id
         opened._placements = directory.placements
+        opened.versions.update(directory.versions)
         opened.away = directory.away(directory.shard_map)
         return opened
 
@@ -112,6 +115,7 @@ class ShardSet:
     def _adopt(self, directory: Directory) -> None:
         # Slot by slot: the shards that answered this time may know less than we do.
         self._placements = merge((directory.placements, self._placements))
+        self.versions.update(directory.versions)
         here, epoch = self.map, max(row.epoch for row in self._placements)
         newer = ShardMap(epoch, live_slots(self._placements, here.base), here.base)
         away = directory.away(newer)

@@ -43,7 +43,6 @@ class Moving:
         self.schemas: dict[int, str] = {}
         self._leaving: dict[int, float] = {}  # slot -> when what runs there is given back
         self._gone: set[int] = set()
-        self._version: int | None = None
         self._stir = asyncio.Event()
         self._reload: asyncio.Task[None] | None = None
         for slot in part.shard.slots:
@@ -106,10 +105,8 @@ class Moving:
                 self.moved(error)
                 await self._link.pause()
                 continue
-            if version != self._version:
-                if self._version is not None:
-                    await self._shards.reload()
-                self._version = version
+            if version != self._shards.versions.get(self._part.shard.name):
+                await self._shards.reload()
             self._request(leaving)
             await self._give_back()
             told = self._part.listener.works

@@ -14,6 +14,7 @@ import pytest
 from sharded_wf import ShardUnavailable
 from sharded_wf.cluster.initialize import init_cluster
 from sharded_wf.config import ClusterConfig
+from sharded_wf.executor.moving import Moving
 from sharded_wf.postgres.failures import moved_slot
 from sharded_wf.reshard import coordinator
 from sharded_wf.reshard.coordinator import Progress
@@ -184,6 +185,28 @@ def test_i7_a_new_shard_is_found_by_those_that_run(
             await asyncio.to_thread(grown.certify, again)
 
     asyncio.run(go())
+
+
+def test_i7_a_slot_that_comes_while_an_executor_begins_is_served(
+    two_shards: TestCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The executor has read the map, and does not watch it yet."""
+    (id_,) = in_slot(two_shards, 0, 1)
+    watch, begin = Moving.run, asyncio.Event()
+
+    async def watch_late(moving: Moving) -> None:
+        await begin.wait()
+        await watch(moving)
+
+    async def go() -> None:
+        async with app.connect(two_shards.config) as client, app.executor(two_shards.config, shards=["pg2"]):
+            await asyncio.to_thread(move, two_shards, (0, "pg2"))
+            begin.set()
+            assert await (await client.start(chain.bind(1), id=id_)).result(20) == 1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Moving, "run", watch_late)
+        asyncio.run(go())
 
 
 def test_i8_a_move_that_hangs_delays_its_slot_alone(two_shards: TestCluster) -> None:

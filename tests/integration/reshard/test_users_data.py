@@ -19,6 +19,7 @@ from sharded_wf.reshard.members import check_removable, remove_shard
 from sharded_wf.store import starts
 from tests.integration.reshard.test_followers import in_slot
 from tests.integration.reshard.test_moves import homes, move
+from tests.integration.reshard.test_splits import split
 from tests.support import bank
 from tests.support.cluster import TestCluster
 from tests.support.processes import wait_until
@@ -46,6 +47,23 @@ def test_i7_transactions_while_their_slot_moves(money: TestCluster) -> None:
             handles = await client.start_many((id_, flows[n % 2]) for n, id_ in enumerate(ids))
             for target in ("pg2", "pg1", "pg2"):
                 await asyncio.to_thread(move, money, (0, target))
+            async with asyncio.timeout(40):
+                assert await asyncio.gather(*(handle.result() for handle in handles)) == [list(range(30))] * 20
+            await asyncio.to_thread(money.certify, ids)
+
+    asyncio.run(go())
+    assert movements(money) == {(id_, number): 1 for id_ in ids for number in range(30)}
+
+
+def test_i7_transactions_while_their_slots_are_split(money: TestCluster) -> None:
+    ids = in_slot(money, 0, 20)
+
+    async def go() -> None:
+        async with bank.app.connect(money.config) as client, bank.app.executor(money.config):
+            flows = [bank.mover.bind(30, 1), bank.mover_blocking.bind(30, 1)]
+            handles = await client.start_many((id_, flows[n % 2]) for n, id_ in enumerate(ids))
+            for slots in ((0,), (6, 12)):
+                await asyncio.to_thread(split, money, *slots)
             async with asyncio.timeout(40):
                 assert await asyncio.gather(*(handle.result() for handle in handles)) == [list(range(30))] * 20
             await asyncio.to_thread(money.certify, ids)

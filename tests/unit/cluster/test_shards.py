@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
+from collections.abc import Sequence
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,7 +15,9 @@ from sharded_wf.clock import SYSTEM_CLOCK
 from sharded_wf.cluster.directory import Directory
 from sharded_wf.cluster.shard_map import Placement, live_slots, merge
 from sharded_wf.cluster.shards import ShardSet
+from sharded_wf.cluster.writer import SlotMoved
 from sharded_wf.config import ClusterConfig, ShardConfig
+from sharded_wf.model.workflow import Start
 from sharded_wf.routing import ShardMap, children_of, width_of
 
 SHARDS = (ShardConfig("pg1", "host=a"), ShardConfig("pg2", "host=b"))
@@ -22,7 +28,7 @@ def directory(rows: dict[int, tuple[str, int]], present: dict[str, set[int]]) ->
     placements = tuple(Placement(slot, shard, epoch) for slot, (shard, epoch) in rows.items())
     found = ShardMap(max(row.epoch for row in placements), live_slots(placements, 2), 2)
     here = {name: frozenset(slots) for name, slots in present.items()}
-    return Directory(uuid.UUID(int=1), "shop", found, SHARDS, {}, placements, here)
+    return Directory(uuid.UUID(int=1), "shop", found, SHARDS, {}, placements, here, {})
 
 
 def test_each_slot_has_an_epoch_of_its_own() -> None:
@@ -62,6 +68,35 @@ def test_a_slot_that_was_split_is_there_no_more() -> None:
     shards._adopt(directory({**old, 9: ("pg2", 3), 13: ("pg1", 4)}, {"pg1": {0, 13}, "pg2": {3, 9}}))
     assert shards.map.placement == {0: "pg1", 3: "pg2", 9: "pg2", 13: "pg1"}
     assert shards.shards["pg1"].slots == (0, 13)
+
+
+def test_what_was_meant_for_a_slot_that_was_split_is_routed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By each workflow's ID, and not to where the slot went: there is no such place."""
+    shards = ShardSet(CONFIG, ShardMap(1, {0: "pg1", 1: "pg2"}), SHARDS, SYSTEM_CLOCK)
+    rows = {0: ("pg1", 1), 1: ("pg2", 1), 2: ("pg1", 2), 4: ("pg2", 3)}
+    split = directory(rows, {"pg1": {2}, "pg2": {1, 4}})
+    monkeypatch.setattr(shards, "_load", lambda: split)
+    written: dict[str, list[tuple[int, str]]] = {"pg1": [], "pg2": []}
+
+    def writer_of(name: str) -> Any:
+        async def start(given: Sequence[tuple[int, Start]], *, wait_seconds: float | None) -> dict[str, Any]:
+            for slot, _ in given:
+                if slot not in split.present[name]:
+                    raise SlotMoved(name, slot)
+            written[name] += [(slot, one.id) for slot, one in given]
+            return {}
+
+        return start
+
+    for name, shard in shards.shards.items():
+        monkeypatch.setattr(shard.writer, "start", writer_of(name))
+    starts = [Start(f"w{number}", "app/flow", "app", "default", 0, b"null") for number in range(40)]
+    asyncio.run(shards.start(starts))
+    newer = split.shard_map
+    assert sorted(pair for pairs in written.values() for pair in pairs) == sorted(
+        (newer.slot_of(one.id), one.id) for one in starts
+    )
+    assert {name: {slot for slot, _ in pairs} for name, pairs in written.items()} == {"pg1": {2}, "pg2": {1, 4}}
 
 
 @given(st.integers(1, 6), st.data())
