@@ -28,7 +28,7 @@ def test_the_number_of_slots_is_doubled(run: Run, toml: str) -> None:
     assert "exists: 8 slots on 2 shards" in run("shards", "init", "-c", toml)[1]
     code, _, err = run("shards", "move", "9", "--to", "pg1", "-c", toml, "--yes")
     assert (code, err) == (0, "")
-    assert "9" in run("shards", "rebalance", "-c", toml, "--dry-run")[1]
+    assert "1 slot moves" in run("shards", "rebalance", "-c", toml, "--dry-run")[1]
 
 
 def test_what_can_not_be_split_is_refused(run: Run, toml: str) -> None:
