@@ -4,6 +4,8 @@
 -- name: save_inputs
 -- Large inputs, in the same transaction as the start and before it. An input that is there is locked, so that it can't be
 -- deleted with an old workflow between this and the start; one that was left without its workflow is replaced.
+-- The start removes what it did not need (`unused`), since the deletion of the workflow that had the ID can't see it: only
+-- here, while we hold its lock, is it certain that nobody else counts on it.
 insert into {slot}.input as i (workflow_id, value)
 select * from unnest($1::text[], $2::json[])
 on conflict (workflow_id) do update set value = excluded.value
@@ -27,7 +29,11 @@ with started as (
     select u.id, $2, $3, $4, $5::smallint, $6, $7::timestamptz, 0
     from unnest($1::text[]) u (id)
     on conflict (id) do nothing
-    returning id)
+    returning id),
+unused as (
+    delete from {slot}.input i where i.workflow_id = any(array(
+        select u.id from unnest($1::text[]) u (id) except select id from started))
+    and not exists (select from {slot}.workflow w where w.id = i.workflow_id and w.input is null))
 insert into {slot}.ready (capability, queue, priority, enqueued_at, id)
 select $3, $4, $5::smallint, $7::timestamptz, id from started
 
@@ -38,7 +44,11 @@ with started as (
     select u.id, $3, $4, $5, $6::smallint, $7, $8::timestamptz, 2
     from unnest($1::text[]) u (id)
     on conflict (id) do nothing
-    returning id)
+    returning id),
+unused as (
+    delete from {slot}.input i where i.workflow_id = any(array(
+        select u.id from unnest($1::text[]) u (id) except select id from started))
+    and not exists (select from {slot}.workflow w where w.id = i.workflow_id and w.input is null))
 insert into {slot}.timer (due_at, workflow_id)
 select u.due_at, u.id from unnest($1::text[], $2::timestamptz[]) u (id, due_at) join started using (id)
 
