@@ -1,9 +1,9 @@
 """Slots that come and go while an executor runs.
 
 Which slots it serves follows from the shard map, from what it is asked to give back, and from what it finds: a slot
-whose tables are not there any more has moved, or was split. Being asked is a courtesy, so that running steps can come to their end:
-when the slot goes, whatever is still held of it has been given back by whoever moved it, and dropping it here is all
-that is left.
+whose tables are not there any more has moved, or was split. Being asked is a courtesy, so that running steps can come
+to their end: when the slot goes, whatever is still held of it has been given back by whoever moved it, and dropping it
+here is all that is left.
 """
 
 from __future__ import annotations
