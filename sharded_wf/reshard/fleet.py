@@ -153,9 +153,10 @@ def _check_settled(moving: Mapping[int, Move], slot: int) -> None:
     if slot not in moving:
         return
     what = "split" if moving[slot].splits else f"move to {moving[slot].target!r}"
+    command = "split" if moving[slot].splits else "move"
     raise MoveRefused(
         f"slot {slot} has an unfinished {what} ({moving[slot].state}); "
-        f"run: sharded-wf shards move --resume {slot}, or --undo {slot}"
+        f"run: sharded-wf shards {command} --resume {slot}, or --undo {slot}"
     )
 
 
