@@ -1,7 +1,7 @@
 """Durable workflows for Python, straight on Postgres, sharded over as many Postgres servers as you have."""
 
 from sharded_wf.application import App, connect, connect_blocking
-from sharded_wf.client import Client, Handle
+from sharded_wf.client import Client, Failed, Handle, Repaired
 from sharded_wf.client.blocking import BlockingClient, BlockingHandle
 from sharded_wf.config import ClusterConfig, ShardConfig
 from sharded_wf.errors import (
@@ -23,6 +23,7 @@ from sharded_wf.errors import (
     SchemaOutOfDate,
     ShardedWfError,
     ShardUnavailable,
+    StepNotFound,
     StoredValueMismatch,
     TransactionRefused,
     UnstorableValue,
@@ -31,10 +32,13 @@ from sharded_wf.errors import (
     WorkflowNotFound,
     WorkflowQuarantined,
     WorkflowStuck,
+    WorkflowTerminated,
 )
 from sharded_wf.executor import Executor
+from sharded_wf.model.attributes import Where, attr
 from sharded_wf.model.status import Status
 from sharded_wf.retention import Retention
+from sharded_wf.workflow.attributes import set_attributes
 from sharded_wf.workflow.by_name import by_name
 from sharded_wf.workflow.context import Context, current
 from sharded_wf.workflow.definitions import AsyncStep, AsyncWorkflow, Bound, SyncStep, SyncWorkflow
@@ -61,6 +65,7 @@ __all__ = [
     "Context",
     "DefinitionError",
     "Executor",
+    "Failed",
     "Handle",
     "HistoryTooLong",
     "IdConflict",
@@ -70,6 +75,7 @@ __all__ = [
     "NonDeterminismError",
     "NotDurableError",
     "OutsideWorkflow",
+    "Repaired",
     "ReplayFailed",
     "ResultTimeout",
     "Retention",
@@ -79,17 +85,21 @@ __all__ = [
     "ShardUnavailable",
     "ShardedWfError",
     "Status",
+    "StepNotFound",
     "StoredValueMismatch",
     "SyncStep",
     "SyncTransaction",
     "SyncWorkflow",
     "TransactionRefused",
     "UnstorableValue",
+    "Where",
     "WorkflowCancelled",
     "WorkflowFailed",
     "WorkflowNotFound",
     "WorkflowQuarantined",
     "WorkflowStuck",
+    "WorkflowTerminated",
+    "attr",
     "by_name",
     "connect",
     "connect_blocking",
@@ -99,5 +109,6 @@ __all__ = [
     "patched",
     "receive",
     "send",
+    "set_attributes",
     "sleep_blocking",
 ]

@@ -15,10 +15,12 @@ ShardedWfError
 ├── MoveBlocked
 ├── MoveTakenOver
 ├── WorkflowNotFound
+├── StepNotFound
 ├── IdConflict
 ├── ResultTimeout
 ├── WorkflowFailed
 │   ├── WorkflowCancelled
+│   │   └── WorkflowTerminated
 │   └── WorkflowQuarantined
 ├── NonDeterminismError
 ├── NotDurableError
@@ -108,6 +110,10 @@ class WorkflowNotFound(ShardedWfError):
     """No workflow has this ID; check the spelling, or start it first."""
 
 
+class StepNotFound(ShardedWfError):
+    """The workflow's history has no such step; ``sharded-wf workflow show`` lists what it has, with numbers."""
+
+
 class IdConflict(ShardedWfError):
     """A workflow with this ID exists, and it has another name or other arguments. Use another ID, or, if the existing
     workflow will do, pass ``on_conflict="existing"``."""
@@ -129,6 +135,11 @@ class WorkflowFailed(ShardedWfError):
 
 class WorkflowCancelled(WorkflowFailed):
     """The workflow was cancelled before it had a result."""
+
+
+class WorkflowTerminated(WorkflowCancelled):
+    """The workflow was ended from outside, without any clean-up of its own: by ``terminate``, or because its clean-up
+    after a cancel took too long."""
 
 
 class WorkflowQuarantined(WorkflowFailed):

@@ -148,6 +148,22 @@ PARK_UNDER_PRESSURE_SECONDS = 0.05
 CLAIM_DEADLINE_SECONDS = 10.0
 ROOM_RECHECK_SECONDS = 1.0
 
+# Attributes
+ATTRIBUTES_MAX = 32
+"""How many one call sets."""
+ATTRIBUTE_NAME_MAX_BYTES = 128
+ATTRIBUTE_VALUE_MAX_BYTES = 1024
+"""So that an index entry has room for it."""
+
+# Cancelling
+CANCEL_CLEANUP_SECONDS = 60.0
+"""How long a cancelled workflow may go on to clean up; then it is ended as it is."""
+PAUSED_RETRY_LOOK_SECONDS = 0.5
+
+# Repair
+REPAIR_PAGE_ROWS = 500
+"""How many workflows of one slot are resumed, or counted, in one transaction."""
+
 # Waiting for results
 RESULT_IDS_PER_LOOK_MAX = 5_000
 WAITER_EXPIRES_SECONDS = 60.0

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from sharded_wf.cli import bench, demo, dev, outbox, retention, shards, versions, worker, workflow
+from sharded_wf.cli import bench, demo, dev, outbox, repair, retention, shards, versions, worker, workflow
 from sharded_wf.cli.output import print_error
 from sharded_wf.errors import ShardedWfError
 
@@ -59,6 +59,8 @@ def root(
     """Durable workflows straight on Postgres, sharded."""
 
 
+workflow.app.command()(repair.resume)
+workflow.app.command()(repair.fork)
 for _name, _group in GROUPS.items():
     app.add_typer(_group, name=_name)
 for _name, _command in COMMANDS.items():

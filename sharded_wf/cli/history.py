@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -15,6 +15,7 @@ from rich.text import Text
 
 from sharded_wf.cli.output import duration
 from sharded_wf.clock import SECOND_US, Microseconds
+from sharded_wf.model.attributes import Value
 from sharded_wf.model.history import EMPTY_HISTORY, Entry, EntryKind, FailedAttempt, History
 from sharded_wf.model.status import Status
 from sharded_wf.serialization.exceptions import StoredError
@@ -36,6 +37,8 @@ KIND_STYLES = {
     EntryKind.CHILD: "blue",
     EntryKind.SEND: "cyan",
     EntryKind.CANCEL: "yellow",
+    EntryKind.RESUME: "yellow",
+    EntryKind.ATTRIBUTES: "cyan",
     EntryKind.PATCH: "dim",
     EntryKind.CONTINUED: "dim",
 }
@@ -52,10 +55,13 @@ TOLD_MIN_COLUMNS = 12
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
-def draw(out: Console, found: Description, history: History, place: str) -> None:
+def draw(
+    out: Console, found: Description, history: History, place: str, attributes: Mapping[str, Value] | None = None
+) -> None:
     """Print the workflow for people; ``place`` says where it lies."""
-    out.print(Text.assemble((found.id, "bold"), "  ", status_text(found.status)))
-    out.print(_facts(found, place))
+    paused = ", paused" if found.paused and not found.status.is_final else ""
+    out.print(Text.assemble((found.id, "bold"), "  ", status_text(found.status), (paused, "yellow")))
+    out.print(_facts(found, place, attributes or {}))
     _print_value(out, "input", found.input)
     if history.entries or history.attempts:
         out.print()
@@ -101,6 +107,7 @@ def as_plain(found: Description, history: History = EMPTY_HISTORY) -> dict[str, 
         "queue": found.queue,
         "priority": found.priority,
         "status": found.status.label,
+        "paused": found.paused,
         "claims": found.claims,
         "deaths": found.deaths,
         "parent_id": found.parent_id,
@@ -122,6 +129,7 @@ def _entry_as_plain(entry: Entry) -> dict[str, Any]:
     return {
         "kind": entry.kind.name.lower(),
         "name": entry.name,
+        "step": entry.ordinal,
         "place": entry.place,
         "started_at": _iso(entry.started_at),
         "completed_at": _iso(entry.completed_at),
@@ -152,7 +160,7 @@ def _raw(data: bytes | None) -> msgspec.Raw | None:
 # --- for people -----------------------------------------------------------------------------------------------------
 
 
-def _facts(found: Description, place: str) -> Table:
+def _facts(found: Description, place: str, attributes: Mapping[str, Value]) -> Table:
     rows = Table.grid(padding=(0, 2, 0, 0))
     rows.add_column(style="dim", no_wrap=True)
     rows.add_column(overflow="fold")
@@ -160,6 +168,8 @@ def _facts(found: Description, place: str) -> Table:
     rows.add_row("lies on", place)
     priority = f", priority {found.priority}" if found.priority else ""
     rows.add_row("queue", f"{found.queue}{priority}")
+    if attributes:
+        rows.add_row("attributes", Text(", ".join(f"{name}={value}" for name, value in attributes.items())))
     if found.parent_id is not None:
         rows.add_row("parent", found.parent_id)
     if found.executor is not None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import operator
+import re
 import sys
 import time
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import msgspec
@@ -17,6 +20,7 @@ from sharded_wf.client.blocking import BlockingClient, BlockingHandle
 from sharded_wf.clock import SECOND_US
 from sharded_wf.config import find_config
 from sharded_wf.errors import ConfigError, ResultTimeout, WorkflowNotFound
+from sharded_wf.model.attributes import Value, Where, attr
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import DEFAULT_QUEUE
 from sharded_wf.serialization.histories import encode_history
@@ -26,6 +30,9 @@ from sharded_wf.workflow.by_name import by_name
 app = typer.Typer(help="Workflows: find them, look into one, start, cancel, wait for a result.", no_args_is_help=True)
 
 _STATUS_NAMES = [status.label for status in Status]
+_COMPARE: dict[str, Callable[[attr, Value], Where]] = {
+    "=": operator.eq, ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt,
+}  # fmt: skip
 _COLUMNS = ("status", "id", "workflow", "queue", "created", "took")
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="The workflow's ID.")]
 TimeoutOption = Annotated[
@@ -39,19 +46,26 @@ def list_(
     name: Annotated[str | None, typer.Option(help="Only this workflow, as app/function.")] = None,
     status: Annotated[str | None, typer.Option(help=f"Only in this state: {', '.join(_STATUS_NAMES)}.")] = None,
     queue: Annotated[str | None, typer.Option(help="Only of this queue.")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONDITION",
+            help="Only with such an attribute: customer=c-42, amount>=10, vip=true; may be repeated.",
+        ),
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")] = 20,
     json: JsonOption = False,
 ) -> None:
     """List workflows of all shards, the newest first."""
     wanted = None if status is None else _status_of(status)
     with BlockingClient.connect(find_config(cluster)) as client:
-        found = client.list(name=name, status=wanted, queue=queue, limit=limit)
+        found = client.list(where=_conditions(where or []), name=name, status=wanted, queue=queue, limit=limit)
     if json:
         print_json([as_plain(one) for one in found])
         return
     out = console()
     if not found:
-        out.print("no workflows" + (" like this" if name or status or queue else ""))
+        out.print("no workflows" + (" like this" if name or status or queue or where else ""))
         return
     rows = table(*_COLUMNS, numbers=frozenset({"created", "took"}), wraps=frozenset({"id"}))
     for one in found:
@@ -67,11 +81,12 @@ def show(id: IdArgument, cluster: ClusterOption = None, json: JsonOption = False
     with BlockingClient.connect(find_config(cluster)) as client:
         found = _described(client, id)
         history = client.history(id)
+        attributes = client.attributes(id)
         slot, shard = client.locate(id)
     if json:
-        print_json(as_plain(found, history) | {"shard": shard, "slot": slot})
+        print_json(as_plain(found, history) | {"attributes": attributes, "shard": shard, "slot": slot})
     else:
-        draw(console(), found, history, f"{shard}, slot {slot}")
+        draw(console(), found, history, f"{shard}, slot {slot}", attributes)
 
 
 @app.command()
@@ -137,6 +152,24 @@ def cancel(id: IdArgument, cluster: ClusterOption = None) -> None:
 
 
 @app.command()
+def terminate(id: IdArgument, cluster: ClusterOption = None) -> None:
+    """End a workflow: none of its code runs any more, no clean-up either."""
+    _ask(id, cluster, lambda client: client.terminate(id), "is to end at once")
+
+
+@app.command()
+def pause(id: IdArgument, cluster: ClusterOption = None) -> None:
+    """Let a workflow begin nothing more, until it is unpaused. A step that runs comes to its end."""
+    _ask(id, cluster, lambda client: client.pause(id), "is paused")
+
+
+@app.command()
+def unpause(id: IdArgument, cluster: ClusterOption = None) -> None:
+    """Let a paused workflow go on."""
+    _ask(id, cluster, lambda client: client.unpause(id), "goes on")
+
+
+@app.command()
 def result(
     id: IdArgument,
     cluster: ClusterOption = None,
@@ -172,6 +205,37 @@ def _print_failure(found: Description, *, json: bool) -> None:
     print_error(f"workflow {found.id!r} {found.status.label}" + (f": {error_text(error)}" if error else ""))
     if error is not None and error.traceback:
         console().print(Text(error.traceback.rstrip(), "dim"))
+
+
+def _ask(id_: str, cluster: str | None, request: Callable[[BlockingClient], None], said: str) -> None:
+    """Make a request of a workflow that has not ended, and say so."""
+    with BlockingClient.connect(find_config(cluster)) as client:
+        status = _described(client, id_).status
+        if status.is_final:
+            console().print(Text.assemble((id_, "bold"), " has ended already: ", status_text(status)))
+            return
+        request(client)
+    console().print(Text.assemble((id_, "bold"), f" {said}"))
+
+
+def _conditions(texts: list[str]) -> Where | None:
+    """The conditions of ``--where``; a value that reads as a number or a boolean is one."""
+    found: Where | None = None
+    for text in texts:
+        match = re.fullmatch(r"([^=<>]+)(>=|<=|=|>|<)(.*)", text, re.DOTALL)
+        if match is None:
+            raise ConfigError(f"--where {text}: write for example customer=c-42 or amount>=10")
+        one = _COMPARE[match[2]](attr(match[1]), _value(match[3]))
+        found = one if found is None else found & one
+    return found
+
+
+def _value(text: str) -> Value:
+    try:
+        value = msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        value = text
+    return value if isinstance(value, (str, int, float, bool)) else text
 
 
 def _described(client: BlockingClient, id_: str) -> Description:

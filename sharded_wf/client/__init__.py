@@ -6,5 +6,6 @@ from __future__ import annotations
 
 from sharded_wf.client.client import Client
 from sharded_wf.client.handle import Handle
+from sharded_wf.client.repair import Failed, Repaired
 
-__all__ = ["Client", "Handle"]
+__all__ = ["Client", "Failed", "Handle", "Repaired"]

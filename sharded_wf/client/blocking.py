@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Generator, Iterable
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Generic, TypeVar, overload
@@ -17,9 +17,11 @@ import psycopg
 from sharded_wf.client.client import Client, OnConflict
 from sharded_wf.client.handle import Handle
 from sharded_wf.client.in_transaction import drive
+from sharded_wf.client.repair import Failed, Repaired
 from sharded_wf.clock import Microseconds
 from sharded_wf.config import ClusterConfig
 from sharded_wf.limits import WRITE_DEADLINE_SECONDS
+from sharded_wf.model.attributes import Value, Where
 from sharded_wf.model.history import History
 from sharded_wf.model.status import Status
 from sharded_wf.serialization.histories import StoredHistory
@@ -65,9 +67,21 @@ class BlockingHandle(Generic[T_co]):
         found: Description = self._call(self._handle.describe())
         return found
 
-    def cancel(self) -> None:
+    def cancel(self, *, cleanup: timedelta | float | None = None) -> None:
         """As ``Handle.cancel``."""
-        self._call(self._handle.cancel())
+        self._call(self._handle.cancel(cleanup=cleanup))
+
+    def terminate(self) -> None:
+        """As ``Handle.terminate``."""
+        self._call(self._handle.terminate())
+
+    def pause(self) -> None:
+        """As ``Handle.pause``."""
+        self._call(self._handle.pause())
+
+    def unpause(self) -> None:
+        """As ``Handle.unpause``."""
+        self._call(self._handle.unpause())
 
     def __repr__(self) -> str:
         return f"BlockingHandle({self.id!r})"
@@ -111,6 +125,7 @@ class BlockingClient:
         queue: str | None = None,
         priority: int = 0,
         delay: timedelta | float | None = None,
+        attributes: Mapping[str, Value] | None = None,
         on_conflict: OnConflict = "error",
         message: tuple[str, object] | None = None,
         idempotency_key: str | None = None,
@@ -123,6 +138,7 @@ class BlockingClient:
             queue=queue,
             priority=priority,
             delay=delay,
+            attributes=attributes,
             on_conflict=on_conflict,
             message=message,
             idempotency_key=idempotency_key,
@@ -139,11 +155,12 @@ class BlockingClient:
         queue: str | None = None,
         priority: int = 0,
         delay: timedelta | float | None = None,
+        attributes: Mapping[str, Value] | None = None,
         on_conflict: OnConflict = "error",
     ) -> BlockingHandle[T]:
         """As ``Client.start_in``."""
         client = self._client
-        start = client.prepare_start(bound, id, queue, priority, delay)
+        start = client.prepare_start(bound, id, queue, priority, delay, attributes)
         found = drive(connection, client.in_transaction.start(start, same=on_conflict == "error"), "start_in")
         return BlockingHandle(client.handle_of(bound, start, found, on_conflict), self._call)
 
@@ -166,12 +183,18 @@ class BlockingClient:
         *,
         queue: str | None = None,
         priority: int = 0,
+        attributes: Mapping[str, Value] | None = None,
         on_conflict: OnConflict = "error",
         wait_seconds: float = WRITE_DEADLINE_SECONDS,
     ) -> list[BlockingHandle[T]]:
         """As ``Client.start_many``."""
         starting = self._client.start_many(
-            bound, queue=queue, priority=priority, on_conflict=on_conflict, wait_seconds=wait_seconds
+            bound,
+            queue=queue,
+            priority=priority,
+            attributes=attributes,
+            on_conflict=on_conflict,
+            wait_seconds=wait_seconds,
         )
         return [BlockingHandle(handle, self._call) for handle in self._call(starting)]
 
@@ -188,9 +211,51 @@ class BlockingClient:
         """As ``Client.send``."""
         self._call(self._client.send(id, topic, value, idempotency_key=idempotency_key))
 
-    def cancel(self, id: str) -> None:
+    def cancel(self, id: str, *, cleanup: timedelta | float | None = None) -> None:
         """As ``Client.cancel``."""
-        self._call(self._client.cancel(id))
+        self._call(self._client.cancel(id, cleanup=cleanup))
+
+    def terminate(self, id: str) -> None:
+        """As ``Client.terminate``."""
+        self._call(self._client.terminate(id))
+
+    def pause(self, id: str) -> None:
+        """As ``Client.pause``."""
+        self._call(self._client.pause(id))
+
+    def unpause(self, id: str) -> None:
+        """As ``Client.unpause``."""
+        self._call(self._client.unpause(id))
+
+    def resume(self, id: str) -> bool:
+        """As ``Client.resume``."""
+        resumed: bool = self._call(self._client.resume(id))
+        return resumed
+
+    def resume_many(
+        self, wanted: Failed, *, dry_run: bool = False, progress: Callable[[Repaired], None] | None = None
+    ) -> Repaired:
+        """As ``Client.resume_many``; ``progress`` is called in the client's thread."""
+        total: Repaired = self._call(self._client.resume_many(wanted, dry_run=dry_run, progress=progress))
+        return total
+
+    def fork(self, id: str, *, from_step: int | str, new_id: str | None = None) -> BlockingHandle[Any]:
+        """As ``Client.fork``."""
+        return BlockingHandle(self._call(self._client.fork(id, from_step=from_step, new_id=new_id)), self._call)
+
+    def fork_many(
+        self,
+        wanted: Failed,
+        *,
+        from_step: int | str,
+        suffix: str = "-fork",
+        dry_run: bool = False,
+        progress: Callable[[Repaired], None] | None = None,
+    ) -> Repaired:
+        """As ``Client.fork_many``; ``progress`` is called in the client's thread."""
+        forking = self._client.fork_many(wanted, from_step=from_step, suffix=suffix, dry_run=dry_run, progress=progress)
+        total: Repaired = self._call(forking)
+        return total
 
     def locate(self, id: str) -> tuple[int, str]:
         """As ``Client.locate``."""
@@ -211,17 +276,23 @@ class BlockingClient:
         found: StoredHistory = self._call(self._client.export(id))
         return found
 
+    def attributes(self, id: str) -> dict[str, Value]:
+        """As ``Client.attributes``."""
+        found: dict[str, Value] = self._call(self._client.attributes(id))
+        return found
+
     def list(
         self,
         *,
+        where: Where | None = None,
         name: str | None = None,
         status: Status | None = None,
         queue: str | None = None,
         limit: int = 100,
-        before: Microseconds | None = None,
+        before: Microseconds | Description | None = None,
     ) -> list[Description]:
         """As ``Client.list``."""
         found: list[Description] = self._call(
-            self._client.list(name=name, status=status, queue=queue, limit=limit, before=before)
+            self._client.list(where=where, name=name, status=status, queue=queue, limit=limit, before=before)
         )
         return found

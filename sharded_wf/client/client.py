@@ -5,32 +5,34 @@ from __future__ import annotations
 import asyncio
 import itertools
 import uuid
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, Literal, TypeVar, overload
 
 import psycopg
 
+from sharded_wf.client import repair, requests, search
 from sharded_wf.client.handle import Handle
 from sharded_wf.client.in_transaction import LEFT, InTransaction, drive_async
+from sharded_wf.client.repair import Failed, Repaired
 from sharded_wf.client.results import ShardResults
-from sharded_wf.client.validation import check_id, check_queue, check_start
+from sharded_wf.client.validation import check_id, check_queue, check_same, check_start
 from sharded_wf.clock import SECOND_US, SYSTEM_CLOCK, Clock, Microseconds, seconds_of
 from sharded_wf.cluster.shard import Shard
 from sharded_wf.cluster.shards import ShardSet
 from sharded_wf.config import ClusterConfig
-from sharded_wf.errors import IdConflict, ShardUnavailable, WorkflowNotFound
+from sharded_wf.errors import WorkflowNotFound
 from sharded_wf.limits import READ_DEADLINE_SECONDS, START_MANY_CHUNK_ROWS, WRITE_DEADLINE_SECONDS
+from sharded_wf.model.attributes import Value, Where, attributes_of
 from sharded_wf.model.history import EMPTY_HISTORY, History
 from sharded_wf.model.status import Status
-from sharded_wf.model.workflow import CANCEL_TOPIC, DEFAULT_QUEUE, Message, Outcome, Start
-from sharded_wf.postgres.failures import moved_slot
-from sharded_wf.postgres.session import ConnectionLost, Result, Statement
-from sharded_wf.routing import new_id
-from sharded_wf.serialization import codec_for, encode_error, encode_outcome
+from sharded_wf.model.workflow import DEFAULT_QUEUE, Message, Outcome, Start
+from sharded_wf.postgres.session import Result, Statement
+from sharded_wf.routing import new_id, slot_schema
+from sharded_wf.serialization import codec_for
 from sharded_wf.serialization.histories import StoredHistory
-from sharded_wf.store import outcomes, steps, workflows
+from sharded_wf.store import attributes, steps, workflows
 from sharded_wf.store.starts import Existing
 from sharded_wf.store.workflows import Description
 from sharded_wf.workflow.definitions import Bound
@@ -78,6 +80,7 @@ class Client:
         queue: str | None = None,
         priority: int = 0,
         delay: timedelta | float | None = None,
+        attributes: Mapping[str, Value] | None = None,
         on_conflict: OnConflict = "error",
         message: tuple[str, object] | None = None,
         idempotency_key: str | None = None,
@@ -88,6 +91,7 @@ class Client:
         ``bound``: what to run, made by ``function.bind(...)``. ``id``: yours, or one is made; the same ID again returns
         the existing workflow (``handle.created`` is False). ``queue``: None is the workflow's own. ``priority``: lower
         numbers first, within a queue. ``delay``: not before so much time (seconds or ``timedelta``) has passed.
+        ``attributes``: what it can be searched by from the beginning.
         ``on_conflict``: "error" raises ``IdConflict`` if the ID exists with another name or other arguments, "existing"
         returns that workflow. ``message``: a topic and a value, sent to the workflow in the same transaction; one that
         exists gets just the message, whatever its arguments (``IdConflict`` if its name is another: then it gets
@@ -96,8 +100,8 @@ class Client:
         Raises ``IdConflict``, ``LimitExceeded``, ``ShardUnavailable`` (then it is unknown whether it was started:
         starting it again with the same ID makes sure).
         """
-        start = self.start_of(bound, self._shards.id_maker()() if id is None else id, queue, priority, delay)
-        check_start(start)
+        id = self._shards.id_maker()() if id is None else id
+        start = self.prepare_start(bound, id, queue, priority, delay, attributes)
         begun = self._clock.monotonic()
         if message is None:
             existing = await self._shards.start((start,), wait_seconds=wait_seconds)
@@ -118,6 +122,7 @@ class Client:
         queue: str | None = None,
         priority: int = 0,
         delay: timedelta | float | None = None,
+        attributes: Mapping[str, Value] | None = None,
         on_conflict: OnConflict = "error",
     ) -> Handle[T]:
         """Start a workflow in the transaction that ``connection`` is in: it exists when that commits, and never if it
@@ -128,7 +133,7 @@ class Client:
         in the table ``request_refused`` beside the outbox. Raises as ``start``, but never ``ShardUnavailable``;
         ``TransactionRefused`` for a connection that is in no transaction or leads elsewhere; ``psycopg.Error``.
         """
-        start = self.prepare_start(bound, id, queue, priority, delay)
+        start = self.prepare_start(bound, id, queue, priority, delay, attributes)
         asking = self.in_transaction.start(start, same=on_conflict == "error")
         return self.handle_of(bound, start, await drive_async(connection, asking, "start_in"), on_conflict)
 
@@ -148,10 +153,23 @@ class Client:
         await drive_async(connection, self.in_transaction.send(message), "send_in")
 
     def prepare_start(
-        self, bound: Bound[Any], id_: str | None, queue: str | None, priority: int, delay: timedelta | float | None
+        self,
+        bound: Bound[Any],
+        id_: str | None,
+        queue: str | None,
+        priority: int,
+        delay: timedelta | float | None,
+        attributes: Mapping[str, Value] | None,
     ) -> Start:
-        """A start, checked, with an ID."""
-        start = self.start_of(bound, new_id(self._clock) if id_ is None else id_, queue, priority, delay)
+        """A start as the caller decided it, checked; without an ID it gets one."""
+        not_before: Microseconds | None = None
+        if delay is not None and (seconds := seconds_of(delay)) > 0:
+            not_before = self._clock.now_us() + int(seconds * SECOND_US)
+        start = Start(
+            new_id(self._clock) if id_ is None else id_, bound.name, bound.capability,
+            queue or bound.queue or DEFAULT_QUEUE, priority, bound.input, not_before,
+            attributes=attributes_of(attributes) if attributes else (),
+        )  # fmt: skip
         check_start(start)
         return start
 
@@ -170,6 +188,7 @@ class Client:
         *,
         queue: str | None = None,
         priority: int = 0,
+        attributes: Mapping[str, Value] | None = None,
         on_conflict: OnConflict = "error",
         wait_seconds: float = WRITE_DEADLINE_SECONDS,
     ) -> list[Handle[T]]:
@@ -186,8 +205,7 @@ class Client:
             begun = self._clock.monotonic()
             for item in chunk:
                 id_, one = item if isinstance(item, tuple) else (new_id(), item)
-                start = self.start_of(one, id_, queue, priority, None)
-                check_start(start)
+                start = self.prepare_start(one, id_, queue, priority, None, attributes)
                 if start.id in starts:
                     repeated.append(start)
                 else:
@@ -202,18 +220,6 @@ class Client:
                     check_same(again, Existing(first.id, first.name, 0, first.input, None))
             handles += [Handle(self, id_, one.result.decode, id_ not in existing, begun) for id_, one in pairs]
         return handles
-
-    def start_of(
-        self, bound: Bound[Any], id_: str, queue: str | None, priority: int, delay: timedelta | float | None
-    ) -> Start:
-        """A start as the caller decided it, not yet checked."""
-        not_before: Microseconds | None = None
-        if delay is not None and (seconds := seconds_of(delay)) > 0:
-            not_before = self._clock.now_us() + int(seconds * SECOND_US)
-        return Start(
-            id_, bound.name, bound.capability,
-            queue or bound.queue or DEFAULT_QUEUE, priority, bound.input, not_before,
-        )  # fmt: skip
 
     # --- handles ------------------------------------------------------------------------------------------------
 
@@ -272,15 +278,59 @@ class Client:
         self._last_sent_at = max(self._clock.now_us(), self._last_sent_at + 1)
         return Message(id, topic, sender, 1, codec_for(type(value)).encode(value), self._last_sent_at)
 
-    async def cancel(self, id: str) -> None:
+    async def cancel(self, id: str, *, cleanup: timedelta | float | None = None) -> None:
         """As ``Handle.cancel``."""
-        check_id(id)
-        error = encode_error(asyncio.CancelledError())
-        told = encode_outcome(Outcome(Status.CANCELLED, None, error))
-        now = self._clock.now_us()
-        answers = await self._ask_about(id, lambda slot: [outcomes.cancel_unclaimed(slot, id, error, told, now)])
-        if not len(answers[0]):
-            await self._deliver(Message(id, CANCEL_TOPIC, uuid.uuid4().hex, 1, b"null", now))
+        await requests.cancel(self._shards, id, cleanup)
+
+    async def terminate(self, id: str) -> None:
+        """As ``Handle.terminate``."""
+        await requests.terminate(self._shards, id)
+
+    async def pause(self, id: str) -> None:
+        """As ``Handle.pause``."""
+        await requests.pause(self._shards, id)
+
+    async def unpause(self, id: str) -> None:
+        """As ``Handle.unpause``."""
+        await requests.unpause(self._shards, id)
+
+    # --- repair -------------------------------------------------------------------------------------------------
+
+    async def resume(self, id: str) -> bool:
+        """A workflow that failed, was cancelled or quarantined goes on where it was: what it finished is kept, what
+        it failed of runs again. Returns False, and changes nothing, if it is under way or succeeded. Children whose
+        failure it failed of are resumed with it. Raises ``WorkflowNotFound``, ``ShardUnavailable`` (then ask again)."""
+        return await repair.resume(self._shards, id)
+
+    async def resume_many(
+        self, wanted: Failed, *, dry_run: bool = False, progress: Callable[[Repaired], None] | None = None
+    ) -> Repaired:
+        """Resume all that ended badly, until now, and fits ``wanted``; with ``dry_run`` only count them. ``progress``
+        is called now and then with the counts so far. Raises ``ShardUnavailable`` when the other shards are done."""
+        return await repair.resume_many(self._shards, wanted, dry_run=dry_run, report=progress)
+
+    async def fork(self, id: str, *, from_step: int | str, new_id: str | None = None) -> Handle[Any]:
+        """Start a new workflow with the arguments of another, in whatever state that is, and with its results before
+        ``from_step``: the number of a step in its history, or the name of one (its first call). That step and all that
+        follows run. ``new_id``: yours, or one is made; asking again with the same ID is safe.
+
+        Raises ``WorkflowNotFound``, ``StepNotFound``, ``IdConflict`` if ``new_id`` is another workflow,
+        ``ShardUnavailable``."""
+        made, created = await repair.fork(self._shards, id, from_step, new_id)
+        return Handle(self, made, codec_for(Any).decode, created, None)
+
+    async def fork_many(
+        self,
+        wanted: Failed,
+        *,
+        from_step: int | str,
+        suffix: str = "-fork",
+        dry_run: bool = False,
+        progress: Callable[[Repaired], None] | None = None,
+    ) -> Repaired:
+        """Fork all that ended badly, until now, and fits ``wanted``; the new IDs are the old ones with ``suffix``, so
+        asking again forks nothing twice. As ``fork`` and ``resume_many`` for the rest."""
+        return await repair.fork_many(self._shards, wanted, from_step, suffix, dry_run=dry_run, report=progress)
 
     async def _deliver(self, message: Message) -> None:
         if message.receiver in await self._shards.deliver([message]):
@@ -309,7 +359,8 @@ class Client:
 
     async def _ask_about(self, id_: str, statements: Callable[[str], Sequence[Statement]]) -> list[Result]:
         """Ask the slot of a workflow (``statements`` get its schema), wherever that is meanwhile."""
-        return await self._shards.ask(id_, lambda shard, slot: self._ask(shard, statements(slot)))
+        asked = self._shards.transact(id_, lambda slot: statements(slot_schema(slot)), deadline=READ_DEADLINE_SECONDS)
+        return await asked
 
     async def export(self, id: str) -> StoredHistory:
         """A workflow with all that is recorded of it, to be written with ``encode_history`` and replayed in tests.
@@ -322,59 +373,25 @@ class Client:
             found.id, found.name, found.status, found.input or b"null", found.created_at, found.started_at, history
         )
 
-    async def _ask(self, shard: Shard, statements: Sequence[Statement]) -> list[Result]:
-        if not statements:
-            return []
-        try:
-            return await shard.reader.transact(statements, deadline=READ_DEADLINE_SECONDS)
-        except ConnectionLost as error:
-            raise ShardUnavailable(shard.name, str(error)) from None
+    async def attributes(self, id: str) -> dict[str, Value]:
+        """The attributes of a workflow now, by name; none if there is no such workflow."""
+        check_id(id)
+        answers = await self._ask_about(id, lambda slot: [attributes.read_attributes(slot, id)])
+        return attributes.values_of(answers[0])
 
     async def list(
         self,
         *,
+        where: Where | None = None,
         name: str | None = None,
         status: Status | None = None,
         queue: str | None = None,
         limit: int = 100,
-        before: Microseconds | None = None,
+        before: Microseconds | Description | None = None,
     ) -> list[Description]:
-        """The newest workflows of all shards (of those that failed, were cancelled or quarantined: the last to end), at
-        most ``limit``; ``before`` (microseconds since the epoch) pages on. A shard that is away raises
+        """The newest workflows of all shards (without ``where``, of those that failed, were cancelled or quarantined:
+        the last to end), at most ``limit``. ``where``: only those whose attributes fit, as ``attr("stage") == "paid"``.
+        ``before`` pages on: a moment (microseconds since the epoch), or, with ``where``, the last one of the page
+        before, which misses none that were created at the same moment. A shard that is away raises
         ``ShardUnavailable``: a list with holes is not a list."""
-        until = self._clock.monotonic() + READ_DEADLINE_SECONDS
-        moment = self._clock.now_us() + 60 * SECOND_US if before is None else before
-
-        async def of(shard: Shard) -> list[Description]:
-            schemas = [shard.schemas[slot] for slot in shard.slots]
-            asked = [workflows.list_workflows(schema, moment, name, status, queue, limit) for schema in schemas]
-            return [one for answer in await self._ask(shard, asked) for one in workflows.descriptions_of(answer)]
-
-        parts: list[list[Description]] = []
-        for attempt in itertools.count():
-            try:
-                parts = await asyncio.gather(*map(of, self._shards.shards.values()))
-                break
-            except psycopg.Error as error:
-                # A slot has moved while we looked: it might be in two parts of the list, or in none.
-                slot = moved_slot(error)
-                if slot is None or self._clock.monotonic() > until:
-                    raise
-                await self._shards.find_slot(slot, until, attempt)
-        found = list({one.id: one for part in parts for one in part}.values())
-        found.sort(key=lambda one: (one.created_at, one.id), reverse=True)
-        return found[:limit]
-
-
-def check_same(start: Start, found: Existing, *, name_only: bool = False) -> None:
-    """Raises ``IdConflict`` if what exists under a start's ID is something else."""
-    if found.name != start.name:
-        raise IdConflict(
-            f"workflow {start.id!r} exists and runs {found.name!r}, not {start.name!r}; use another ID, or "
-            'on_conflict="existing" to get that one'
-        )
-    if not name_only and found.input != start.input:
-        raise IdConflict(
-            f"workflow {start.id!r} exists with other arguments; use another ID, or "
-            'on_conflict="existing" to get that one'
-        )
+        return await search.list_workflows(self._shards, where, name, status, queue, limit, before)

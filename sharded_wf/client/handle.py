@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from sharded_wf.clock import seconds_of
-from sharded_wf.errors import ResultTimeout, WorkflowCancelled, WorkflowNotFound
+from sharded_wf.errors import ResultTimeout, WorkflowCancelled, WorkflowNotFound, WorkflowTerminated
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import Outcome
 from sharded_wf.serialization import decode_error
@@ -63,6 +63,9 @@ class Handle(Generic[T_co]):
         if outcome.status is Status.SUCCEEDED:
             return self._decode(outcome.output or b"null")
         if outcome.status is Status.CANCELLED:
+            error = decode_error(outcome.error or b"null")
+            if isinstance(error, WorkflowTerminated):
+                raise error
             raise WorkflowCancelled("WorkflowCancelled", f"workflow {self.id!r} was cancelled")
         raise decode_error(outcome.error or b"null")
 
@@ -77,10 +80,28 @@ class Handle(Generic[T_co]):
         """Where the workflow stands now. Raises ``WorkflowNotFound``."""
         return (await self.describe()).status
 
-    async def cancel(self) -> None:
-        """Ask the workflow to end: at once if it never ran, else at its next ``await``. Cancelling what has ended
-        changes nothing. Raises ``WorkflowNotFound``."""
-        await self._client.cancel(self.id)
+    async def cancel(self, *, cleanup: timedelta | float | None = None) -> None:
+        """Ask the workflow to end: at once if it never ran, else at its next ``await``. The children that it waits for
+        are asked too. What it awaits in ``except`` and ``finally`` still runs, for ``cleanup`` at most (seconds or
+        ``timedelta``; None: ``limits.CANCEL_CLEANUP_SECONDS``); then it is ended as it is. Cancelling what has ended
+        changes nothing. Raises ``WorkflowNotFound``, ``ShardUnavailable``."""
+        await self._client.cancel(self.id, cleanup=cleanup)
+
+    async def terminate(self) -> None:
+        """End the workflow: none of its code runs any more, no clean-up either. A step that runs is stopped, if it is
+        ``async``, and its result is lost. The children that it waits for are cancelled. Its result is
+        ``WorkflowTerminated``. Raises ``WorkflowNotFound``, ``ShardUnavailable``."""
+        await self._client.terminate(self.id)
+
+    async def pause(self) -> None:
+        """Let the workflow begin nothing more: a step that runs comes to its end and is recorded; then it waits, and
+        messages for it wait too. Timers go on. Pausing what is paused or has ended changes nothing. Raises
+        ``WorkflowNotFound``, ``ShardUnavailable``."""
+        await self._client.pause(self.id)
+
+    async def unpause(self) -> None:
+        """Let a paused workflow go on. Raises ``WorkflowNotFound``, ``ShardUnavailable``."""
+        await self._client.unpause(self.id)
 
     def __repr__(self) -> str:
         return f"Handle({self.id!r})"

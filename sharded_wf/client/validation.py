@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sharded_wf.errors import LimitExceeded
+from sharded_wf.errors import IdConflict, LimitExceeded
 from sharded_wf.limits import (
     ID_LENGTH_MAX_BYTES,
     PAYLOAD_MAX_BYTES,
@@ -11,6 +11,7 @@ from sharded_wf.limits import (
     QUEUE_LENGTH_MAX_BYTES,
 )
 from sharded_wf.model.workflow import Start
+from sharded_wf.store.starts import Existing
 
 
 def check_id(id_: str, what: str = "workflow ID") -> None:
@@ -51,3 +52,17 @@ def _is_encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def check_same(start: Start, found: Existing, *, name_only: bool = False) -> None:
+    """Raises ``IdConflict`` if what exists under a start's ID is something else."""
+    if found.name != start.name:
+        raise IdConflict(
+            f"workflow {start.id!r} exists and runs {found.name!r}, not {start.name!r}; use another ID, or "
+            'on_conflict="existing" to get that one'
+        )
+    if not name_only and found.input != start.input:
+        raise IdConflict(
+            f"workflow {start.id!r} exists with other arguments; use another ID, or "
+            'on_conflict="existing" to get that one'
+        )

@@ -34,7 +34,8 @@ from sharded_wf.limits import (
 )
 from sharded_wf.model.workflow import Message, Start
 from sharded_wf.postgres.failures import moved_slot
-from sharded_wf.routing import ShardMap, new_id, new_id_avoiding, slot_schema
+from sharded_wf.postgres.session import ConnectionLost, Result, Statement
+from sharded_wf.routing import ShardMap, new_id, new_id_avoiding
 from sharded_wf.store.starts import Existing
 
 logger = logging.getLogger("sharded_wf.shards")
@@ -42,6 +43,10 @@ logger = logging.getLogger("sharded_wf.shards")
 T = TypeVar("T")
 _ID: Callable[[Start], str] = attrgetter("id")
 _RECEIVER: Callable[[Message], str] = attrgetter("receiver")
+
+
+class SlotSplit(Exception):
+    """Nothing was done: the slot was split. What was in it is in its halves, or in what these were split into."""
 
 
 class ShardSet:
@@ -148,20 +153,48 @@ class ShardSet:
             pause = min(pause * 2, MAP_RELOAD_MAX_SECONDS)
             await asyncio.sleep(pause)
 
-    async def ask(self, workflow_id: str, question: Callable[[Shard, str], Awaitable[T]]) -> T:
-        """Ask the shard of a workflow, given the schema of its slot; if the slot has moved, or was split, the shard and
-        the slot where the workflow is now. Raises what ``question`` raises."""
+    async def transact(
+        self, workflow_id: str, statements: Callable[[int], Sequence[Statement]], *, deadline: float
+    ) -> list[Result]:
+        """One transaction on the slot of a workflow, made for the number of that slot, wherever it moves or is split
+        meanwhile; ``deadline`` in seconds. Raises ``ShardUnavailable``; then it is unknown whether it was committed."""
+        return (await self.transact_each([workflow_id], lambda slot, _: statements(slot), deadline=deadline))[0]
+
+    async def transact_each(
+        self, ids: Iterable[str], statements: Callable[[int, list[str]], Sequence[Statement]], *, deadline: float
+    ) -> list[list[Result]]:
+        """One transaction for each slot in which some of these workflows are, made for its number and these. As
+        ``transact`` for the rest."""
+        answers: list[list[Result]] = []
+        left = list(ids)
+        while left:
+            by_slot: dict[int, list[str]] = {}
+            for id_ in left:
+                by_slot.setdefault(self.map.slot_of(id_), []).append(id_)
+            left = []
+            for slot, there in by_slot.items():
+                try:
+                    answers.append(await self.transact_slot(slot, statements(slot, there), deadline=deadline))
+                except SlotSplit:
+                    left += there
+        return answers
+
+    async def transact_slot(self, slot: int, statements: Sequence[Statement], *, deadline: float) -> list[Result]:
+        """One transaction on a slot, wherever it moves meanwhile. Raises ``SlotSplit``; and as ``transact``."""
         until = self.clock.monotonic() + READ_DEADLINE_SECONDS
         attempt = 0
-        while True:
-            slot = self.map.slot_of(workflow_id)
+        while slot in self.map.placement:
+            shard = self.shard_of_slot(slot)
             try:
-                return await question(self.shard_of_slot(slot), slot_schema(slot))
+                return await shard.reader.transact(statements, deadline=deadline)
+            except ConnectionLost as error:
+                raise ShardUnavailable(shard.name, str(error)) from None
             except psycopg.Error as error:
                 if moved_slot(error) is None or self.clock.monotonic() > until:
                     raise
             await self.find_slot(slot, until, attempt)
             attempt += 1
+        raise SlotSplit(slot)
 
     # --- routing ------------------------------------------------------------------------------------------------
 

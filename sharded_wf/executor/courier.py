@@ -8,16 +8,23 @@ late, or one that asks again after a crash, changes nothing.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Coroutine
 from typing import Any
 
+import psycopg
+
 from sharded_wf.clock import SECOND_US
+from sharded_wf.cluster.repair import revive_children
 from sharded_wf.cluster.shards import ShardSet
 from sharded_wf.errors import IdConflict, ShardedWfError, ShardUnavailable, WorkflowNotFound
 from sharded_wf.executor.held import Hold
 from sharded_wf.limits import SEND_DIRECT_SECONDS, STALE_CHILD_SECONDS
 from sharded_wf.model.workflow import Message, Start
+from sharded_wf.serialization.outcomes import encode_outcome
 from sharded_wf.store.starts import Existing
+
+logger = logging.getLogger("sharded_wf.courier")
 
 
 class Courier:
@@ -96,7 +103,20 @@ class Courier:
                     f"workflow {start.id!r} exists as {found.name!r}, started by "
                     f"{found.parent_id or 'a client'!r}; this child needs another ID"
                 )
+        if again := [start for _, start in rows if start.again and start.id in existing and start.id not in refused]:
+            try:
+                await self._revive(again)
+            except ShardUnavailable:
+                return  # the executor is closing
         asyncio.get_running_loop().call_soon(_answer_starts, rows, refused)
+
+    async def _revive(self, starts: list[Start]) -> None:
+        while True:
+            try:
+                return await revive_children(self._shards, starts, encode_outcome)
+            except (ShardUnavailable, psycopg.Error) as error:
+                logger.info("children of resumed workflows have to wait: %s", error)
+                await asyncio.sleep(SEND_DIRECT_SECONDS)
 
     async def _send_all(self, mail: list[tuple[Hold, int, Message]]) -> None:
         """Messages to one shard. If it is away the messages are left in the outbox, and their senders go on."""

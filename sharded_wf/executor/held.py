@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from sharded_wf.model.history import EntryKind, History
+from sharded_wf.model.workflow import CANCEL_TOPIC, PAUSE_TOPIC, TERMINATE_TOPIC, Message
 from sharded_wf.workflow.host import Run
 
 
@@ -32,8 +36,16 @@ class Hold:
         self.run: Run
 
 
+def is_paused(history: History, mail: Iterable[Message]) -> bool:
+    """Whether a workflow is to stay parked: it is paused, and nobody has cancelled or terminated it."""
+    topics = {message.topic for message in mail}
+    if PAUSE_TOPIC not in topics or topics & {CANCEL_TOPIC, TERMINATE_TOPIC}:
+        return False
+    return not history.entries or not any(entry.kind is EntryKind.CANCEL for entry in history.entries)
+
+
 class UnknownRun:
-    """Stands where the run of a workflow would stand whose function this code does not have."""
+    """Stands where the run of a workflow would stand whose function this code does not have, or that is paused."""
 
     __slots__ = ("claim", "id")
 

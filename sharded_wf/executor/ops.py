@@ -14,13 +14,15 @@ import msgspec
 
 from sharded_wf.clock import Microseconds
 from sharded_wf.executor.held import Claim, Hold
-from sharded_wf.model.history import Entry, FailedAttempt
+from sharded_wf.model.attributes import Attribute
+from sharded_wf.model.history import Cancellation, Entry, EntryKind, FailedAttempt
 from sharded_wf.model.status import Status
-from sharded_wf.model.workflow import OUTCOME_TOPIC, Message, Outcome
+from sharded_wf.model.workflow import CANCEL_TOPIC, OUTCOME_TOPIC, Message, Outcome
 from sharded_wf.postgres.session import Statement
 from sharded_wf.routing import slot_schema
 from sharded_wf.serialization.outcomes import encode_outcome
 from sharded_wf.store import claims, leases, messages, outcomes, steps, timers
+from sharded_wf.store.attributes import Owned, set_attributes
 
 
 class OpKind(IntEnum):
@@ -57,6 +59,10 @@ class Op(msgspec.Struct, frozen=True, gc=False):
     renewal: Renewal | None = None
 
 
+_CANCEL, _ATTRIBUTES = EntryKind.CANCEL, EntryKind.ATTRIBUTES
+_decode_attributes = msgspec.json.Decoder(tuple[Attribute, ...]).decode
+decode_cancelled = msgspec.json.Decoder(Cancellation).decode
+
 LEAVING = frozenset({OpKind.FINISH, OpKind.PARK, OpKind.GIVE_BACK, OpKind.REROUTE, OpKind.CONTINUE})
 """After these the executor holds the workflow no longer."""
 
@@ -74,12 +80,15 @@ class Told(msgspec.Struct, gc=False):
 class _Slot:
     """The ops of one slot, by statement."""
 
-    __slots__ = ("attempts", "consumed", "delivered", "ended", "entries", "failed", "given", "mailed", "outgoing",
-                 "parked", "released", "renewed", "rerouted")  # fmt: skip
+    __slots__ = (
+        "attempts", "attributes", "consumed", "delivered", "ended", "entries", "failed", "given", "mailed", "outgoing",
+        "parked", "released", "renewed", "rerouted",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.entries: tuple[list[str], list[Entry]] = ([], [])
         self.attempts: tuple[list[str], list[FailedAttempt]] = ([], [])
+        self.attributes: list[Owned] = []
         self.consumed: list[Message] = []
         self.mailed: list[str] = []
         self.delivered: list[Message] = []
@@ -117,6 +126,12 @@ def statements_of(
             slot.entries[1].append(op.entry)
             if op.consumed is not None:
                 slot.consumed.append(op.consumed)
+                if op.entry.kind is _CANCEL:
+                    _cancel_children(
+                        op, decode_cancelled(op.entry.output or b"{}").told, slots, slot, told, is_here, now
+                    )
+            elif op.entry.kind is _ATTRIBUTES:
+                slot.attributes += [(hold.run.id, one) for one in _decode_attributes(op.entry.output or b"[]")]
             if op.outbox is not None:
                 slot.outgoing.append(op.outbox)
                 told.outgoing.append((claim.slot, op.outbox))
@@ -129,9 +144,11 @@ def statements_of(
         left[claim] = left.get(claim, 0) + 1
         if kind is OpKind.FINISH:
             _finish(op, slot)
-            if hold.mailed:
+            if hold.mailed and op.outcome is not None and op.outcome.status is Status.SUCCEEDED:
                 slot.mailed.append(hold.run.id)
             told.ended.add(claim.slot)
+            if op.outcome is not None and op.outcome.cancels:
+                _cancel_children(op, op.outcome.cancels, slots, slot, told, is_here, now)
             if hold.parent_id is not None:
                 _tell_parent(op, slots, slot, told, is_here, now)
         else:
@@ -197,10 +214,35 @@ def _tell_parent(
     parent_id, outcome = op.hold.parent_id, op.outcome
     assert parent_id is not None and outcome is not None
     message = Message(parent_id, OUTCOME_TOPIC, op.hold.run.id, 1, encode_outcome(outcome), now)
-    parent_slot, here = is_here(parent_id)
+    _tell(op, message, slots, slot, told, is_here)
+
+
+def _cancel_children(
+    op: Op,
+    children: Iterable[str],
+    slots: dict[int, _Slot],
+    slot: _Slot,
+    told: Told,
+    is_here: Callable[[str], tuple[int, bool]],
+    now: Microseconds,
+) -> None:
+    for child in children:
+        _tell(op, Message(child, CANCEL_TOPIC, op.hold.run.id, 1, b"null", now), slots, slot, told, is_here)
+
+
+def _tell(
+    op: Op,
+    message: Message,
+    slots: dict[int, _Slot],
+    slot: _Slot,
+    told: Told,
+    is_here: Callable[[str], tuple[int, bool]],
+) -> None:
+    """Deliver with this flush, or leave it in the outbox."""
+    receiver_slot, here = is_here(message.receiver)
     if here:
-        slots.setdefault(parent_slot, _Slot()).delivered.append(message)
-        told.delivered.append((parent_slot, message))
+        slots.setdefault(receiver_slot, _Slot()).delivered.append(message)
+        told.delivered.append((receiver_slot, message))
     else:
         slot.outgoing.append(message)
         told.outgoing.append((op.hold.claim.slot, message))
@@ -210,6 +252,8 @@ def _slot_statements(statements: list[Statement], schema: str, slot: _Slot, now:
     """The order is the lock order of ``sql/README.md``: a slot's tables as listed here, slots ascending."""
     if slot.entries[0]:
         statements.append(steps.record_steps(schema, *slot.entries))
+    if slot.attributes:
+        statements += set_attributes(schema, slot.attributes)
     if slot.attempts[0]:
         statements.append(steps.record_attempts(schema, *slot.attempts))
     if slot.consumed:

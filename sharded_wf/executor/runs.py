@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, cast
 
-from sharded_wf.executor.held import Claim, Hold, UnknownRun
+from sharded_wf.executor.held import Claim, Hold, UnknownRun, is_paused
 from sharded_wf.executor.host import ShardHost
 from sharded_wf.executor.ops import LEAVING, Op, OpKind, Told
 from sharded_wf.limits import PARK_SWEEP_SECONDS
@@ -63,7 +63,12 @@ class Runs:
     def resume(self, resumed: list[Resumed]) -> None:
         """Run those whose history has been read."""
         for claimed, hold, history, mail in resumed:
-            if self._run(claimed, hold, history) and mail and not hold.leaving:
+            if mail and self.held.get(claimed.id) is hold and is_paused(history, mail):
+                # Parked again, before any of its code has run.
+                hold.leaving = True
+                hold.run = cast(Run, UnknownRun(claimed.id))
+                self._flusher.add(Op(OpKind.PARK, hold))
+            elif self._run(claimed, hold, history) and mail and not hold.leaving:
                 hold.mailed = True
                 hold.run.offer(mail)
 

@@ -72,17 +72,19 @@ class Sweep:
         deleted = 0
         if old and not dry_run:
             if self._export is not None:
-                old = await self._exported(self._export, schema, old)
-            deleted = rows.deleted_of(await self._link.transact(rows.delete_old(schema, old)))
+                old = await self._exported(self._export, schema, old, cutoffs)
+            deleted = rows.deleted_of(await self._link.transact(rows.delete_old(schema, old, cutoffs)))
         return Page(end, len(seen) == RETENTION_BATCH_MAX_ROWS, old, deleted)
 
-    async def _exported(self, export: Export, schema: str, old: list[rows.Seen]) -> list[rows.Seen]:
-        found = {id_.decode(): text for id_, text in (await self._link.fetch(rows.read_old(schema, old))).rows()}
+    async def _exported(
+        self, export: Export, schema: str, old: list[rows.Seen], cutoffs: rows.Cutoffs
+    ) -> list[rows.Seen]:
+        found = rows.lines_of(await self._link.fetch(rows.read_old(schema, old, cutoffs)))
         await asyncio.to_thread(export.write, list(found.values()))
         return [row for row in old if row.id in found]
 
     async def _without_needed(self, old: list[rows.Seen]) -> list[rows.Seen]:
-        """Without those whose parent is, or may be, unfinished."""
+        """Without those whose parent may start them again."""
         by_shard: dict[Shard | None, dict[int, list[rows.Seen]]] = {}
         for row in old:
             if row.parent_id is not None:
@@ -98,7 +100,7 @@ class Sweep:
 
 
 async def _unfinished(shard: Shard, by_slot: Mapping[int, list[rows.Seen]]) -> set[str] | None:
-    """The unfinished parents of these children; None if the shard does not answer."""
+    """The parents of these children that may still start them again; None if the shard does not answer."""
     statements = [
         rows.find_unfinished_parents(slot_schema(slot), children) for slot, children in sorted(by_slot.items())
     ]

@@ -84,7 +84,7 @@ async def _sweep_shard(
     sweep = Sweep(link, shards, shard.schemas, export)
     now = shard.clock.now_us()
     cutoffs = cutoffs_at(retention, now)
-    newest = max(cutoffs.default, *cutoffs.names.values(), *cutoffs.queues.values(), rows.START[0])
+    newest = cutoffs.latest
     looks = 0
     try:
         for slot in shard.slots:

@@ -7,6 +7,7 @@ from enum import IntEnum
 import msgspec
 
 from sharded_wf.clock import Microseconds
+from sharded_wf.limits import CANCEL_CLEANUP_SECONDS
 
 
 class EntryKind(IntEnum):
@@ -18,12 +19,34 @@ class EntryKind(IntEnum):
     CHILD = 3
     SEND = 4
     CANCEL = 5
+    RESUME = 10
+    ATTRIBUTES = 11
     PATCH = 30
     CONTINUED = 31
 
 
-UNASKED = frozenset({EntryKind.CANCEL, EntryKind.PATCH, EntryKind.CONTINUED})
+UNASKED = frozenset({EntryKind.CANCEL, EntryKind.RESUME, EntryKind.PATCH, EntryKind.CONTINUED})
 """What enters a history without a command of the code that waits for it."""
+
+
+class Resumption(msgspec.Struct, frozen=True):
+    """The output of an entry of the kind ``RESUME``: from here on the entries at the places ``void`` count as if they
+    had never been recorded. ``status`` and ``error`` are the outcome that was taken back. Of a fork ``forked_from`` and
+    ``from_step`` say of which workflow, and from which ordinal on."""
+
+    void: list[int] = []
+    status: int | None = None
+    error: msgspec.Raw = msgspec.Raw(b"null")
+    forked_from: str | None = None
+    from_step: int | None = None
+
+
+class Cancellation(msgspec.Struct, frozen=True):
+    """The output of an entry of the kind ``CANCEL``: the children that were told with it, and how many seconds the
+    workflow has to clean up."""
+
+    told: list[str] = []
+    cleanup_seconds: float = CANCEL_CLEANUP_SECONDS
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -73,7 +96,8 @@ class Continuation(msgspec.Struct, frozen=True):
     ``run`` is the number of the next run (the first is 1); ``input`` its arguments; ``received`` the last number
     received from each sender on each topic, so that nothing is received twice; ``returned`` messages that were recorded
     and that no code has received, by topic; ``children`` how many were started of each function, so that IDs are not
-    used again; ``cancelled`` whether a request to cancel came too late for the run that ended.
+    used again; ``cancelled`` whether a request to cancel came too late for the run that ended,
+    and ``cleanup_seconds`` how long the next one has to clean up then.
     """
 
     run: int
@@ -82,6 +106,7 @@ class Continuation(msgspec.Struct, frozen=True):
     returned: dict[str, list[msgspec.Raw]] = {}
     children: dict[str, int] = {}
     cancelled: bool = False
+    cleanup_seconds: float = CANCEL_CLEANUP_SECONDS
 
 
 def continuation_of(history: History) -> Continuation | None:

@@ -5,6 +5,7 @@ pending ──claim──> running ──outcome──> succeeded | failed | can
    |  └──give back───┘  └──park──> parked ──wake──> pending
    └──takeover (the executor died)
 running ──dies alone──> quarantined
+failed | cancelled | quarantined ──resume, by a person──> pending
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Status(IntEnum):
 
     @property
     def is_final(self) -> bool:
-        """Whether the workflow has its outcome and will not change again."""
+        """Whether the workflow has its outcome and will not change by itself."""
         return self >= Status.SUCCEEDED
 
     @property
@@ -41,8 +42,8 @@ FOLLOWS: dict[Status, frozenset[Status]] = {
     ),
     Status.PARKED: frozenset({Status.PENDING}),
     Status.SUCCEEDED: frozenset(),
-    Status.FAILED: frozenset(),
-    Status.CANCELLED: frozenset(),
-    Status.QUARANTINED: frozenset(),
+    Status.FAILED: frozenset({Status.PENDING}),
+    Status.CANCELLED: frozenset({Status.PENDING}),
+    Status.QUARANTINED: frozenset({Status.PENDING}),
 }
 """The legal state changes."""

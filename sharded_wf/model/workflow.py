@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from sharded_wf.clock import Microseconds
+from sharded_wf.model.attributes import Attribute
 from sharded_wf.model.status import Status
 
 DEFAULT_QUEUE = "default"
@@ -12,6 +13,14 @@ OUTCOME_TOPIC = "$outcome"
 """The reserved topic under which a child's outcome reaches its parent."""
 CANCEL_TOPIC = "$cancel"
 """The reserved topic under which a request to cancel reaches a workflow."""
+
+
+TERMINATE_TOPIC = "$terminate"
+"""A request to end at once, with no more code run."""
+PAUSE_TOPIC = "$pause"
+"""As long as such a message is in the mailbox, the workflow is paused: nobody receives it."""
+UNPAUSE_TOPIC = "$unpause"
+"""Tells an executor that holds a workflow which is paused that it is so no longer."""
 
 
 class Start(msgspec.Struct, frozen=True, gc=False):
@@ -25,6 +34,9 @@ class Start(msgspec.Struct, frozen=True, gc=False):
     input: bytes
     not_before: Microseconds | None = None
     parent_id: str | None = None
+    attributes: tuple[Attribute, ...] = ()
+    again: bool = False
+    """A child of a workflow that was resumed: if it has ended, it is resumed too, or tells its outcome once more."""
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):
@@ -33,6 +45,8 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     status: Status
     output: bytes | None = None
     error: bytes | None = None
+    cancels: tuple[str, ...] = ()
+    """Children to be cancelled with it."""
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -28,21 +29,26 @@ class StoredError(msgspec.Struct, frozen=True, omit_defaults=True):
     args: list[Any] | None = None
     traceback: str = ""
     notes: list[str] = []
+    causes: list[int] = []
+    """Of a workflow's own error: the places of the entries that it came from."""
 
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(StoredError).decode
 
 
-def encode_error(error: BaseException) -> bytes:
-    """The error as JSON text: type, module, message, arguments, traceback and notes. Never raises."""
+def encode_error(error: BaseException, causes: Sequence[int] = ()) -> bytes:
+    """The error as JSON text: type, module, message, arguments, traceback and notes; ``causes`` as ``StoredError`` has
+    them. Never raises."""
     kind = type(error)
     args: list[Any] | None = list(error.args)
     if isinstance(error, WorkflowFailed):
         # It stands for an error from elsewhere: passed on, it still names the original.
         args = [error.type_name, error.message, error.traceback_text]
     notes = [_clean(note) for note in getattr(error, "__notes__", ()) if not str(note).startswith(_NOTE_PREFIX)]
-    stored = StoredError(kind.__qualname__, kind.__module__, _message_of(error), args, _traceback_text(error), notes)
+    stored = StoredError(
+        kind.__qualname__, kind.__module__, _message_of(error), args, _traceback_text(error), notes, list(causes)
+    )
     try:
         data = _encode(stored)
         if _decode(data) == stored:

@@ -136,6 +136,11 @@ def forget_idle_wakes(schema: str, ids: Sequence[str]) -> Statement:
     return Statement(_FORGET_IDLE_WAKES, schema, (binary.text_array(ids),))
 
 
+def withdraw_requests(schema: str, id_: str, topics: Sequence[str]) -> Statement:
+    """Remove requests on these reserved topics from a workflow's mailbox."""
+    return Statement(_SQL["withdraw_requests"], schema, (id_.encode(), binary.text_array(topics)))
+
+
 def wake_parked(schema: str, ids: Sequence[str], now: Microseconds) -> Statement:
     """Those among these workflows that are parked go back to the queue; the answer lists them."""
     return Statement(_WAKE_PARKED, schema, (binary.text_array(ids), binary.timestamp(now)))

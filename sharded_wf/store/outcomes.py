@@ -54,6 +54,11 @@ def cancel_unclaimed(schema: str, id_: str, error: bytes, told: bytes, now: Micr
     return Statement(_CANCEL_UNCLAIMED, schema, (id_.encode(), error, binary.timestamp(now), told))
 
 
+def pause_unclaimed(schema: str, id_: str) -> Statement:
+    """Park a workflow whose code never ran."""
+    return Statement(_SQL["pause_unclaimed"], schema, (id_.encode(),))
+
+
 def read_outcomes(schema: str, ids: Sequence[str]) -> Statement:
     """Ask which of these have ended, and how."""
     return Statement(_READ_OUTCOMES, schema, (binary.text_array(ids),))

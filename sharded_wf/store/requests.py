@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from sharded_wf.clock import Microseconds
+from sharded_wf.model.attributes import Attribute
 from sharded_wf.model.workflow import Message, Start
 from sharded_wf.postgres import binary
 from sharded_wf.postgres.queries import load
@@ -33,6 +34,7 @@ class StoredStart(msgspec.Struct, frozen=True, tag="start"):
     not_before: Microseconds | None
     same: bool
     """Whether an existing workflow with other arguments is a conflict."""
+    attributes: tuple[Attribute, ...] = ()
 
 
 class StoredMessage(msgspec.Struct, frozen=True, tag="message"):
@@ -71,7 +73,7 @@ def leave_start(schema: str, start: Start, *, same: bool) -> Statement:
     """Leave a start to the executors."""
     body = StoredStart(
         start.id, start.name, start.capability, start.queue, start.priority, msgspec.Raw(start.input),
-        start.not_before, same,
+        start.not_before, same, start.attributes,
     )  # fmt: skip
     return Statement(_SQL["request"], schema, (_encode(body),))
 
@@ -97,7 +99,7 @@ def requests_of(result: Result) -> list[Request]:
         if isinstance(stored, StoredStart):
             start = Start(
                 stored.id, stored.name, stored.capability, stored.queue, stored.priority, bytes(stored.input),
-                stored.not_before,
+                stored.not_before, attributes=stored.attributes,
             )  # fmt: skip
             found.append(Request(binary.read_int(id_), start, None, stored.same))
         else:

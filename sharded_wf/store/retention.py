@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from sharded_wf.clock import Microseconds
+from sharded_wf.model.attributes import AttributeKind, decode
 from sharded_wf.postgres import binary
 from sharded_wf.postgres.queries import load
 from sharded_wf.postgres.session import Result, Statement
@@ -17,7 +18,9 @@ _DELETE_OLD_INPUTS = _SQL["delete_old_inputs"]
 _DELETE_OLD = _SQL["delete_old"]
 _VACUUM = _SQL["vacuum_history"]
 
-HISTORY_TABLES = ("workflow", "input", "step", "attempt", "failed")
+_decode_attributes = msgspec.json.Decoder(list[tuple[str, AttributeKind, str]]).decode
+
+HISTORY_TABLES = ("workflow", "input", "step", "attempt", "failed", "attribute")
 Place = tuple[Microseconds, str]
 """Where a walk stands: the moment of creation and the ID of the row that it saw last."""
 START: Place = (binary.POSTGRES_EPOCH_US, "")
@@ -29,6 +32,11 @@ class Cutoffs(msgspec.Struct, frozen=True):
     names: dict[str, Microseconds]
     queues: dict[str, Microseconds]
     default: Microseconds
+
+    @property
+    def latest(self) -> Microseconds:
+        """What ended after this is not old, whatever it is."""
+        return max(self.default, *self.names.values(), *self.queues.values(), START[0])
 
 
 class Seen(msgspec.Struct, frozen=True, gc=False):
@@ -89,24 +97,36 @@ def find_unfinished_parents(schema: str, children: Sequence[Seen]) -> Statement:
     )
 
 
-def _keys(rows: Sequence[Seen]) -> tuple[bytes, bytes]:
+def _keys(rows: Sequence[Seen], cutoffs: Cutoffs) -> tuple[bytes, bytes, bytes]:
     rows = sorted(rows, key=_by_id)  # the order in which starts lock the same rows
-    return binary.text_array([row.id for row in rows]), binary.timestamp_array([row.created_at for row in rows])
+    return (
+        binary.text_array([row.id for row in rows]), binary.timestamp_array([row.created_at for row in rows]),
+        binary.timestamp(cutoffs.latest),
+    )  # fmt: skip
 
 
 def _by_id(row: Seen) -> str:
     return row.id
 
 
-def read_old(schema: str, rows: Sequence[Seen]) -> Statement:
-    """Ask for everything about these workflows, a JSON object each."""
-    return Statement(_SQL["read_old"], schema, _keys(rows))
+def read_old(schema: str, rows: Sequence[Seen], cutoffs: Cutoffs) -> Statement:
+    """Ask for everything about these workflows."""
+    return Statement(_SQL["read_old"], schema, _keys(rows, cutoffs))
 
 
-def delete_old(schema: str, rows: Sequence[Seen]) -> list[Statement]:
-    """Remove these workflows with all that hangs on them, in one transaction; ``deleted_of`` the last answer tells how
-    many there still were."""
-    keys = _keys(rows)
+def lines_of(result: Result) -> dict[str, bytes]:
+    """The answer to ``read_old``: a JSON object each, by ID."""
+    found: dict[str, bytes] = {}
+    for id_, text, stored in result.rows():
+        values = {name: decode(kind, value) for name, kind, value in _decode_attributes(stored)} if stored else {}
+        found[id_.decode()] = text[:-1] + b', "attributes" : ' + msgspec.json.encode(values) + b"}"
+    return found
+
+
+def delete_old(schema: str, rows: Sequence[Seen], cutoffs: Cutoffs) -> list[Statement]:
+    """Remove these workflows with all that hangs on them, unless they were resumed since, in one transaction;
+    ``deleted_of`` the last answer tells how many there still were."""
+    keys = _keys(rows, cutoffs)
     return [Statement(_DELETE_OLD_INPUTS, schema, keys), Statement(_DELETE_OLD, schema, keys)]
 
 

@@ -12,6 +12,7 @@ from sharded_wf.model.workflow import Start
 from sharded_wf.postgres import binary
 from sharded_wf.postgres.queries import load
 from sharded_wf.postgres.session import Result, Statement
+from sharded_wf.store.attributes import save_attributes
 
 _SQL = load("starts")
 _SAVE_INPUTS = _SQL["save_inputs"]
@@ -51,6 +52,9 @@ def start_statements(
             group.append(start)
     for group in groups.values():
         _add_group(statements, counted, schema, group, binary.timestamp(created_at))
+    attributes = [(start.id, one) for start in starts if start.attributes for one in start.attributes]
+    if attributes:
+        statements.append(save_attributes(schema, attributes, created_at))
     return statements, counted
 
 

@@ -22,18 +22,22 @@ def record_steps(schema: str, workflow_ids: Sequence[str], entries: Sequence[Ent
     return Statement(
         _RECORD_STEPS,
         schema,
-        (
-            binary.text_array(workflow_ids),
-            binary.int4_array([entry.place for entry in entries]),
-            binary.int4_array([entry.ordinal for entry in entries]),
-            binary.int2_array([entry.kind for entry in entries]),
-            binary.text_array([entry.name for entry in entries]),
-            binary.int8_array([entry.fingerprint for entry in entries]),
-            binary.nullable_json_array([entry.output for entry in entries]),
-            binary.nullable_json_array([entry.error for entry in entries]),
-            binary.timestamp_array([entry.started_at for entry in entries]),
-            binary.timestamp_array([entry.completed_at for entry in entries]),
-        ),
+        (binary.text_array(workflow_ids), *columns_of(entries)),
+    )
+
+
+def columns_of(entries: Sequence[Entry]) -> tuple[bytes, ...]:
+    """Entries as arrays, one for each column of ``step`` from ``place`` on."""
+    return (
+        binary.int4_array([entry.place for entry in entries]),
+        binary.int4_array([entry.ordinal for entry in entries]),
+        binary.int2_array([entry.kind for entry in entries]),
+        binary.text_array([entry.name for entry in entries]),
+        binary.int8_array([entry.fingerprint for entry in entries]),
+        binary.nullable_json_array([entry.output for entry in entries]),
+        binary.nullable_json_array([entry.error for entry in entries]),
+        binary.timestamp_array([entry.started_at for entry in entries]),
+        binary.timestamp_array([entry.completed_at for entry in entries]),
     )
 
 

@@ -34,6 +34,8 @@ class Description(msgspec.Struct, frozen=True):
     output: bytes | None = None
     error: bytes | None = None
     executor: str | None = None
+    paused: bool = False
+    """Whether it was paused; false in lists."""
 
 
 def read_workflow(schema: str, id_: str) -> Statement:
@@ -81,6 +83,7 @@ def _description(row: Sequence[bytes | None]) -> Description:
         output,
         error,
         by,
+        paused,
     ) = row
     return Description(
         (id_ or b"").decode(), (name or b"").decode(), (queue or b"").decode(), binary.read_int(priority or b""),
@@ -89,4 +92,5 @@ def _description(row: Sequence[bytes | None]) -> Description:
         None if started is None else binary.read_timestamp(started),
         None if completed is None else binary.read_timestamp(completed),
         None if parent is None else parent.decode(), input_, output, error, None if by is None else by.decode(),
+        paused == b"\x01",
     )  # fmt: skip

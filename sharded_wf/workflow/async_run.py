@@ -191,6 +191,9 @@ class AsyncRun(WorkflowRun):
             command.deliver(entry)
         elif self.is_cancel(entry) and self.task is not None:
             self.task.cancel("the workflow was cancelled")
+            self.note_cancelled(entry)
+        elif entry.kind is EntryKind.RESUME:
+            self.note_resumed(entry)
 
     # Turns
 
@@ -222,9 +225,11 @@ class AsyncRun(WorkflowRun):
                     self.number_sends(self.sends)
                     self.sends = None
                 replay = self.replay
-                if replay is None or replay.position == replay.total:
+                if replay is None or (replay.position == replay.total and not replay.late):
                     break
-                self._hand_over(replay.next_entry())
+                entry = replay.next_entry()
+                if entry is not None:
+                    self._hand_over(entry)
         except NonDeterminismError as error:
             self.conclude(self.failed(error))
             return
@@ -236,10 +241,10 @@ class AsyncRun(WorkflowRun):
             stage.waiting.append(self)
 
     def go_on(self) -> None:
-        """Begin what the code has asked for and still wants."""
+        """Begin what the code has asked for and still wants; while it is paused, nothing."""
         replay = self.replay
         if replay is not None:
-            if replay.fresh:
+            if replay.fresh and (self.waits is None or not self.waits.pausing):
                 self._begin_fresh(replay.fresh)
             if self.busy == 0:
                 self.waiting_since = self.host.clock.monotonic()
@@ -273,6 +278,13 @@ class AsyncRun(WorkflowRun):
                     command.begin()
         finally:
             self.driving = False
+
+    def unpaused(self) -> None:
+        stage = self.host.stage
+        if stage.is_open:
+            stage.waiting.append(self)
+        elif not self.driving:
+            self.go_on()
 
     def _interrupted(self, error: BaseException) -> None:
         """``SystemExit`` is the failure of the task that raised it, as asyncio keeps it; Ctrl-C is for the process."""

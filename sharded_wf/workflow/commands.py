@@ -18,9 +18,10 @@ from sharded_wf.errors import StoredValueMismatch, WorkflowFailed
 from sharded_wf.model.history import Entry, EntryKind
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import Message, Outcome, Start
-from sharded_wf.serialization.exceptions import decode_error, encode_error
+from sharded_wf.serialization.exceptions import encode_error
 from sharded_wf.serialization.outcomes import decode_outcome
 from sharded_wf.serialization.values import ValueCodec
+from sharded_wf.workflow.blame import recorded_error
 from sharded_wf.workflow.replay import ENDED, ISSUED, LIVE, RECORDING
 
 if TYPE_CHECKING:
@@ -83,7 +84,13 @@ class TimerCommand:
         self.phase = ENDED
         callback, self.callback = self.callback, None
         if callback is not None:
+            self.run.some_waits().last_timer = self.place
             self.run.call_back(callback, self.args, self.context)
+
+    def resumed(self, ended_us: Microseconds, resumed_us: Microseconds, *, anew: bool) -> None:
+        """The workflow had ended and was resumed, and its clock stood still meanwhile. ``anew``: the whole delay begins
+        then."""
+        self.deadline_us = resumed_us + self.delay_ms * 1000 if anew else self.deadline_us + resumed_us - ended_us
 
     def cancel(self) -> None:
         """Give it up; asyncio's name for it."""
@@ -233,7 +240,7 @@ class SendCommand:
     Once it has its number it is sent even if the code gave it up: a gap in the numbers would hold up all that follow.
     """
 
-    __slots__ = ("fingerprint", "future", "name", "payload", "phase", "place", "receiver", "run", "seq")
+    __slots__ = ("fingerprint", "future", "name", "payload", "phase", "place", "receiver", "run", "sender", "seq")
     kind = EntryKind.SEND
     place: int
     fingerprint: int
@@ -246,6 +253,7 @@ class SendCommand:
         self.payload = payload
         self.future: Any = future
         self.seq = 0
+        self.sender = run.id
 
     def describe(self) -> str:
         return f"a message to {self.receiver!r} on topic {self.name!r}"
@@ -253,9 +261,7 @@ class SendCommand:
     def begin(self) -> None:
         self.phase = LIVE
         now_us = self.run.host.clock.now_us()
-        # With the moment of its first claim: another workflow that has the ID later numbers its messages from 1 again.
-        sender = f"{self.run.id}@{self.run.started_at}"
-        self.run.send(self, Message(self.receiver, self.name, sender, self.seq, self.payload, now_us))
+        self.run.send(self, Message(self.receiver, self.name, self.sender, self.seq, self.payload, now_us))
 
     def acknowledge(self, outbox: Message | None, error: BaseException | None) -> None:
         self.phase = RECORDING
@@ -269,7 +275,7 @@ class SendCommand:
         self.phase = ENDED
         if not self.future.done():
             if entry.error is not None:
-                self.future.set_exception(decode_error(entry.error))
+                self.future.set_exception(recorded_error(entry))
             else:
                 self.future.set_result(None)
 
@@ -283,7 +289,7 @@ def deliver_recorded(future: Answer, codec: ValueCodec[Any], entry: Entry) -> No
     if future.done():
         return
     if entry.error is not None:
-        future.set_exception(decode_error(entry.error))
+        future.set_exception(recorded_error(entry))
         return
     try:
         value = codec.decode(entry.output or NULL)

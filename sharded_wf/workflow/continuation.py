@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from sharded_wf.errors import LimitExceeded
-from sharded_wf.limits import CONTINUED_SENDERS_MAX, PAYLOAD_MAX_BYTES
-from sharded_wf.model.history import Continuation, Entry, EntryKind, continuation_of
+from sharded_wf.limits import CANCEL_CLEANUP_SECONDS, CONTINUED_SENDERS_MAX, PAYLOAD_MAX_BYTES
+from sharded_wf.model.history import Cancellation, Continuation, Entry, EntryKind, continuation_of
 from sharded_wf.workflow.commands import read_message
 from sharded_wf.workflow.replay import RECORDING
 
@@ -48,8 +48,8 @@ def entry_of(run: LongLivedRun, bound: Bound[Any]) -> Entry:
     """The first entry of the next run, when the code of ``run`` has ended. Raises :class:`LimitExceeded`."""
     before = continuation_of(run.history)
     number = 1 if before is None else before.run
-    received, returned, children, cancelled = _left(run)
-    data = _encode(Continuation(number + 1, msgspec.Raw(bound.input), received, returned, children, cancelled))
+    received, returned, children, cancelled, cleanup = _left(run)
+    data = _encode(Continuation(number + 1, msgspec.Raw(bound.input), received, returned, children, cancelled, cleanup))
     if len(data) > PAYLOAD_MAX_BYTES:
         raise LimitExceeded(
             f"what {run.id!r} takes along into its next run is {len(data):,} bytes, more than {PAYLOAD_MAX_BYTES:,}: "
@@ -63,11 +63,13 @@ def entry_of(run: LongLivedRun, bound: Bound[Any]) -> Entry:
 
 def _left(
     run: LongLivedRun,
-) -> tuple[list[tuple[str, str, int]], dict[str, list[msgspec.Raw]], dict[str, int], bool]:
-    """What the run received, what of it no code got, which children it started, whether it was asked to cancel."""
+) -> tuple[list[tuple[str, str, int]], dict[str, list[msgspec.Raw]], dict[str, int], bool, float]:
+    """What the run received, what of it no code got, which children it started, whether it was asked to cancel
+    and how many seconds it has to clean up then."""
     waits = run.some_waits()
     returned = {topic: list(payloads) for topic, payloads in waits.returned.items() if payloads}
     cancelled = bool(waits.cancels) or run.cancel_requested
+    cleanup = min(waits.cancels.values(), default=CANCEL_CLEANUP_SECONDS)
     replay = run.replay
     if replay is not None:
         for entry in replay.entries[replay.position :]:
@@ -75,10 +77,11 @@ def _left(
                 returned.setdefault(entry.name, []).append(read_message(entry).payload)
             elif entry.kind is EntryKind.CANCEL:
                 cancelled = True
+                cleanup = msgspec.json.decode(entry.output or b"{}", type=Cancellation).cleanup_seconds
         for command in replay.commands.values():
             if command.kind is EntryKind.MESSAGE and command.phase == RECORDING:
                 returned.setdefault(command.name, []).append(msgspec.Raw(command.taken))
-    return _remembered(waits.mailbox.received()), returned, dict(waits.child_counts), cancelled
+    return _remembered(waits.mailbox.received()), returned, dict(waits.child_counts), cancelled, cleanup
 
 
 def _remembered(received: dict[tuple[str, str], int]) -> list[tuple[str, str, int]]:

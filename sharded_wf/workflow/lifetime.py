@@ -62,7 +62,7 @@ class LongLivedRun(Run):
     def is_cancel(self, entry: Entry) -> bool:
         """Whether an entry that no command waits for asks the workflow to cancel."""
         if entry.kind is EntryKind.CANCEL:
-            self.some_waits().cancels.discard(entry.place)
+            self.some_waits().cancels.pop(entry.place, None)
             return True
         if entry.kind is EntryKind.CONTINUED:
             before = continuation_of(self.history)

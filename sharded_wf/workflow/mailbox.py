@@ -55,6 +55,10 @@ class Mailbox:
         arrived = self._arrived.get(topic)
         return arrived.popleft() if arrived else None
 
+    def has(self, topic: str) -> bool:
+        """Whether there is a message of a topic to take."""
+        return bool(self._arrived.get(topic))
+
     def received(self) -> dict[tuple[str, str], int]:
         """The last number that was taken out (or remembered) of each sender and topic."""
         received = dict(self._received)

@@ -40,7 +40,8 @@ def _send_base(receiver: str, topic: str, payload: bytes) -> int:
     return int(mmh3.hash64(f"{receiver}\0{_check_topic(topic)}\0".encode() + payload, _SEND_SEED)[0])
 
 
-def _async_run(what: str) -> AsyncRun:
+def async_run(what: str) -> AsyncRun:
+    """The async workflow whose own code this is. Raises :class:`OutsideWorkflow`."""
     loop = _get_running_loop()
     if type(loop) is WorkflowLoop:
         return loop.run
@@ -49,7 +50,8 @@ def _async_run(what: str) -> AsyncRun:
     raise OutsideWorkflow(f"{what}() works only in a workflow's own code, not in a step or outside")
 
 
-def _thread_run(what: str) -> ThreadRun:
+def blocking_run(what: str) -> ThreadRun:
+    """The ``def`` workflow whose own code this is. Raises :class:`OutsideWorkflow`."""
     run = thread_run_here()
     if run is None:
         raise OutsideWorkflow(f"{what}.blocking() works only in a def workflow; in an async one, await {what}(...)")
@@ -79,7 +81,7 @@ class Receive:
         which its sender sent them. Raises ``TimeoutError``; :class:`StoredValueMismatch` if the message is no ``kind``;
         :class:`OutsideWorkflow` anywhere but in an async workflow's code.
         """
-        return self._receive(_async_run("receive"), topic, kind, timeout)
+        return self._receive(async_run("receive"), topic, kind, timeout)
 
     async def _receive(self, run: AsyncRun, topic: str, kind: Any, limit: timedelta | float | None) -> Any:
         base = _receive_base(topic)
@@ -110,7 +112,7 @@ class Receive:
 
     def blocking(self, topic: str, kind: Any = Any, *, timeout: timedelta | float | None = None) -> Any:
         """The same for ``def`` workflows."""
-        run = _thread_run("receive")
+        run = blocking_run("receive")
         base = _receive_base(topic)
         return run.receive(topic, base, codec_for(kind), None if timeout is None else _microseconds(timeout))
 
@@ -126,7 +128,7 @@ class Send:
         Returns when the message is sure to arrive. Raises :class:`UnstorableValue` if the value has no JSON form,
         :class:`OutsideWorkflow` anywhere but in an async workflow's code.
         """
-        return self._send(_async_run("send"), receiver, topic, value)
+        return self._send(async_run("send"), receiver, topic, value)
 
     async def _send(self, run: AsyncRun, receiver: str, topic: str, value: object) -> None:
         payload = _encode(value)
@@ -139,7 +141,7 @@ class Send:
 
     def blocking(self, receiver: str, topic: str, value: object) -> None:
         """The same for ``def`` workflows."""
-        run = _thread_run("send")
+        run = blocking_run("send")
         payload = _encode(value)
         run.send_message(receiver, topic, _send_base(receiver, topic, payload), payload)
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol, assert_never
 
 from sharded_wf.errors import NonDeterminismError
 from sharded_wf.model.history import UNASKED, Entry, EntryKind, FailedAttempt, History
+from sharded_wf.workflow.resumption import resumed
 
 ISSUED = 0
 """Asked for by the code; nothing is recorded of it and nothing done about it yet."""
@@ -31,6 +32,7 @@ ENDED = 4
 _FOLD = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 _HALF = 1 << 63
+_NONE: frozenset[int] = frozenset()
 
 
 def fold(fingerprint: int, before: int) -> int:
@@ -61,15 +63,30 @@ class Replay:
         "counts",
         "entries",
         "fresh",
+        "late",
+        "loose",
         "next_place",
+        "passed",
         "position",
         "recorded",
+        "restarted",
         "taken",
         "total",
     )
 
     def __init__(self, history: History) -> None:
-        self.entries = entries = history.entries
+        entries = history.entries
+        self.taken = frozenset([e.place for e in entries]) if entries else frozenset()
+        again = resumed(entries) if entries else None
+        self.loose = self.restarted = _NONE
+        self.passed: set[int] | frozenset[int] = _NONE
+        """The places of loose entries that nobody had asked for when it was their turn."""
+        self.late: list[Entry] | None = None
+        """Those of them that have been asked for since: to be handed over next."""
+        if again is not None:
+            entries, self.loose, self.restarted = again
+            self.passed = set()
+        self.entries = entries
         self.total = len(entries)
         self.position = 0
         self.commands: dict[int, Any] = {}
@@ -85,7 +102,6 @@ class Replay:
         self.attempts: dict[int, FailedAttempt] | None = None
         if history.attempts:
             self.attempts = {a.place: a for a in sorted(history.attempts, key=lambda a: a.attempt)}
-        self.taken = frozenset([e.place for e in entries]) if entries else frozenset()
 
     def issue(self, command: Any, base: int) -> None:
         """Give ``command`` its fingerprint, made from ``base``, and its place; find out whether its result is
@@ -101,6 +117,9 @@ class Replay:
                 command.phase = MATCHED
                 command.place = entry.place
                 self.commands[entry.place] = command
+                if entry.place in self.passed:
+                    self.passed -= {entry.place}
+                    self.late = [*(self.late or ()), entry]
                 return
             place = self.next_place
             while place in self.taken:
@@ -125,17 +144,24 @@ class Replay:
     def is_new(self) -> bool:
         """Whether what the code asks for now was never asked for before: all recorded results have been handed back,
         and every step that failed and is tried again has been asked for."""
-        if self.position < self.total:
+        if self.position < self.total or self.late:
             return False
         return not self.attempts or all(place < self.next_place or place in self.taken for place in self.attempts)
 
-    def next_entry(self) -> Entry:
-        """The next recorded result to hand back; only valid while ``position < total``.
+    def next_entry(self) -> Entry | None:
+        """The next recorded result to hand back; only valid while ``position < total`` or something is ``late``. None:
+        it was a loose one, that nobody asks for.
 
         Raises :class:`NonDeterminismError` if the code, which has gone as far as it can, never asked for it.
         """
+        if self.late:
+            return self.late.pop(0)
         entry = self.entries[self.position]
-        if entry.kind not in UNASKED and entry.place not in self.commands:
+        if entry.place not in self.commands and entry.kind not in UNASKED:
+            if entry.place in self.loose:
+                self.position += 1
+                self.passed |= {entry.place}
+                return None
             raise NonDeterminismError(self._mismatch(entry, "the code now asks for"))
         self.position += 1
         return entry
@@ -147,7 +173,7 @@ class Replay:
         """
         for position in range(self.position, self.total):
             entry = self.entries[position]
-            if entry.kind not in UNASKED and entry.place not in self.commands:
+            if entry.place not in self.commands and entry.kind not in UNASKED and entry.place not in self.loose:
                 raise NonDeterminismError(self._mismatch(entry, "the code ended; it last asked for"))
 
     def _mismatch(self, entry: Entry, instead: str) -> str:
@@ -178,6 +204,10 @@ def describe_entry(entry: Entry) -> str:
             return f"a message sent on topic {entry.name!r}"
         case EntryKind.CANCEL:
             return "a request to cancel"
+        case EntryKind.RESUME:
+            return "a resume"
+        case EntryKind.ATTRIBUTES:
+            return "setting attributes"
         case EntryKind.PATCH:
             return f"the patch {entry.name!r}"
         case EntryKind.CONTINUED:

@@ -20,10 +20,14 @@ from sharded_wf.errors import ShardedWfError, WorkflowCancelled
 from sharded_wf.limits import HISTORY_WARN_ENTRIES
 from sharded_wf.model.history import Entry, EntryKind, FailedAttempt, History, continuation_of
 from sharded_wf.model.status import Status
-from sharded_wf.model.workflow import CANCEL_TOPIC, OUTCOME_TOPIC, Message, Outcome
+from sharded_wf.model.workflow import (
+    OUTCOME_TOPIC,
+    Message,
+    Outcome,
+)
 from sharded_wf.serialization.exceptions import encode_error
+from sharded_wf.workflow.blame import causes_of
 from sharded_wf.workflow.commands import (
-    NULL,
     ChildCommand,
     ReceiveCommand,
     SendCommand,
@@ -33,30 +37,27 @@ from sharded_wf.workflow.context import Context
 from sharded_wf.workflow.durability import explained
 from sharded_wf.workflow.history_limit import history_is_full
 from sharded_wf.workflow.host import Host, Waiting
-from sharded_wf.workflow.lifetime import LongLivedRun
-from sharded_wf.workflow.mailbox import Mailbox
 from sharded_wf.workflow.replay import LIVE, Replay
+from sharded_wf.workflow.requests import RequestedRun
 from sharded_wf.workflow.steps import StepCommand
 from sharded_wf.workflow.waits import Waits
+
+RESUMED_SENDER = "\x1e"
+"""Between a workflow's ID and how often it was resumed: under that name it numbers its messages anew."""
 
 if TYPE_CHECKING:
     from sharded_wf.workflow.definitions import WorkflowDefinition
 
 
-class WorkflowRun(LongLivedRun):
+class WorkflowRun(RequestedRun):
     """What async and ``def`` runs share."""
 
     __slots__ = (
         "attempt",
         "cancel_requested",
-        "history",
-        "host",
         "input",
-        "replay",
         "started_at",
-        "stopped",
         "waiting_since",
-        "waits",
     )
     replay: Replay | None
 
@@ -243,10 +244,14 @@ class WorkflowRun(LongLivedRun):
                 if child is not None and child.phase == LIVE:
                     child.take(message)
             elif waits.mailbox.accept(message):
-                if message.topic == CANCEL_TOPIC:
-                    self._record_cancels(waits.mailbox)
+                if message.topic.startswith("$"):
+                    self.honour(waits, message.topic)
+                    if self.outcome is not None:
+                        return
                 else:
                     self._serve(waits, message.topic)
+
+    # The mailbox
 
     def _serve(self, waits: Waits, topic: str) -> None:
         """Give what arrived on a topic to those that wait for it."""
@@ -259,18 +264,6 @@ class WorkflowRun(LongLivedRun):
             if message is None:
                 return
             receivers.popleft().take(message)
-
-    def _record_cancels(self, mailbox: Mailbox) -> None:
-        while (message := mailbox.take(CANCEL_TOPIC)) is not None:
-            if self.replay is None:
-                self.replay = Replay(self.history)
-            self.busy += 1
-            self.last_ordinal += 1
-            now_us = self.host.clock.now_us()
-            place = self.take_place()
-            self.some_waits().cancels.add(place)
-            entry = Entry(place, self.last_ordinal, EntryKind.CANCEL, "cancel", 0, NULL, None, message.sent_at, now_us)
-            self.host.record(self, entry, message)
 
     def take_place(self) -> int:
         """A place for an entry that no code asked for."""
@@ -285,11 +278,18 @@ class WorkflowRun(LongLivedRun):
         Not sooner, because a message that is given up at once must leave no gap; not later, because on replay it must
         get the same number whether or not it was recorded.
         """
-        counts = self.some_waits().send_counts
+        waits = self.some_waits()
+        counts = waits.send_counts
+        # With the moment of its first claim: another workflow that has the ID later numbers its messages from 1 again.
+        # So does this one after a resume, since the numbers of sends that are never asked for again must leave no gap.
+        sender = f"{self.id}@{self.started_at}"
+        if waits.epoch:
+            sender = f"{sender}{RESUMED_SENDER}{waits.epoch}"
         for command in sends:
             if not command.future.done():
                 key = (command.receiver, command.name)
                 command.seq = counts[key] = counts.get(key, 0) + 1
+                command.sender = sender
         sends.clear()
 
     def send(self, command: SendCommand, message: Message) -> None:
@@ -305,27 +305,39 @@ class WorkflowRun(LongLivedRun):
             command.acknowledge(outbox, error)
 
     def start_child(self, command: ChildCommand) -> None:
-        self.some_waits().children[command.start.id] = command
+        waits = self.some_waits()
+        start = command.start
+        waits.children[start.id] = command
+        waits.starting.add(start.id)
         self.busy += 1
-        self.host.start_child(self, command.start)
+        # Of a resumed workflow: the child may have ended, and its outcome been received, or lost, before.
+        self.host.start_child(self, msgspec.structs.replace(start, again=True) if waits.epoch else start)
 
     def child_started(self, child_id: str) -> None:
         if self.stopped:
             return
         self.busy -= 1
         waits = self.some_waits()
+        self._no_longer_starting(waits, child_id)
         child = waits.children.get(child_id)
         if child is not None and child.phase == LIVE:
             self.host.expect_messages(self)
         self.note_waiting()
 
+    def _no_longer_starting(self, waits: Waits, child_id: str) -> None:
+        waits.starting.discard(child_id)
+        if not waits.starting:
+            self.record_cancels(waits)
+
     def child_refused(self, child_id: str, error: BaseException) -> None:
         if self.stopped:
             return
         self.busy -= 1
-        child = self.some_waits().children.pop(child_id, None)
+        waits = self.some_waits()
+        child = waits.children.pop(child_id, None)
         if child is not None and child.phase == LIVE:
             child.refuse(error)
+        self._no_longer_starting(waits, child_id)
 
     def _command(self, place: int) -> Any:
         return None if self.replay is None else self.replay.commands.get(place)
@@ -356,8 +368,9 @@ class WorkflowRun(LongLivedRun):
         """The outcome of code that ``error`` left."""
         if isinstance(error, asyncio.CancelledError):
             cancelled = WorkflowCancelled("CancelledError", str(error))
-            return Outcome(Status.CANCELLED, None, encode_error(cancelled))
-        return Outcome(Status.FAILED, None, encode_error(explained(error)))
+            return Outcome(Status.CANCELLED, None, encode_error(cancelled), self.open_children())
+        causes = causes_of(error, None if self.waits is None else self.waits.last_timer)
+        return Outcome(Status.FAILED, None, encode_error(explained(error), causes))
 
     def succeeded(self, value: Any) -> Outcome:
         """The outcome of code that returned ``value``; failed, if that can't be stored."""

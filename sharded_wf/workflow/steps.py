@@ -16,9 +16,11 @@ from contextvars import Context as VariableContext
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
-from sharded_wf.clock import Microseconds
+from sharded_wf.clock import SECOND_US, Microseconds
+from sharded_wf.limits import PAUSED_RETRY_LOOK_SECONDS
 from sharded_wf.model.history import Entry, EntryKind, FailedAttempt
-from sharded_wf.serialization.exceptions import decode_error, encode_error
+from sharded_wf.serialization.exceptions import encode_error
+from sharded_wf.workflow.blame import recorded_error
 from sharded_wf.workflow.commands import NULL, Answer
 from sharded_wf.workflow.context import Context, scope
 from sharded_wf.workflow.replay import ENDED, ISSUED, LIVE, RECORDING
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 UNCHANGEABLE = frozenset({str, int, float, bool, bytes, type(None)})
 """Exact types of arguments that need no copy."""
 _NO_VALUE: Any = object()
+_PAUSED_US = 3600 * SECOND_US
+"""What a paused workflow says is the next attempt's time, so that it can be parked."""
 
 
 class StepCommand:
@@ -138,6 +142,11 @@ class StepCommand:
             self._launch_at(when)
 
     def _retry_due(self) -> None:
+        run = self.run
+        if run.waits is not None and run.waits.pausing:
+            run.await_retry(self, run.host.clock.now_us() + _PAUSED_US)
+            self.timer = run.host.loop.call_later(PAUSED_RETRY_LOOK_SECONDS, self._retry_due)
+            return
         self.timer = None
         self.run.retry_begins(self)
         self.launch()
@@ -243,7 +252,7 @@ class StepCommand:
         if future.done():
             return
         if entry.error is not None:
-            future.set_exception(decode_error(entry.error))
+            future.set_exception(recorded_error(entry))
         elif self.value is not _NO_VALUE:
             future.set_result(self.value)
         else:

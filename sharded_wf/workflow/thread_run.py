@@ -32,6 +32,7 @@ from sharded_wf.workflow.replay import ENDED, ISSUED, LIVE, Replay
 from sharded_wf.workflow.run import WorkflowRun
 from sharded_wf.workflow.steps import OwnThread, StepCommand
 from sharded_wf.workflow.stop import RunDropped
+from sharded_wf.workflow.thread_answers import ThreadAnswer, time_out, wake
 from sharded_wf.workflow.waits import Waits
 
 if TYPE_CHECKING:
@@ -39,35 +40,13 @@ if TYPE_CHECKING:
     from sharded_wf.workflow.host import Host
 
 _STOP = object()
-_UNANSWERED: Any = object()
-
-
-class ThreadAnswer:
-    """Where a blocking call waits for its result."""
-
-    __slots__ = ("error", "value")
-
-    def __init__(self) -> None:
-        self.value: Any = _UNANSWERED
-        self.error: BaseException | None = None
-
-    def done(self) -> bool:
-        return self.value is not _UNANSWERED
-
-    def set_result(self, value: Any, /) -> None:
-        self.value = value
-
-    def set_exception(self, error: Any, /) -> None:
-        self.value = None
-        self.error = error
 
 
 class ThreadRun(WorkflowRun):
     """One ``def`` workflow in memory."""
 
-    __slots__ = ("given", "idle", "now_us", "queue", "taken", "thread")
-    # Never None here.
-    replay: Replay
+    __slots__ = ("given", "held_back", "idle", "now_us", "queue", "taken", "thread")
+    replay: Replay  # never None here
 
     def __init__(
         self,
@@ -92,6 +71,8 @@ class ThreadRun(WorkflowRun):
         self.taken = 0
         """How many of them the thread has taken."""
         self.thread = 0
+        self.held_back: list[Any] = []
+        """What the code asked for while the workflow was paused."""
 
     # On the host's loop
 
@@ -129,10 +110,17 @@ class ThreadRun(WorkflowRun):
         if self.stopped:
             return
         self.idle = taken == self.given
-        for command in commands:
-            if command.phase == ISSUED:
-                command.begin()
+        self.held_back += commands
+        self.unpaused()
         self.note_waiting()
+
+    def unpaused(self) -> None:
+        if self.waits is None or self.waits.pausing:
+            return
+        commands, self.held_back = self.held_back, []
+        for command in commands:
+            if command.phase == ISSUED and not self.stopped:
+                command.begin()
 
     def run_in_thread(self, command: StepCommand, variables: VariableContext) -> Any:
         if command.step.timeout_seconds is not None:
@@ -217,7 +205,7 @@ class ThreadRun(WorkflowRun):
         command = ReceiveCommand(self, topic, codec, answer)
         timer = None
         if timeout_us is not None:
-            timer = TimerCommand(self, self.now_us, timeout_us, _time_out, (answer, topic), None)
+            timer = TimerCommand(self, self.now_us, timeout_us, time_out, (answer, topic), None)
             self.issue(timer, timer.delay_ms)
         payload = self.returned_message(topic)
         if payload is not None:
@@ -230,7 +218,7 @@ class ThreadRun(WorkflowRun):
     def sleep(self, delay_us: int) -> None:
         self._check()
         answer = ThreadAnswer()
-        command = TimerCommand(self, self.now_us, delay_us, _wake, (answer,), None)
+        command = TimerCommand(self, self.now_us, delay_us, wake, (answer,), None)
         self.issue(command, command.delay_ms)
         self._wait(command, answer)
 
@@ -241,6 +229,14 @@ class ThreadRun(WorkflowRun):
         self.issue(command, base)
         self.number_sends([command])
         self._wait(command, answer)
+
+    def ask(self, make: Callable[[ThreadRun, ThreadAnswer], Any]) -> Any:
+        """Make a command, ask for it, and wait for its result."""
+        self._check()
+        answer = ThreadAnswer()
+        command = make(self, answer)
+        self.issue(command, command.base())
+        return self._wait(command, answer)
 
     def call_child(self, start: Start, base: int, codec: ValueCodec[Any]) -> Any:
         self._check()
@@ -266,15 +262,14 @@ class ThreadRun(WorkflowRun):
                 self._give_up_unless_ended(command, answer)
                 if timer is not None:
                     self._give_up_unless_ended(timer, answer)
-        if answer.error is not None:
-            raise answer.error
-        return answer.value
+        return answer.get()
 
     def _turn(self) -> None:
         """Let one thing happen."""
         replay = self.replay
-        if replay.position < replay.total:
-            self._hand_over(replay.next_entry())
+        if replay.position < replay.total or replay.late:
+            if (entry := replay.next_entry()) is not None:
+                self._hand_over(entry)
             return
         try:
             item = self.queue.get_nowait()
@@ -306,7 +301,9 @@ class ThreadRun(WorkflowRun):
         if not (len(fresh) == 1 and isinstance(command, StepCommand) and command.phase == ISSUED):
             return False
         step = command.step
-        if step.is_async or step.timeout_seconds is not None or self.last_attempt(command.place) is not None:
+        if self.waits is None or self.waits.pausing or step.is_async:
+            return False
+        if step.timeout_seconds is not None or self.last_attempt(command.place) is not None:
             return False
         variables = command.variables.copy()
         variables.run(scope.set, command)
@@ -319,17 +316,18 @@ class ThreadRun(WorkflowRun):
 
     def _hand_over(self, entry: Entry) -> None:
         """One result enters the workflow; its time goes on."""
-        if entry.completed_at > self.now_us:
-            self.now_us = entry.completed_at
+        self.now_us = max(self.now_us, entry.completed_at)
         command = self.replay.commands.pop(entry.place, None)
         if command is not None:
             command.deliver(entry)
         elif self.is_cancel(entry):
             self.cancel_requested = True
+            self._post(self.note_cancelled, entry)
+        elif entry.kind is EntryKind.RESUME:
+            self.note_resumed(entry)
 
     def _give_up_unless_ended(self, command: Any, answer: ThreadAnswer) -> None:
-        if not answer.done():
-            answer.set_result(None)
+        wake(answer)
         if command.phase != ENDED:
             self.give_up(command)
 
@@ -364,16 +362,6 @@ class _InThisThread:
 
     def cancel(self) -> bool:
         return False
-
-
-def _wake(answer: ThreadAnswer) -> None:
-    if not answer.done():
-        answer.set_result(None)
-
-
-def _time_out(answer: ThreadAnswer, topic: str) -> None:
-    if not answer.done():
-        answer.set_exception(TimeoutError(f"no message on topic {topic!r} in time"))
 
 
 def thread_run_here() -> ThreadRun | None:

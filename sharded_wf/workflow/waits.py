@@ -24,16 +24,23 @@ class Waits:
 
     __slots__ = (
         "alarm",
+        "cancelled_children",
         "cancels",
         "child_counts",
         "children",
+        "cleanup_alarm",
+        "cleanup_until",
+        "epoch",
         "host",
+        "last_timer",
         "mailbox",
         "patches",
+        "pausing",
         "receivers",
         "retries",
         "returned",
         "send_counts",
+        "starting",
         "timers",
     )
 
@@ -54,8 +61,21 @@ class Waits:
         self.children: dict[str, ChildCommand] = {}
         self.child_counts: dict[str, int] = {}
         self.send_counts: dict[tuple[str, str], int] = {}
-        self.cancels: set[int] = set()
-        """Requests to cancel that are being recorded: their places."""
+        self.starting: set[str] = set()
+        """Children that are asked for and not known to exist yet."""
+        self.cancelled_children: set[str] = set()
+        """Children that a request to cancel was passed on to."""
+        self.cleanup_until: Microseconds | None = None
+        """It was cancelled, and this is when its clean-up must be over."""
+        self.cleanup_alarm: asyncio.TimerHandle | None = None
+        self.pausing = False
+        """It is paused: nothing new begins."""
+        self.epoch = 0
+        """How often the workflow was resumed."""
+        self.last_timer: int | None = None
+        """The place of the timer that went off last."""
+        self.cancels: dict[int, float] = {}
+        """Requests to cancel that are being recorded: by place, the seconds to clean up."""
         self.patches: dict[str, bool] | None = None
         """Which way the code took at each patch, once it was asked."""
         if history.entries and history.entries[0].kind is EntryKind.CONTINUED:
@@ -82,11 +102,24 @@ class Waits:
         deadline = timers[0][0] if timers else None
         if self.retries:
             earliest = min(self.retries.values())
-            return earliest if deadline is None else min(deadline, earliest)
+            deadline = earliest if deadline is None else min(deadline, earliest)
+        if self.cleanup_until is not None:
+            deadline = self.cleanup_until if deadline is None else min(deadline, self.cleanup_until)
         return deadline
 
     def stop(self) -> None:
         """No deadline matters any more."""
+        self._silence()
+        self.end_cleanup()
+
+    def end_cleanup(self) -> None:
+        """There is no deadline for a clean-up any more."""
+        self.cleanup_until = None
+        if self.cleanup_alarm is not None:
+            self.cleanup_alarm.cancel()
+            self.cleanup_alarm = None
+
+    def _silence(self) -> None:
         if self.alarm is not None:
             self.alarm.cancel()
             self.alarm = None
@@ -99,7 +132,7 @@ class Waits:
         return timers
 
     def _set_alarm(self) -> None:
-        self.stop()
+        self._silence()
         timers = self._live_timers()
         if timers:
             delay_us = max(0, timers[0][0] - self.host.clock.now_us())
@@ -107,7 +140,7 @@ class Waits:
 
     def ring(self) -> None:
         """Fire what is due, and set the alarm for the rest."""
-        self.stop()
+        self._silence()
         now_us = self.host.clock.now_us()
         while (timers := self._live_timers()) and timers[0][0] <= now_us:
             heapq.heappop(timers)[2].fire()

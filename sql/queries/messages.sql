@@ -2,13 +2,15 @@
 -- stranger's transaction. Rows go in in primary-key order.
 
 -- name: deliver_messages
--- To workflows that exist and have not ended; a message that is already there, or was received, changes nothing. One that
--- is older than its receiver was meant for another workflow, which had the ID before (a minute is for clocks that differ).
+-- To workflows that exist and have not succeeded (those that ended badly may be resumed, and find it then, unless it is one
+-- of ours); a message that is already there, or was received, changes nothing. One that is older than its receiver was meant
+-- for another workflow, which had the ID before (a minute is for clocks that differ).
 with arrived as (
     insert into {slot}.message (workflow_id, topic, sender, seq, sent_at, payload)
     select u.* from unnest($1::text[], $2::text[], $3::text[], $4::int[], $5::timestamptz[], $6::json[])
         u (workflow_id, topic, sender, seq, sent_at, payload)
-    where exists (select from {slot}.workflow w where w.id = u.workflow_id and w.status < 3
+    where exists (select from {slot}.workflow w where w.id = u.workflow_id
+        and (w.status < 3 or (w.status > 3 and left(u.topic, 1) <> '$'))
         and w.created_at <= u.sent_at + interval '1 minute')
     on conflict do nothing
     returning workflow_id)
@@ -19,7 +21,7 @@ insert into {slot}.wake (workflow_id, id) select distinct workflow_id, gen_rando
 with arrived as (
     insert into {slot}.message (workflow_id, topic, sender, seq, sent_at, payload)
     select w.id, $3, $4, $5::int, $6::timestamptz, $7::json from {slot}.workflow w
-    where w.id = $1 and w.name = $2 and w.status < 3
+    where w.id = $1 and w.name = $2 and w.status <> 3
     on conflict do nothing
     returning workflow_id)
 insert into {slot}.wake (workflow_id, id) select workflow_id, gen_random_uuid() from arrived
@@ -43,10 +45,10 @@ delete from {slot}.wake w using unnest($1::text[], $2::uuid[]) u (workflow_id, i
 where w.workflow_id = u.workflow_id and w.id = u.id
 
 -- name: forget_idle_wakes
--- Of workflows that have ended, or are gone: nobody will ever act on these, nor on what they announce. And of those whose delayed
--- start is still to come: they find their messages when they ask for them.
+-- Of workflows that have ended, or are gone: nobody will ever act on these, nor, if they succeeded or are gone, on what they
+-- announce. And of those whose delayed start is still to come: they find their messages when they ask for them.
 with idle as (
-    select u.id, w.id is null or w.status >= 3 as ended from unnest($1::text[]) u (id)
+    select u.id, w.id is null or w.status = 3 as ended from unnest($1::text[]) u (id)
     left join {slot}.workflow w on w.id = u.id
     where w.id is null or w.status >= 3 or (w.status = 2 and w.claims = 0)),
 unread as (
@@ -54,8 +56,12 @@ unread as (
 delete from {slot}.wake k using idle where k.workflow_id = idle.id
 
 -- name: clear_mailboxes
--- With the outcomes of workflows that had mail. A delivery that was made twice may have put back what was received.
+-- With the outcomes of workflows that had mail and succeeded. A delivery that was made twice may have put back what was received.
 delete from {slot}.message where workflow_id = any($1::text[])
+
+-- name: withdraw_requests
+-- Requests that others of a workflow take the place of.
+delete from {slot}.message where workflow_id = $1 and topic = any($2::text[])
 
 -- name: wake_parked
 -- Parked workflows go back to the queue, but not before a delayed start. Locks with SKIP LOCKED: a row that somebody

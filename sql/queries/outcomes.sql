@@ -34,6 +34,17 @@ told as (
     select parent_id, '$outcome', id, 1, $3::timestamptz, $4::json from ended where parent_id is not null)
 select id from ended
 
+-- name: pause_unclaimed
+-- A workflow whose code never ran is parked on the spot, as if it had been claimed once: so its mailbox is read before its
+-- code begins. As in `cancel_unclaimed` its row in `ready` is the right to do so.
+with taken as (
+    delete from {slot}.ready r using {slot}.workflow w
+    where w.id = $1 and w.claims = 0 and r.queue = w.queue and r.priority = w.priority and r.id = w.id
+        and r.capability in (w.capability, '~' || w.capability, '!' || w.capability, '~' || w.name)
+    returning r.id)
+update {slot}.workflow w set status = 2, claims = 1
+where w.id = $1 and w.claims = 0 and (w.status = 2 or (w.status = 0 and exists (select from taken)))
+
 -- name: read_outcomes
 -- For those who wait: only what has ended.
 select id, status, output, error from {slot}.workflow where id = any($1::text[]) and status >= 3

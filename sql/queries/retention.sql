@@ -32,14 +32,16 @@ select created_at, id, parent_id, queue, name,
 from page order by created_at, id
 
 -- name: find_unfinished_parents
--- A child is kept while the workflow that started it is unfinished, because that one starts it again when it is replayed.
+-- A child is kept while the workflow that started it is unfinished, or may be resumed, because that one starts it again when
+-- it is replayed.
 -- A parent that is younger than the child is another workflow, which has the ID again, or a later run, which started others.
 select distinct w.id from unnest($1::text[], $2::timestamptz[]) u (id, child_created_at)
 join {slot}.workflow w on w.id = u.id
-where w.status < 3 and coalesce(w.started_at, w.created_at) <= u.child_created_at + interval '1 minute'
+where w.status <> 3 and coalesce(w.started_at, w.created_at) <= u.child_created_at + interval '1 minute'
 
 -- name: read_old
--- All that will go, as one JSON object a workflow, for the export. (`json_agg` keeps payloads as they are.)
+-- All that will go, as one JSON object a workflow, for the export. (`json_agg` keeps payloads as they are.) Attributes come
+-- beside it, since SQL can't read their values.
 select w.id, json_build_object(
     'id', w.id, 'name', w.name, 'queue', w.queue, 'priority', w.priority, 'status', w.status, 'parent_id', w.parent_id,
     'created_at', w.created_at, 'started_at', w.started_at, 'completed_at', w.completed_at, 'claims', w.claims,
@@ -52,22 +54,28 @@ select w.id, json_build_object(
     'attempts', coalesce((select json_agg(json_build_object(
         'place', a.place, 'attempt', a.attempt, 'started_at', a.started_at, 'failed_at', a.failed_at,
         'error', a.error) order by a.place, a.attempt)
-        from {slot}.attempt a where a.workflow_id = w.id), '[]'))::text
+        from {slot}.attempt a where a.workflow_id = w.id), '[]'))::text,
+    (select json_agg(json_build_array(t.name, t.kind, t.value) order by t.name)
+        from {slot}.attribute t where t.workflow_id = w.id)::text
 from unnest($1::text[], $2::timestamptz[]) u (id, created_at)
-join {slot}.workflow w on w.id = u.id and w.created_at = u.created_at and w.status >= 3
+join {slot}.workflow w on w.id = u.id and w.created_at = u.created_at and w.status >= 3 and w.completed_at < $3::timestamptz
 
 -- name: delete_old_inputs
 -- First of the two, in ascending order of IDs: a start of the same ID that found the old input holds it locked
--- (`save_inputs`), and this waits for it.
-delete from {slot}.input i using unnest($1::text[], $2::timestamptz[]) u (id, created_at)
-where i.workflow_id = u.id and exists (
-    select from {slot}.workflow w where w.id = u.id and w.created_at = u.created_at and w.status >= 3)
+-- (`save_inputs`), and this waits for it. The workflows are locked before, so that none is resumed without its input.
+with locked as materialized (
+    select w.id from unnest($1::text[], $2::timestamptz[]) u (id, created_at) join {slot}.workflow w on w.id = u.id
+    where w.created_at = u.created_at and w.status >= 3 and w.completed_at < $3::timestamptz
+        and exists (select from {slot}.input i where i.workflow_id = w.id)
+    order by w.id for update of w)
+delete from {slot}.input i using locked where i.workflow_id = locked.id
 
 -- name: delete_old
--- The rows of a finished workflow never change, so one snapshot sees all of them.
+-- The rows of a finished workflow change only when it is resumed. If that comes first it is not finished here, or, if it
+-- has ended once more, not before $3, the latest of the cutoffs. So one snapshot sees all that is deleted.
 with gone as (
     delete from {slot}.workflow w using unnest($1::text[], $2::timestamptz[]) u (id, created_at)
-    where w.id = u.id and w.created_at = u.created_at and w.status >= 3
+    where w.id = u.id and w.created_at = u.created_at and w.status >= 3 and w.completed_at < $3::timestamptz
     returning w.id, w.status, w.completed_at),
 steps as (
     delete from {slot}.step where workflow_id = any(array(select id from gone))),
@@ -75,6 +83,8 @@ attempts as (
     delete from {slot}.attempt where workflow_id = any(array(select id from gone))),
 unread as (
     delete from {slot}.message where workflow_id = any(array(select id from gone))),
+found_by as (
+    delete from {slot}.attribute where workflow_id = any(array(select id from gone))),
 wakes as (
     delete from {slot}.wake where workflow_id = any(array(select id from gone))),
 bad as (

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from sharded_wf import IdConflict, Status, TransactionRefused, WorkflowNotFound, connect_blocking
+from sharded_wf import IdConflict, Status, TransactionRefused, WorkflowNotFound, attr, connect_blocking
 from sharded_wf.cluster.outbox import init_outbox
 from sharded_wf.config import ClusterConfig, ShardConfig
 from sharded_wf.errors import ConfigError
@@ -91,6 +91,24 @@ def test_nothing_before_commit_and_nothing_after_rollback(orders: tuple[TestClus
 @app.workflow
 async def mover_free(number: int) -> list[int]:
     return list(range(number))
+
+
+def test_attributes_come_with_the_start(orders: tuple[TestCluster, str]) -> None:
+    cluster, own = orders
+    here, there = cluster.ids_on(1, 1)[0], cluster.ids_on(2, 1)[0]
+
+    async def go() -> None:
+        async with app.connect(cluster.config) as client, app.executor(cluster.config):
+            for dsn, id_ in ((cluster.direct[0], here), (own, there)):
+                async with await psycopg.AsyncConnection.connect(dsn) as conn:
+                    await client.start_in(conn, inbox.bind(0), id=id_, attributes={"amount": 4, "which": id_})
+            both = {here, there}
+            await asyncio.to_thread(wait_until, lambda: both <= set(cluster.statuses()), "the starts")
+            for id_ in both:
+                assert await client.attributes(id_) == {"amount": 4, "which": id_}
+            assert {one.id for one in await client.list(where=attr("amount") == 4)} == {here, there}
+
+    asyncio.run(go())
 
 
 def test_the_blocking_client(orders: tuple[TestCluster, str]) -> None:

@@ -15,6 +15,7 @@ from tests.support.certificate import QUARANTINED, SUCCEEDED
 from tests.support.cluster import TestCluster
 from tests.support.flows import app, chain, echo, killer, say_twice, slow_chain
 from tests.support.processes import wait_until
+from tests.support.repair_flows import mend
 
 
 @pytest.mark.parametrize("kind", ["invalid json", "nul in a name"])
@@ -127,5 +128,11 @@ def test_a_workflow_that_kills_its_process_is_quarantined_and_its_neighbours_are
                 await client.get_handle("killer").result(5)
             listed = await client.list(status=Status.QUARANTINED)
             assert [one.id for one in listed] == ["killer"]
+            # Its code was mended: a person lets it go on.
+            await asyncio.to_thread(mend, cluster.ledger)
+            assert await client.resume("killer")
+            async with app.executor(cluster.config):
+                assert await client.get_handle("killer", str).result(20) == "survived"
+            assert await client.list(status=Status.QUARANTINED) == []
 
     asyncio.run(look())

@@ -18,7 +18,10 @@ from sharded_wf.store import slots
 from tests.support.cluster import TestCluster
 
 ROWS = 100_000
-FAMILIES = ("claims", "starts", "steps", "outcomes", "timers", "messages", "leases", "requests", "retention")
+FAMILIES = (
+    "claims", "starts", "steps", "outcomes", "timers", "messages", "leases", "requests", "retention", "repair",
+    "attributes",
+)  # fmt: skip
 SLOT = "wf_0000"
 FILL = f"""
     insert into {SLOT}.workflow (created_at, status, priority, id, name, capability, queue, claims, input)
@@ -31,6 +34,7 @@ FILL = f"""
     insert into {SLOT}.step select 0, now(), now(), 1, 1, 0, 'w' || n, 'note', '1', null
         from generate_series(1, {ROWS}) n;
     insert into {SLOT}.attempt select 'w' || n, 1, 1, now(), now(), now(), '1' from generate_series(1, {ROWS}) n;
+    insert into {SLOT}.attribute select 'w' || n, 'n', 0, 's' || n, now() from generate_series(1, {ROWS}) n;
     insert into {SLOT}.input select 'w' || n, '1' from generate_series(1, {ROWS}) n;
     insert into {SLOT}.message select 'w' || n, 'mail', 's', 1, now(), '1' from generate_series(1, {ROWS}) n;
     insert into {SLOT}.wake select 'w' || n, gen_random_uuid() from generate_series(1, {ROWS}) n;
@@ -76,13 +80,30 @@ INTENDED: dict[str, tuple[str, ...]] = {
     "forget_wakes": ("wake_pkey",),
     "forget_idle_wakes": ("wake_pkey", "workflow_pkey", "message_pkey"),
     "wake_parked": ("workflow_pkey",),
+    "save_attributes": ("workflow_pkey",),
+    "set_attributes": ("workflow_pkey",),
+    "remove_attributes": ("attribute_pkey",),
+    "read_attributes": ("attribute_pkey",),
+    "find_workflows": ("attribute_value", "workflow_pkey", "attribute_pkey"),
+    "search_workflows": ("attribute_value", "workflow_pkey", "attribute_pkey"),
+    "resume": ("workflow_pkey", "failed_pkey", "message_pkey", "step_pkey"),
+    "page_failed": ("failed_pkey", "workflow_pkey"),
+    "read_origin": ("workflow_pkey",),
     "read_outbox": ("outbox_pkey",),
     "clear_outbox": ("outbox_pkey",),
     "find_old": ("workflow_created", "outbox_pkey"),
     "find_unfinished_parents": ("workflow_pkey",),
-    "read_old": ("workflow_", "input_pkey", "step_pkey", "attempt_pkey"),
+    "read_old": ("workflow_", "input_pkey", "step_pkey", "attempt_pkey", "attribute_pkey"),
     "delete_old_inputs": ("workflow_", "input_pkey"),
-    "delete_old": ("workflow_", "step_pkey", "attempt_pkey", "message_pkey", "wake_pkey", "failed_pkey"),
+    "delete_old": (
+        "workflow_",
+        "step_pkey",
+        "attempt_pkey",
+        "message_pkey",
+        "attribute_pkey",
+        "wake_pkey",
+        "failed_pkey",
+    ),
     "peek": ("ready_pkey", "timer_pkey", "wake_pkey", "outbox_pkey"),
 }
 ON_CONTROL = {"request", "read_requests", "clear_requests", "refuse_requests"}
@@ -91,7 +112,7 @@ ASKED_BY_PEOPLE = ("read_owner", "write_owner", "read_refused", "count_requests"
 SORTS_A_BATCH = {
     # What these sort is one batch, given by its IDs; what is read of the tables comes by an index.
     "read_messages", "read_steps", "wake_parked", "fire_timers", "deliver_messages", "wake_arrived", "read_orphans",
-    "read_attempts", "find_unfinished_parents", "read_old",
+    "read_attempts", "resume", "search_workflows", "find_unfinished_parents", "read_old", "delete_old_inputs",
 }  # fmt: skip
 FIRST_ROWS_ONLY = {
     # A limit, or a loose scan, ends these at their first rows.
@@ -101,7 +122,7 @@ FIRST_ROWS_ONLY = {
 }  # fmt: skip
 SCANNED = {"give_back_lease": {"claim"}}
 """One row a batch that is under way, and no index on its lease: read whole when an executor says goodbye."""
-CHURNING = r"Seq Scan on (workflow|ready|claim|step|attempt|input|message|wake|timer|outbox|failed|request)\b"
+CHURNING = r"Seq Scan on (workflow|ready|claim|step|attempt|input|message|wake|timer|outbox|failed|request|attribute)\b"
 
 
 def queries() -> dict[str, str]:

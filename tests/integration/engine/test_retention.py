@@ -12,19 +12,20 @@ from typing import Any
 import psycopg
 import pytest
 
-from sharded_wf import IdConflict, Retention
+from sharded_wf import IdConflict, Retention, WorkflowCancelled, connect_blocking
 from sharded_wf.client import Client
 from sharded_wf.limits import RETENTION_BATCH_MAX_ROWS
+from sharded_wf.maintenance.export import Export
 from sharded_wf.maintenance.sweep_once import Swept, sweep_once
 from sharded_wf.model.workflow import Message
 from sharded_wf.postgres.link import Link
 from sharded_wf.store import retention as rows
 from tests.support.cluster import TestCluster
-from tests.support.flows import app, chain, echo, flaky_chain, inbox, killer, parent, sleeper
+from tests.support.flows import app, chain, echo, flaky_chain, inbox, killer, loud, parent, sleeper
 from tests.support.processes import WorkerProcess, wait_until
 
 HOUR = Retention(3600)
-TABLES = ("workflow", "input", "step", "attempt", "failed", "message", "wake")
+TABLES = ("workflow", "input", "step", "attempt", "failed", "attribute", "message", "wake")
 
 
 def slots_of(cluster: TestCluster, shard: int = 1) -> list[str]:
@@ -80,12 +81,17 @@ def test_everything_of_an_old_workflow_goes_and_its_id_starts_anew(two_shards: T
                 client, ("a", chain.bind(3)), ("b", flaky_chain.bind(1)), ("c", echo.bind("x" * 2000)),
                 ("d", parent.bind(3, 1)), ("e", inbox.bind(-1)),
             )  # fmt: skip
+            bad = await client.start(loud.bind(), id="f", attributes={"customer": "c-42"})
+            with pytest.raises(RuntimeError):
+                await bad.result(20)
+            await client.send("f", "mail", "kept, in case it is resumed")
+            assert [count(two_shards, table) for table in ("failed", "message", "attribute")] == [1, 1, 1]
             assert (await sweep(two_shards)).old == 0
-            assert count(two_shards, "workflow") == 8
+            assert count(two_shards, "workflow") == 9
             age(two_shards)
             dry = await sweep(two_shards, dry_run=True)
-            assert (dry.old, dry.deleted) == (8, 0)
-            assert (await sweep(two_shards)).deleted == 8
+            assert (dry.old, dry.deleted) == (9, 0)
+            assert (await sweep(two_shards)).deleted == 9
             assert {table: count(two_shards, table) for table in TABLES} == dict.fromkeys(TABLES, 0)
             again = await client.start(echo.bind("new"), id="a")
             assert again.created
@@ -117,6 +123,11 @@ def test_unfinished_workflows_stay_and_so_do_the_children_of_unfinished_parents(
                         conn.execute(f"update {slot}.workflow set parent_id = 'mother' where id = %s".encode(), [id_])
             age(two_shards)
             assert (await sweep(two_shards)).deleted == 0
+            await client.cancel("mother")
+            with pytest.raises(WorkflowCancelled):
+                await client.get_handle("mother").result(10)
+            assert (await sweep(two_shards)).deleted == 0
+            assert await client.resume("mother")
             await client.send("mother", "mail", "go")
             await client.get_handle("mother", list[str]).result(10)
             assert (await sweep(two_shards)).deleted == 2
@@ -268,6 +279,7 @@ def test_executors_remove_what_is_old_one_of_them_at_a_time(cluster: TestCluster
 KILLED = """
 import asyncio, sys
 from sharded_wf.config import find_config
+from sharded_wf.maintenance.export import Export
 from sharded_wf.maintenance.sweep_once import sweep_once
 from sharded_wf import Retention
 def report(swept):
@@ -343,5 +355,41 @@ def test_a_start_whose_obstacle_is_removed_is_made_again(cluster: TestCluster, m
             handle = await client.start(echo.bind("new"), id="w")
             assert handle.created
             assert await handle.result(10) == "new"
+
+    asyncio.run(go())
+
+
+def test_what_was_resumed_meanwhile_stays(
+    cluster: TestCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look and the removal one is resumed and goes on; another fails once more."""
+    goes_on, fails_again = "{one slot}/goes-on", "{one slot}/fails-again"
+    write = Export.write
+
+    def resume_then_write(self: Export, lines: Sequence[bytes]) -> None:
+        with connect_blocking(cluster.config) as client:
+            for id_ in (goes_on, fails_again):
+                assert client.resume(id_)
+            wait_until(lambda: set(cluster.statuses().values()) == {2, 4}, "both resumed lives")
+        write(self, lines)
+
+    async def go() -> None:
+        async with app.connect(cluster.config) as client, app.executor(cluster.config, park_after=0.05):
+            for id_, bound in ((goes_on, inbox.bind(1)), (fails_again, loud.bind("x" * 2000))):
+                handle = await client.start(bound, id=id_, attributes={"which": id_})
+                if id_ == goes_on:
+                    await client.cancel(id_)
+                with pytest.raises((RuntimeError, WorkflowCancelled)):
+                    await handle.result(20)
+            await asyncio.to_thread(age, cluster)
+            monkeypatch.setattr(Export, "write", resume_then_write)
+            assert (await sweep(cluster, Retention(3600, export=tmp_path / "out"))).deleted == 0
+            await client.send(goes_on, "mail", "x")
+            assert await client.get_handle(goes_on, list[str]).result(20) == ["x"]
+            assert [count(cluster, table) for table in ("workflow", "input", "failed", "attribute")] == [2, 1, 1, 2]
+        exported = [
+            json.loads(line) for path in (tmp_path / "out").iterdir() for line in path.read_bytes().splitlines()
+        ]
+        assert sorted(one["attributes"]["which"] for one in exported) == [fails_again, goes_on]
 
     asyncio.run(go())

@@ -38,6 +38,26 @@ def test_the_readme_s_first_program(tmp_path: Path) -> None:
     ("name", "lines"),
     [
         ("checkout", [r"receipt for o-1, 42\.00 €, key .*", "Ada approved", "lamp is on its way .*", "shade is .*"]),
+        (
+            "repair",
+            [
+                r"3 orders failed: the warehouse is closed",
+                "3 would be resumed",
+                "3 resumed",
+                "all are shipped, each charged once",
+                "a fork of o-1 ships once more, and charges nothing",
+            ],
+        ),
+        (
+            "cancel",
+            [
+                "paused: nothing is baked",
+                "unpaused: 1 cake is baked",
+                "cancelled: the oven is off",
+                "terminated: the oven stays on",
+            ],
+        ),
+        ("attributes", [r"7 orders of Ada, in pages of 3", r"2 of them cost 25 and more", "all are shipped"]),
         ("fanout", [r"1000 workflows started and finished in [\d.]+ s", "the longest sequence .* begins with 871"]),
         (
             "meter",
@@ -59,4 +79,12 @@ def test_an_example(tmp_path: Path, name: str, lines: list[str]) -> None:
 
 
 def test_every_example_is_run() -> None:
-    assert {path.stem for path in (PROJECT / "examples").glob("*.py")} == {"checkout", "fanout", "meter", "transfer"}
+    assert {path.stem for path in (PROJECT / "examples").glob("*.py")} == {
+        "attributes",
+        "cancel",
+        "checkout",
+        "fanout",
+        "meter",
+        "repair",
+        "transfer",
+    }

@@ -19,6 +19,8 @@ from sharded_wf.postgres.queries import Migration, load_migrations
 SLOTS = (0, 2, 11)
 TO_CONTROL: tuple[Migration, ...] = load_migrations("control")
 TO_SLOT: tuple[Migration, ...] = load_migrations("slot")
+NEXT = len(TO_SLOT) + 1
+"""The number of the first migration that a later version of the code adds."""
 
 Extend = Callable[..., None]
 
@@ -128,7 +130,7 @@ def test_new_code_needs_its_pre_and_not_its_post(database: str, extend: Extend) 
     extend(post_tidy="alter table {slot}.workflow drop column output")
     check(database)
     extend(add_a="alter table {slot}.workflow add column a text")
-    with pytest.raises(SchemaOutOfDate, match=r"wf_0000 0002_pre_add_a and 2 more .* shards migrate"):
+    with pytest.raises(SchemaOutOfDate, match=rf"wf_0000 {NEXT:04d}_pre_add_a and 2 more .* shards migrate"):
         check(database)
     migrated(database)
     check(database)
@@ -144,7 +146,7 @@ def test_old_code_works_on_a_new_pre_and_refuses_an_unknown_post(database: str, 
     extend(**newer)
     migrated(database)
     extend()
-    with pytest.raises(SchemaOutOfDate, match=r"newer .*0003_post_post_tidy.*upgrade"):
+    with pytest.raises(SchemaOutOfDate, match=rf"newer .*{NEXT + 1:04d}_post_post_tidy.*upgrade"):
         check(database)
 
 
@@ -155,7 +157,7 @@ def test_a_migration_does_not_wait_for_ever(database: str, extend: Extend, monke
     monkeypatch.setattr(subject, "MIGRATION_PATIENCE_SECONDS", 0.1)
     with psycopg.connect(database) as holder:
         holder.execute("lock table wf_0002.workflow in access share mode")
-        with pytest.raises(MigrationBlocked, match="wf_0002 0002_pre_add_a"):
+        with pytest.raises(MigrationBlocked, match=f"wf_0002 {NEXT:04d}_pre_add_a"):
             migrated(database)
     assert [step.schema for step in migrated(database)] == ["wf_0002", "wf_0011"]
 

@@ -11,23 +11,23 @@ from typing import Any
 import psycopg
 import pytest
 
-from sharded_wf import Retention, WorkflowNotFound
-from sharded_wf.client import Client, Handle
+from sharded_wf import Retention
+from sharded_wf.client import Handle, repair
 from sharded_wf.cluster.directory import load_map
 from sharded_wf.cluster.initialize import init_cluster
 from sharded_wf.config import ShardConfig
 from sharded_wf.errors import ClusterMismatch, MoveBlocked, MoveRefused
-from sharded_wf.reshard import coordinator, copying, fleet
+from sharded_wf.reshard import copying, fleet
 from sharded_wf.reshard import plan as planning
 from sharded_wf.reshard import verify as verifying
 from sharded_wf.reshard.checkup import verify_slot
 from sharded_wf.reshard.coordinator import Moved, Progress
 from sharded_wf.reshard.fleet import check_splits, check_wishes, driver, move_all, unfinished_moves
 from sharded_wf.reshard.tables import ROUTED_BY
-from sharded_wf.routing import children_of, hash_of, remainder_of, width_of
+from sharded_wf.routing import hash_of, remainder_of, width_of
 from tests.integration.reshard.test_moves import contents, fill_every_table, homes, load, move
 from tests.support.cluster import TestCluster
-from tests.support.flows import app, blocking_chain, chain, echo, inbox, noted_inbox, outbox, parent
+from tests.support.flows import app, inbox, noted_inbox, outbox, parent
 from tests.support.processes import until
 
 
@@ -112,98 +112,6 @@ def in_halves(cluster: TestCluster, slot: int, count: int, prefix: str = "w") ->
     return [id_ for pair in zip(*found, strict=False) for id_ in pair][:count]
 
 
-CALLS = ("start", "start_many", "send", "signal", "describe", "history", "cancel", "list", "result", "start_in")
-
-
-@pytest.mark.parametrize("half", range(2))
-def test_i7_every_call_of_a_client_with_an_old_map(
-    make_cluster: Callable[..., TestCluster], seed: int, full: bool, half: int
-) -> None:
-    """The client is idle while its slot is split, and told by nobody: each kind of call finds the half. (A cluster of
-    one slot, which is split again for each call.)"""
-    cluster = make_cluster(1, slots=1)
-    calls = CALLS if full else random.Random(seed).sample(CALLS, len(CALLS))[half::2]
-
-    async def go() -> None:
-        slot = 0
-        async with app.executor(cluster.config):
-            for call in calls:
-                id_ = in_halves(cluster, slot, 2, call)[half]
-                async with app.connect(cluster.config) as client:
-                    handle = await client.start(inbox.bind(1), id=id_)
-                    await handle.describe()
-                    assert client.locate(id_)[0] == slot
-                    await asyncio.to_thread(split, cluster, slot)
-                    slot = children_of(slot, 1)[half]
-                    await one_call(client, cluster, call, id_)
-                    assert client.locate(id_)[0] == slot
-
-    asyncio.run(go())
-    check_slots(cluster)
-
-
-async def one_call(client: Client, cluster: TestCluster, call: str, id_: str) -> None:
-    """To a workflow that waits for one message, while the client takes it for one of a slot that is gone."""
-    match call:
-        case "start":
-            assert not (await client.start(inbox.bind(1), id=id_)).created
-        case "start_many":
-            made = await client.start_many((f"{{{id_}}}/{n}", echo.bind("x")) for n in range(3))
-            assert [await one.result(20) for one in made] == ["x"] * 3
-        case "send":
-            await client.send(id_, "mail", "hello")
-            assert await client.get_handle(id_).result(20) == ["hello"]
-        case "signal":
-            assert not (await client.start(inbox.bind(1), id=id_, message=("mail", "hello"))).created
-            assert await client.get_handle(id_).result(20) == ["hello"]
-        case "describe":
-            found = await client.describe(id_)
-            assert found is not None
-            assert found.id == id_
-        case "history":
-            assert (await client.history(id_)).entries == ()
-        case "cancel":
-            await client.cancel(id_)
-        case "list":
-            assert id_ in {one.id for one in await client.list(limit=200)}
-        case "result":
-            waiting = asyncio.create_task(client.get_handle(id_).result(20))
-            async with app.connect(cluster.config) as other:
-                await other.send(id_, "mail", "late")
-            assert await waiting == ["late"]
-        case _:
-            # The slot that it looks for is not in this database: executors carry it to the half.
-            async with await psycopg.AsyncConnection.connect(cluster.direct[0]) as conn:
-                await client.start_in(conn, echo.bind("x"), id=f"{{{id_}}}/in")
-            assert cluster.ask("select count(*) from wf_control.request") in ([(1,)], [(0,)])
-            await client.describe(id_)  # which finds the new map
-            await until(lambda: f"{{{id_}}}/in" in cluster.statuses(), "the start")
-            assert await client.get_handle(f"{{{id_}}}/in").result(20) == "x"
-
-
-def test_i7_results_are_waited_for_across_splits(cluster: TestCluster) -> None:
-    """Of workflows in both halves, by one client; and a second time in a half that is split again."""
-    ids = in_halves(cluster, 0, 6)
-
-    async def go() -> None:
-        async with app.connect(cluster.config) as client, app.executor(cluster.config, park_after=0.1):
-            handles = [await client.start(inbox.bind(2), id=id_) for id_ in ids]
-            waiting = [asyncio.create_task(handle.result(30)) for handle in handles for _ in range(2)]
-            missing = asyncio.create_task(client.get_handle(in_halves(cluster, 0, 1, "none")[0]).result(30))
-            for number, slot in enumerate((0, 6)):
-                await asyncio.sleep(0)
-                await asyncio.to_thread(split, cluster, slot)
-                for id_ in ids:
-                    await client.send(id_, "mail", str(number))
-            assert await asyncio.gather(*waiting) == [["0", "1"]] * 12
-            with pytest.raises(WorkflowNotFound):
-                await missing
-            await asyncio.to_thread(cluster.certify, ids)
-
-    asyncio.run(go())
-    check_slots(cluster)
-
-
 def test_i7_parents_and_children_in_two_halves(cluster: TestCluster, seed: int) -> None:
     """Outcomes of children, and messages, that cross the split: into the mailbox next door, or by the outbox."""
 
@@ -221,35 +129,6 @@ def test_i7_parents_and_children_in_two_halves(cluster: TestCluster, seed: int) 
 
     asyncio.run(go())
     check_slots(cluster)
-
-
-def test_i4_an_executor_that_could_not_listen_writes_nothing_to_a_half(
-    cluster: TestCluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its loop is blocked by a user's code (its lease is kept) while the slot is split. The workflow is given back for
-    it, and done by another; what it wants to save then meets no table, and it goes on with the new slots."""
-    ids = in_halves(cluster, 0, 2)
-    monkeypatch.setattr(coordinator, "MOVE_DRAIN_SECONDS", 0.5)
-    with cluster.worker("--concurrency", "5") as blocked:
-
-        async def go() -> None:
-            async with app.connect(cluster.config) as client:
-                handles = [await client.start(blocking_chain.bind(1, 5.0), id=id_) for id_ in ids]
-                await until(lambda: len(cluster.bodies()) >= 1, "the blocking step")
-                leases = set(cluster.leases())
-                await asyncio.to_thread(split, cluster, 0)
-                assert cluster.ask("select count(*) from wf_control.departure") == [(0,)]
-                for schema in ("wf_0006", "wf_0012"):
-                    rows = cluster.ask(f"select status, claim_id, deaths from {schema}.workflow")
-                    assert rows == [(0, None, 0)]  # given back for it, and nobody is blamed
-                assert leases <= set(cluster.leases())
-                async with app.executor(cluster.config):
-                    assert await asyncio.gather(*(handle.result(60) for handle in handles)) == [1, 1]
-                    await asyncio.to_thread(cluster.certify, ids, zombies={blocked.pid}, timeout=30)
-                late = await client.start(chain.bind(1), id=f"{{{ids[0]}}}/late")
-                assert await late.result(30) == 1  # by the one that was blocked
-
-        asyncio.run(go())
 
 
 def test_a_copy_that_differs_is_not_switched(cluster: TestCluster, seed: int) -> None:
@@ -319,20 +198,42 @@ def test_a_cluster_with_split_slots_grows(two_shards: TestCluster, databases: Ca
     assert sorted(shards.count(shard) for shard in set(shards)) == [2, 3, 3]
 
 
+def test_a_repair_in_bulk_goes_on_in_the_halves(cluster: TestCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slot is split, and one half again, between two of its pages: none is missed, none counted twice."""
+    monkeypatch.setattr(repair, "REPAIR_PAGE_ROWS", 2)
+    ids = in_halves(cluster, 0, 12)
+    to_split = [0, 6]
+
+    def split_meanwhile(_: repair.Repaired) -> None:
+        if to_split:
+            split(cluster, to_split.pop(0))
+
+    async def go() -> None:
+        async with app.connect(cluster.config) as client:
+            async with app.executor(cluster.config):
+                handles = await client.start_many((id_, inbox.bind(1)) for id_ in ids)
+                for handle in handles:
+                    await handle.cancel()
+                await asyncio.gather(*(handle.result(20) for handle in handles), return_exceptions=True)
+            found = await client.resume_many(repair.Failed(), dry_run=True, progress=split_meanwhile)
+            assert (found.matched, to_split) == (12, [])
+            assert (await client.resume_many(repair.Failed())).done == 12
+
+    asyncio.run(go())
+    check_slots(cluster)
+
+
 def test_retention_walks_over_the_halves(cluster: TestCluster) -> None:
+    """What ends after the split grows old in the halves."""
     ids = in_halves(cluster, 0, 4)
 
     async def go() -> None:
-        async with app.connect(cluster.config) as client, app.executor(cluster.config, retention=Retention(3600)):
-            handles = await client.start_many((id_, chain.bind(1)) for id_ in ids)
-            await asyncio.gather(*(handle.result(20) for handle in handles))
+        async with app.connect(cluster.config) as client, app.executor(cluster.config, retention=Retention(2)):
+            handles = await client.start_many((id_, inbox.bind(1)) for id_ in ids)
             await asyncio.to_thread(split, cluster, 0)
-            with psycopg.connect(cluster.direct[0], autocommit=True) as conn:
-                for schema in ("wf_0006", "wf_0012"):
-                    conn.execute(
-                        f"update {schema}.workflow set created_at = created_at - interval '2 hours', "
-                        "completed_at = now() - interval '2 hours'".encode()
-                    )
+            for handle in handles:
+                await handle.send("mail", "hello")
             await until(lambda: not cluster.statuses(), "removal")
 
     asyncio.run(go())
+    assert sorted(homes(cluster)) == [1, 2, 3, 4, 5, 6, 12]

@@ -181,22 +181,16 @@ def test_i7_starts_in_users_transactions(money: TestCluster, monkeypatch: pytest
 
 
 def test_retention_follows_a_slot(money: TestCluster) -> None:
+    """What ends after the move grows old where the slot is then."""
     ids = in_slot(money, 0, 3)
-    back = """update wf_0000.workflow set created_at = created_at - interval '2 hours',
-        completed_at = now() - interval '2 hours'"""
-    left = "select count(*) from wf_0000.workflow"
 
     async def go() -> None:
-        async with bank.app.connect(money.config) as client, bank.app.executor(money.config, retention=Retention(3600)):
-            for there, target in (
-                (2, "pg2"),
-            ):  # a slot that returns at once is found by the next walk from the beginning
-                handles = await client.start_many((id_, bank.mover.bind(1, 1)) for id_ in ids)
-                await asyncio.gather(*(handle.result(20) for handle in handles))
-                await asyncio.to_thread(move, money, (0, target))
-                with psycopg.connect(money.direct[there - 1], autocommit=True) as conn:
-                    conn.execute(back.encode())
-                await asyncio.to_thread(wait_until, lambda at=there: money.ask(left, at) == [(0,)], "removal")  # type: ignore[misc]
+        async with bank.app.connect(money.config) as client, bank.app.executor(money.config, retention=Retention(2)):
+            handles = await client.start_many((id_, bank.inbox.bind(1)) for id_ in ids)
+            await asyncio.to_thread(move, money, (0, "pg2"))
+            for handle in handles:
+                await handle.send("mail", "hello")
+            await asyncio.to_thread(wait_until, lambda: not money.statuses(), "removal")
 
     asyncio.run(go())
 

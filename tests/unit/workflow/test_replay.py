@@ -53,7 +53,9 @@ def test_every_request_finds_its_own_result_however_many_are_missing(
         assert (again.place, again.fingerprint) == (before.place, before.fingerprint)
         assert again.phase == (MATCHED if before in recorded else ISSUED)
     while second.position < second.total:
-        second.commands.pop(second.next_entry().place)
+        entry = second.next_entry()
+        assert entry is not None
+        second.commands.pop(entry.place)
     assert len(second.fresh) == len(commands) - len(recorded)
 
 

@@ -1,0 +1,108 @@
+"""Resuming what ended badly, and forks, in the rows of one slot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from sharded_wf.clock import Microseconds
+from sharded_wf.limits import INLINE_INPUT_MAX_BYTES
+from sharded_wf.model.history import Entry
+from sharded_wf.model.status import Status
+from sharded_wf.postgres import binary
+from sharded_wf.postgres.queries import load
+from sharded_wf.postgres.session import Result, Statement
+from sharded_wf.store import steps
+
+_SQL = load("repair")
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """A workflow that ended badly, as a page of them has it."""
+
+    id: str
+    name: str
+    queue: str
+    status: Status
+    failed_at: Microseconds
+    fits: bool
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """What a fork takes over from the workflow that it is made of."""
+
+    name: str
+    capability: str
+    queue: str
+    priority: int
+    started_at: Microseconds | None
+    input: bytes
+
+
+def resume(schema: str, ids: Sequence[str], now: Microseconds) -> Statement:
+    """Those among these workflows that ended badly go on; the answer lists them."""
+    return Statement(_SQL["resume"], schema, (binary.text_array(sorted(ids)), binary.timestamp(now)))
+
+
+def page_failed(
+    schema: str,
+    after: tuple[Microseconds, str],
+    limit: int,
+    name: str | None,
+    status: Status | None,
+    queue: str | None,
+    error: str | None,
+) -> Statement:
+    """Ask for the next that ended badly after a place in their order; those that fit the rest are marked."""
+    return Statement(
+        _SQL["page_failed"],
+        schema,
+        (
+            binary.timestamp(after[0]), after[1].encode(), binary.int4(limit),
+            None if name is None else name.encode(), None if status is None else binary.int2(status),
+            None if queue is None else queue.encode(), None if error is None else error.encode(),
+        ),
+    )  # fmt: skip
+
+
+def failures_of(result: Result) -> list[Failure]:
+    """The answer to ``page_failed``."""
+    return [
+        Failure(
+            id_.decode(), name.decode(), queue.decode(), Status(binary.read_int(status)), binary.read_timestamp(at),
+            fits == b"\x01",
+        )
+        for at, id_, name, queue, status, fits in result.rows()
+    ]  # fmt: skip
+
+
+def read_origin(schema: str, id_: str) -> Statement:
+    """Ask for what a fork of this workflow takes over."""
+    return Statement(_SQL["read_origin"], schema, (id_.encode(),))
+
+
+def origin_of(result: Result) -> Origin | None:
+    """The answer to ``read_origin``."""
+    for name, capability, queue, priority, started, input_ in result.rows():
+        assert name is not None and capability is not None and queue is not None and priority is not None
+        return Origin(
+            name.decode(), capability.decode(), queue.decode(), binary.read_int(priority),
+            None if started is None else binary.read_timestamp(started), input_ or b"null",
+        )  # fmt: skip
+    return None
+
+
+def fork(schema: str, id_: str, origin: Origin, entries: Sequence[Entry], now: Microseconds) -> Statement:
+    """Make a workflow that begins with these entries; the answer has a row if it was made."""
+    large = len(origin.input) > INLINE_INPUT_MAX_BYTES
+    return Statement(
+        _SQL["fork"],
+        schema,
+        (
+            id_.encode(), origin.name.encode(), origin.capability.encode(), origin.queue.encode(),
+            binary.int2(origin.priority), binary.timestamp(now),
+            None if origin.started_at is None else binary.timestamp(origin.started_at),
+            None if large else origin.input, origin.input if large else None, *steps.columns_of(entries),
+        ),
+    )  # fmt: skip

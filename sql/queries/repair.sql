@@ -1,0 +1,70 @@
+-- Repair: what ended badly goes on, and forks. Nothing here is on the hot path.
+
+-- name: resume
+-- Those among these workflows that failed, were cancelled or quarantined go back to the queue. Nothing recorded is removed:
+-- an entry of kind 10 says what counts no more, which is what the workflow failed of (`causes`, see workflow/blame.py), or
+-- every request to cancel (kind 31: one that the run before handed on when it continued as new). One that never ran has no history, and needs none. The answer lists those that were resumed.
+with ended as (
+    select w.id, w.status, w.completed_at, w.error, w.claims from {slot}.workflow w
+    where w.id = any($1::text[]) and w.status > 3 order by w.id for update),
+back as (
+    update {slot}.workflow w set status = 0, claim_id = null, completed_at = null, error = null, deaths = 0
+    from ended e where w.id = e.id
+    returning w.id, w.capability, w.queue, w.priority, w.claims),
+unlisted as (
+    delete from {slot}.failed f using ended e where f.failed_at = e.completed_at and f.workflow_id = e.id),
+requests as (
+    delete from {slot}.message m using ended e where m.workflow_id = e.id and m.topic >= '$' and m.topic < '%'),
+noted as (
+    insert into {slot}.step (workflow_id, place, ordinal, kind, name, fingerprint, output, error, started_at, completed_at)
+    select e.id, -(o.last + 1), o.last + 1, 10, 'resume', 0,
+        json_build_object('void',
+            case when e.status = 5 then coalesce(
+                (select json_agg(s.place) from {slot}.step s where s.workflow_id = e.id
+                    and (s.kind = 5 or s.kind = 31 and (s.output ->> 'cancelled')::boolean)), '[]')
+            else coalesce(e.error -> 'causes', '[]') end,
+            'status', e.status, 'error', e.error),
+        null, e.completed_at, $2::timestamptz
+    from ended e
+    cross join lateral (select coalesce(max(s.ordinal), 0) as last from {slot}.step s where s.workflow_id = e.id) o
+    where e.claims > 0)
+insert into {slot}.ready (capability, queue, priority, enqueued_at, id)
+select case when claims > 0 then '~' else '' end || capability, queue, priority, $2::timestamptz, id from back
+returning id
+
+-- name: page_failed
+-- The next that ended badly, in the order in which they did, and whether each fits the filter: so that one page costs the
+-- same, however few fit.
+with page as (
+    select failed_at, workflow_id, status from {slot}.failed
+    where (failed_at, workflow_id) > ($1::timestamptz, $2::text)
+    order by failed_at, workflow_id limit $3::int)
+select p.failed_at, p.workflow_id, w.name, w.queue, p.status,
+    ($4::text is null or w.name = $4) and ($5::smallint is null or p.status = $5::smallint)
+    and ($6::text is null or w.queue = $6) and ($7::text is null or w.error ->> 'type' = $7)
+from page p cross join lateral (
+    select w.name, w.queue, w.error from {slot}.workflow w where w.id = p.workflow_id offset 0) w
+
+-- name: read_origin
+-- What a fork takes over.
+select w.name, w.capability, w.queue, w.priority, w.started_at, coalesce(w.input, i.value)
+from {slot}.workflow w left join {slot}.input i on i.workflow_id = w.id and w.input is null
+where w.id = $1
+
+-- name: fork
+-- A workflow that begins with a history. It counts as claimed once, so that its history is read. An ID that exists is left
+-- alone. $9 is an input too large for the row; $10 to $18 are the entries.
+with made as (
+    insert into {slot}.workflow (id, name, capability, queue, priority, created_at, started_at, status, claims, input)
+    values ($1, $2, $3, $4, $5::smallint, $6::timestamptz, $7::timestamptz, 0, 1, $8::json)
+    on conflict (id) do nothing
+    returning id),
+entered as (
+    insert into {slot}.input (workflow_id, value) select id, $9::json from made where $9::json is not null),
+copied as (
+    insert into {slot}.step (workflow_id, place, ordinal, kind, name, fingerprint, output, error, started_at, completed_at)
+    select made.id, u.* from made cross join unnest($10::int[], $11::int[], $12::smallint[], $13::text[], $14::bigint[],
+        $15::json[], $16::json[], $17::timestamptz[], $18::timestamptz[]) u)
+insert into {slot}.ready (capability, queue, priority, enqueued_at, id)
+select '~' || $3, $4, $5::smallint, $6::timestamptz, id from made
+returning id
