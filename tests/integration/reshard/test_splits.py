@@ -27,7 +27,7 @@ from sharded_wf.reshard.tables import ROUTED_BY
 from sharded_wf.routing import hash_of, remainder_of, width_of
 from tests.integration.reshard.test_moves import contents, fill_every_table, homes, load, move
 from tests.support.cluster import TestCluster
-from tests.support.flows import app, inbox, noted_inbox, outbox, parent
+from tests.support.flows import app, chain, inbox, noted_inbox, outbox, parent
 from tests.support.processes import until
 
 
@@ -223,16 +223,17 @@ def test_a_repair_in_bulk_goes_on_in_the_halves(cluster: TestCluster, monkeypatc
     check_slots(cluster)
 
 
-def test_retention_walks_over_the_halves(cluster: TestCluster) -> None:
-    """What ends after the split grows old in the halves."""
+def test_retention_walks_over_the_halves(cluster: TestCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is done in the halves grows old there."""
+    monkeypatch.setattr("sharded_wf.retention.RETENTION_AGE_MIN_SECONDS", 1)
+    monkeypatch.setattr("sharded_wf.maintenance.retention.RETENTION_LAG_PART", 3.0)  # none has not ended by then
     ids = in_halves(cluster, 0, 4)
 
     async def go() -> None:
         async with app.connect(cluster.config) as client, app.executor(cluster.config, retention=Retention(2)):
-            handles = await client.start_many((id_, inbox.bind(1)) for id_ in ids)
             await asyncio.to_thread(split, cluster, 0)
-            for handle in handles:
-                await handle.send("mail", "hello")
+            handles = await client.start_many((id_, chain.bind(1)) for id_ in ids)
+            await asyncio.gather(*(handle.result(20) for handle in handles))
             await until(lambda: not cluster.statuses(), "removal")
 
     asyncio.run(go())

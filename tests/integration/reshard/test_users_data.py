@@ -180,16 +180,17 @@ def test_i7_starts_in_users_transactions(money: TestCluster, monkeypatch: pytest
     asyncio.run(go())
 
 
-def test_retention_follows_a_slot(money: TestCluster) -> None:
-    """What ends after the move grows old where the slot is then."""
+def test_retention_follows_a_slot(money: TestCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is done after the move grows old where the slot is then."""
+    monkeypatch.setattr("sharded_wf.retention.RETENTION_AGE_MIN_SECONDS", 1)
+    monkeypatch.setattr("sharded_wf.maintenance.retention.RETENTION_LAG_PART", 3.0)  # none has not ended by then
     ids = in_slot(money, 0, 3)
 
     async def go() -> None:
         async with bank.app.connect(money.config) as client, bank.app.executor(money.config, retention=Retention(2)):
-            handles = await client.start_many((id_, bank.inbox.bind(1)) for id_ in ids)
             await asyncio.to_thread(move, money, (0, "pg2"))
-            for handle in handles:
-                await handle.send("mail", "hello")
+            handles = await client.start_many((id_, bank.mover.bind(1, 1)) for id_ in ids)
+            await asyncio.gather(*(handle.result(20) for handle in handles))
             await asyncio.to_thread(wait_until, lambda: not money.statuses(), "removal")
 
     asyncio.run(go())
