@@ -3,17 +3,20 @@
 from sharded_wf.application import App, connect, connect_blocking
 from sharded_wf.client import Client, Failed, Handle, Repaired
 from sharded_wf.client.blocking import BlockingClient, BlockingHandle
+from sharded_wf.client.progress import MapProgress
 from sharded_wf.config import ClusterConfig, ShardConfig
 from sharded_wf.errors import (
     AppNotFound,
     ClusterMismatch,
     ClusterNotInitialized,
+    CompensationFailed,
     ConfigError,
     DefinitionError,
     HistoryTooLong,
     IdConflict,
     LeaseLost,
     LimitExceeded,
+    MapFailed,
     NoClusterConfigured,
     NonDeterminismError,
     NotDurableError,
@@ -40,11 +43,15 @@ from sharded_wf.model.status import Status
 from sharded_wf.retention import Retention
 from sharded_wf.workflow.attributes import set_attributes
 from sharded_wf.workflow.by_name import by_name
+from sharded_wf.workflow.children import BlockingChildHandle, ChildHandle, start_child
 from sharded_wf.workflow.context import Context, current
 from sharded_wf.workflow.definitions import AsyncStep, AsyncWorkflow, Bound, SyncStep, SyncWorkflow
+from sharded_wf.workflow.mapping import MapFailure, MapItem, MapPage, MapResult
+from sharded_wf.workflow.maps import map_workflow
 from sharded_wf.workflow.messages import receive, send, sleep_blocking
 from sharded_wf.workflow.renewal import continue_as_new
 from sharded_wf.workflow.retry import Retry
+from sharded_wf.workflow.saga import saga
 from sharded_wf.workflow.transactions import AsyncTransaction, SyncTransaction
 from sharded_wf.workflow.versions import deprecate_patch, patched
 
@@ -54,13 +61,16 @@ __all__ = [
     "AsyncStep",
     "AsyncTransaction",
     "AsyncWorkflow",
+    "BlockingChildHandle",
     "BlockingClient",
     "BlockingHandle",
     "Bound",
+    "ChildHandle",
     "Client",
     "ClusterConfig",
     "ClusterMismatch",
     "ClusterNotInitialized",
+    "CompensationFailed",
     "ConfigError",
     "Context",
     "DefinitionError",
@@ -71,6 +81,12 @@ __all__ = [
     "IdConflict",
     "LeaseLost",
     "LimitExceeded",
+    "MapFailed",
+    "MapFailure",
+    "MapItem",
+    "MapPage",
+    "MapProgress",
+    "MapResult",
     "NoClusterConfigured",
     "NonDeterminismError",
     "NotDurableError",
@@ -106,9 +122,12 @@ __all__ = [
     "continue_as_new",
     "current",
     "deprecate_patch",
+    "map_workflow",
     "patched",
     "receive",
+    "saga",
     "send",
     "set_attributes",
     "sleep_blocking",
+    "start_child",
 ]

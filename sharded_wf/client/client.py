@@ -15,8 +15,9 @@ import psycopg
 from sharded_wf.client import repair, requests, search
 from sharded_wf.client.handle import Handle
 from sharded_wf.client.in_transaction import LEFT, InTransaction, drive_async
+from sharded_wf.client.progress import MapProgress, map_progress
 from sharded_wf.client.repair import Failed, Repaired
-from sharded_wf.client.results import ShardResults
+from sharded_wf.client.results import ShardResults, hand_over
 from sharded_wf.client.validation import check_id, check_queue, check_same, check_start
 from sharded_wf.clock import SECOND_US, SYSTEM_CLOCK, Clock, Microseconds, seconds_of
 from sharded_wf.cluster.shard import Shard
@@ -246,19 +247,7 @@ class Client:
         return results
 
     def _follow_moves(self) -> None:
-        """Slots have moved, or were split: who waits for results of theirs waits where they are now."""
-        shard_map, shards = self._shards.map, self._shards.shards
-        for name, results in list(self._results.items()):
-            for slot in results.slots:
-                if shard_map.placement.get(slot) == name:
-                    continue
-                if not all(shard_map.shard_of(id_) in shards for id_ in results.workflows(slot)):
-                    continue
-                waiting, unseen = results.release(slot)
-                for id_, futures in waiting.items():
-                    there = shard_map.slot_of(id_)
-                    adopter = self._results_of(shards[shard_map.placement[there]])
-                    adopter.adopt(there, id_, futures, unseen=id_ in unseen)
+        hand_over(self._shards, self._results, self._results_of)
 
     # --- asking of workflows ------------------------------------------------------------------------------------
 
@@ -356,6 +345,11 @@ class Client:
         check_id(id)
         answers = await self._ask_about(id, lambda slot: steps.read_histories(slot, [id]))
         return steps.histories_of(answers[0], answers[1]).get(id, EMPTY_HISTORY)
+
+    async def map_progress(self, id: str) -> MapProgress:
+        """How far a map (``map_workflow``) has come: reads a few histories, and costs the map nothing. Raises
+        ``WorkflowNotFound`` if the ID is no map's."""
+        return await map_progress(self, id)
 
     async def _ask_about(self, id_: str, statements: Callable[[str], Sequence[Statement]]) -> list[Result]:
         """Ask the slot of a workflow (``statements`` get its schema), wherever that is meanwhile."""

@@ -130,7 +130,7 @@ async def _pages(shards: ShardSet, slots: Sequence[int], wanted: Failed) -> Asyn
     which fails again at once is not resumed for ever."""
     until = shards.clock.now_us() if wanted.until is None else _microseconds(wanted.until)
     start = (0 if wanted.since is None else _microseconds(wanted.since), "")
-    walks = [(slot, start) for slot in reversed(slots)]
+    walks: list[tuple[int, tuple[Microseconds, str]]] = [(slot, start) for slot in reversed(slots)]
     while walks:
         slot, after = walks.pop()
         asked = repair.page_failed(

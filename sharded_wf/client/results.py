@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import psycopg
 
@@ -221,3 +221,21 @@ class ShardResults:
             with contextlib.suppress(ConnectionLost, psycopg.Error):  # it expires
                 await self._link.fetch(leases.stop_waiting(self._channel, self._clock.now_us()), deadline=2.0)
         self._link.close()
+
+
+def hand_over(
+    shards: ShardSet, results: Mapping[str, ShardResults], results_of: Callable[[Shard], ShardResults]
+) -> None:
+    """Slots have moved, or were split: who waits for results of theirs waits where they are now. ``results``: by shard;
+    ``results_of`` makes those of a shard, if there are none."""
+    placement = shards.map.placement
+    for name, here in list(results.items()):
+        for slot in here.slots:
+            if placement.get(slot) == name:
+                continue
+            if not all(shards.map.shard_of(id_) in shards.shards for id_ in here.workflows(slot)):
+                continue
+            waiting, unseen = here.release(slot)
+            for id_, futures in waiting.items():
+                there = shards.map.slot_of(id_)
+                results_of(shards.shards[placement[there]]).adopt(there, id_, futures, unseen=id_ in unseen)

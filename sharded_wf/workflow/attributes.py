@@ -12,6 +12,7 @@ from sharded_wf.model.attributes import Attribute, Value, attributes_of
 from sharded_wf.model.history import Entry, EntryKind
 from sharded_wf.workflow.messages import async_run, blocking_run
 from sharded_wf.workflow.replay import ENDED, ISSUED, LIVE, RECORDING
+from sharded_wf.workflow.thread_answers import ThreadAnswer
 
 if TYPE_CHECKING:
     from sharded_wf.workflow.commands import Answer
@@ -82,7 +83,9 @@ class SetAttributes:
 
     def blocking(self, **values: Value | None) -> None:
         """The same for ``def`` workflows."""
-        blocking_run("set_attributes").ask(lambda run, answer: AttributesCommand(run, attributes_of(values), answer))
+        run = blocking_run("set_attributes")
+        command = AttributesCommand(run, attributes_of(values), ThreadAnswer())
+        run.ask(command, command.base())
 
 
 set_attributes = SetAttributes()

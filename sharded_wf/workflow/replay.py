@@ -204,6 +204,8 @@ def describe_entry(entry: Entry) -> str:
             return f"a message sent on topic {entry.name!r}"
         case EntryKind.CANCEL:
             return "a request to cancel"
+        case EntryKind.START:
+            return f"the start of child workflow {entry.name!r}"
         case EntryKind.RESUME:
             return "a resume"
         case EntryKind.ATTRIBUTES:
