@@ -1,10 +1,10 @@
-"""What moving a slot costs those who use it: ``python -m bench.move [--rows 100000]``.
+"""What moving a slot, or splitting it, costs those who use it: ``python -m bench.move [--rows 100000] [--split]``.
 
-Two embedded shards. The slot that moves holds so many unfinished workflows; a client starts workflows there, one after
-another, and four others do so in the other slots. Printed: how long the slot took no writes as the coordinator saw it,
-and the longest start there as the client saw it (in a quiet time, and during the move); and how many starts a second
-the other slots made before the move and during it. The coordinator is a process of its own: ``sharded-wf shards
-move``."""
+Two embedded shards. The slot that moves (or is split) holds so many unfinished workflows; a client starts workflows
+there, one after another, and four others do so in the other slots. Printed: how long the slot took no writes as the
+coordinator saw it, and the longest start there as the client saw it (in a quiet time, and during the move); and how
+many starts a second the other slots made before the move and during it. The coordinator is a process of its own:
+``sharded-wf shards move``, or ``split``."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ SLOTS = 8
 QUIET_SECONDS = 5.0
 WRITERS = 4
 CHUNK = 10_000
+TAGS = 8
+"""Hash tags of the slot's workflows: some go to one half of it, some to the other."""
 
 
 @app.workflow
@@ -60,13 +62,17 @@ def tag_in(client: Client, slot: int, *, inside: bool, number: int) -> str:
     return f"{{t{number}}}"
 
 
-async def measure(path: Path, rows: int, slot: int) -> None:
+async def measure(path: Path, rows: int, slot: int, command: list[str]) -> None:
     seen = Seen()
     async with app.connect(path) as client:
-        tag = tag_in(client, slot, inside=True, number=0)
+        tags: list[str] = []
+        while len(tags) < TAGS:
+            tags.append(tag_in(client, slot, inside=True, number=int(tags[-1][2:-1]) + 1 if tags else 0))
         begun = time.monotonic()
         for at in range(0, rows, CHUNK):
-            await client.start_many((f"{tag}/{n}", nothing.bind(n)) for n in range(at, min(at + CHUNK, rows)))
+            await client.start_many(
+                (f"{tags[n % TAGS]}/{n}", nothing.bind(n)) for n in range(at, min(at + CHUNK, rows))
+            )
         print(f"{rows:,} unfinished workflows in slot {slot} after {time.monotonic() - begun:.0f} s")
         stop = asyncio.Event()
 
@@ -74,7 +80,7 @@ async def measure(path: Path, rows: int, slot: int) -> None:
             number = 0
             while not stop.is_set():
                 began = time.monotonic()
-                await client.start(nothing.bind(number), id=f"{tag}/here-{number}")
+                await client.start(nothing.bind(number), id=f"{tags[number % TAGS]}/here-{number}")
                 seen.here_ms.append((time.monotonic() - began) * 1000)
                 number += 1
 
@@ -96,7 +102,7 @@ async def measure(path: Path, rows: int, slot: int) -> None:
         print(seen.line("before"))
         seen = Seen()
         mover = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "sharded_wf", "shards", "move", str(slot), "--to", "pg2", "--yes", "-c", str(path),
+            sys.executable, "-m", "sharded_wf", "shards", *command, str(slot), "--yes", "-c", str(path),
             stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         printed = (await mover.communicate())[0].decode()
@@ -110,6 +116,7 @@ async def measure(path: Path, rows: int, slot: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000, help="unfinished workflows in the slot")
+    parser.add_argument("--split", action="store_true", help="split the slot, instead of moving it")
     parser.add_argument("--postgres", default="18", help="version of both shards")
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores, PostgreSQL {options.postgres}, load {os.getloadavg()[0]:.1f} before it began")
@@ -125,7 +132,7 @@ def main() -> None:
         )
         path.write_text(f'[cluster]\nname = "bench"\n{shards}')
         init_cluster(ClusterConfig.from_file(path), SLOTS)
-        asyncio.run(measure(path, options.rows, 0))
+        asyncio.run(measure(path, options.rows, 0, ["split"] if options.split else ["move", "--to", "pg2"]))
 
 
 if __name__ == "__main__":

@@ -101,16 +101,16 @@ class MigrationBlocked(ShardedWfError):
 
 
 class MoveRefused(ShardedWfError):
-    """A slot can't be moved as asked; the message says why and what to do. Nothing was changed."""
+    """A slot can't be moved or split as asked; the message says why and what to do. Nothing was changed."""
 
 
 class MoveBlocked(ShardedWfError):
-    """A move could not get a lock that other transactions hold, or found the two sides different. The slot works where
-    it was: end what holds it, then ``sharded-wf shards move --resume``, or ``--undo``."""
+    """A move or split could not get a lock that other transactions hold, or found the two sides different. The slot
+    works as before: end what holds it, then ``sharded-wf shards move --resume``, or ``--undo``."""
 
 
 class MoveTakenOver(ShardedWfError):
-    """Another process has become the coordinator of this move; this one has changed nothing since."""
+    """Another process has become the coordinator of this move or split; this one has changed nothing since."""
 
 
 class WorkflowNotFound(ShardedWfError):

@@ -39,6 +39,7 @@ once."""
 # Cluster
 SLOTS_DEFAULT = 48
 SLOTS_MAX = 4096
+"""As many at the beginning; and slots are split until hashes are divided by this, not further."""
 POSTGRES_VERSION_MIN_NUM = 140000
 """As Postgres itself counts: 150000 is version 15."""
 MIGRATION_LOCK_TIMEOUT_SECONDS = 2.0

@@ -7,47 +7,23 @@ is.
 from __future__ import annotations
 
 import math
-import sys
-import threading
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from sharded_wf.cli.options import ClusterOption, JsonOption
-from sharded_wf.cli.output import console, duration, print_error, print_json, table
+from sharded_wf.cli.output import console, print_json, table
+from sharded_wf.cli.resharding import DryRun, FullSpeed, Yes, bars, confirm, print_outcome, ranges, settle
 from sharded_wf.cluster.directory import load_map
 from sharded_wf.config import ClusterConfig, ShardConfig, find_config
 from sharded_wf.errors import ConfigError, MoveRefused
 from sharded_wf.limits import MOVE_PACE_FACTOR
 from sharded_wf.reshard import plan
 from sharded_wf.reshard.checkup import verify_slot
-from sharded_wf.reshard.fleet import Unfinished, Wish, check_wishes, move_all, resume_all, undo_all, unfinished_moves
+from sharded_wf.reshard.fleet import Wish, check_wishes, move_all, unfinished_moves
 from sharded_wf.reshard.members import add_shards, add_to_file, check_removable, remove_shard
-from sharded_wf.reshard.move import Moved
-from sharded_wf.reshard.move import Progress as Step
-
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and do nothing.")]
-FullSpeed = Annotated[bool, typer.Option("--full-speed", help="Copy without rests, at the expense of other slots.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")]
-
-_PHASES = {
-    "planned": "planned",
-    "copying": "copying",
-    "following": "following changes",
-    "verifying": "comparing both sides",
-    "draining": "executors give it back",
-    "retired": "switching",
-    "live": "live on its new shard",
-    "told": "telling the others",
-    "cleaned": "done",
-    "undoing": "undoing",
-    "unmade": "undoing",
-    "undone": "undone",
-}
 
 
 def add(
@@ -99,7 +75,7 @@ def remove(
     out.print(Text.assemble((shard, "bold"), f" holds no slots and can leave; {leases} executors will let go of it"))
     if dry_run:
         return
-    _confirm(yes, "Remove it?")
+    confirm(yes, "Remove it?")
     remove_shard(config, shard)
     out.print(Text(f"{shard} is no shard any more. Delete its [[shard]] from {config.source}, everywhere."))
 
@@ -126,7 +102,7 @@ def move(
     if resume or undo:
         if resume and undo:
             raise ConfigError("--resume or --undo, one of the two")
-        _settle(config, slots or [], undo=undo, force=force, dry_run=dry_run, yes=yes)
+        settle(config, slots or [], undo=undo, force=force, dry_run=dry_run, yes=yes)
         return
     if not slots or to is None:
         raise ConfigError("say which slots, and where to: sharded-wf shards move 3 7 --to pg2")
@@ -219,13 +195,6 @@ def _weights(text: str | None, shards: Sequence[ShardConfig]) -> dict[str, float
     return given
 
 
-def _confirm(yes: bool, question: str) -> None:
-    if not yes:
-        if not sys.stdin.isatty():
-            raise ConfigError("this asks before it acts; without a terminal, say --yes (or --dry-run)")
-        typer.confirm(question, abort=True)
-
-
 def _carry_out(
     config: ClusterConfig, wanted: Sequence[tuple[int, str]], *, full_speed: bool, dry_run: bool, yes: bool
 ) -> None:
@@ -237,10 +206,10 @@ def _carry_out(
     _print_plan(config, wishes)
     if dry_run:
         return
-    _confirm(yes, "Move them?")
-    with _bars([(wish.slot, wish.source, wish.target) for wish in wishes]) as report:
+    confirm(yes, "Move them?")
+    with bars([(wish.slot, wish.source, wish.target) for wish in wishes]) as report:
         done, failed = move_all(config, wishes, report, pace=0.0 if full_speed else MOVE_PACE_FACTOR)
-    _print_outcome(done, failed, len(wishes))
+    print_outcome(done, failed, len(wishes))
 
 
 def _print_plan(config: ClusterConfig, wishes: Sequence[Wish]) -> None:
@@ -251,130 +220,13 @@ def _print_plan(config: ClusterConfig, wishes: Sequence[Wish]) -> None:
         takes = [wish.slot for wish in wishes if wish.target == shard.name]
         now = len(shard_map.slots_of(shard.name))
         after = now - len(gives) + len(takes)
-        rows.add_row(Text(shard.name, "bold"), str(now), str(after), _ranges(gives), _ranges(takes))
+        rows.add_row(Text(shard.name, "bold"), str(now), str(after), ranges(gives), ranges(takes))
     out = console()
     count = "1 slot moves" if len(wishes) == 1 else f"{len(wishes)} slots move"
     out.print(Text(f"{count}; each is in use all the time but for a moment's switch"))
     out.print()
     out.print(rows)
     out.print()
-
-
-def _ranges(slots: Sequence[int]) -> str:
-    """``0-3, 7``."""
-    runs: list[list[int]] = []
-    for slot in sorted(slots):
-        if runs and runs[-1][-1] == slot - 1:
-            runs[-1].append(slot)
-        else:
-            runs.append([slot])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs) or "-"
-
-
-@contextmanager
-def _bars(slots: Sequence[tuple[int, str, str]]) -> Generator[Callable[[Step], None]]:
-    """A bar for each slot that is on its way, and one for all."""
-    out = console()
-    lock = threading.Lock()
-    tasks: dict[int, TaskID] = {}
-    said: dict[int, str] = {}
-    columns = (
-        TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), TextColumn("{task.fields[phase]}"),
-        TimeElapsedColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as progress:
-        whole = progress.add_task("all slots", total=len(slots), phase="")
-
-        def report(step: Step) -> None:
-            with lock:
-                phase = _PHASES.get(step.phase, step.phase)
-                if not out.is_terminal:
-                    if said.get(step.slot) != phase:
-                        said[step.slot] = phase
-                        out.print(Text(f"slot {step.slot}: {phase}"))
-                    return
-                if step.slot not in tasks:
-                    name = f"slot {step.slot} {step.source} → {step.target}"
-                    tasks[step.slot] = progress.add_task(name, total=None, phase=phase)
-                progress.update(tasks[step.slot], completed=step.rows, total=step.total or None, phase=phase)
-                if step.phase in ("cleaned", "undone"):
-                    progress.remove_task(tasks.pop(step.slot))
-                    progress.advance(whole)
-
-        yield report
-
-
-def _print_outcome(done: Sequence[Moved], failed: dict[int, Exception], wanted: int) -> None:
-    out = console()
-    for moved in sorted(done, key=lambda one: one.slot):
-        pause = "" if moved.pause_seconds is None else f", no writes for {duration(moved.pause_seconds)}"
-        out.print(
-            Text.assemble(
-                ("✓ ", "bold green"),
-                f"slot {moved.slot} is on ",
-                (moved.target, "bold"),
-                f": {moved.rows:,} rows{pause}",
-            )
-        )
-        if moved.untold:
-            out.print(Text(f"  {', '.join(moved.untold)} could not be told; they learn it from the others", "yellow"))
-        if not moved.cleaned:
-            out.print(Text(f"  {moved.source} is away, with the old rows: later, run shards move --resume", "yellow"))
-    for slot, error in sorted(failed.items()):
-        print_error(f"slot {slot}: {error}")
-    if failed:
-        left = wanted - len(done) - len(failed)
-        if left > 0:
-            out.print(f"{left} slots were not begun; run the same command again when this is settled")
-        raise typer.Exit(1)
-
-
-def _settle(config: ClusterConfig, slots: Sequence[int], *, undo: bool, force: bool, dry_run: bool, yes: bool) -> None:
-    out = console()
-    hanging = [one for one in unfinished_moves(config) if not slots or one.move.slot in slots]
-    if not hanging:
-        out.print("no move is unfinished")
-        return
-    print_unfinished(hanging)
-    if dry_run:
-        return
-    alive = [one.move for one in hanging if not one.move.abandoned]
-    if alive and not force:
-        raise MoveRefused(
-            f"slot {alive[0].slot} is being moved by {alive[0].runner}, which seems to be alive. Let it go on; "
-            "or take the move away from it with --force"
-        )
-    _confirm(yes, "Undo them?" if undo else "Finish them?")
-    with _bars([(one.move.slot, one.move.source, one.move.target) for one in hanging]) as report:
-        moves = [one.move for one in hanging]
-        done, failed = undo_all(config, moves, report) if undo else resume_all(config, moves, report)
-    if undo:
-        for one in hanging:
-            if one.move.slot not in failed:
-                out.print(Text(f"slot {one.move.slot} stays on {one.move.source}"))
-    _print_outcome(done, failed, len(hanging))
-
-
-def print_unfinished(hanging: Sequence[Unfinished]) -> None:
-    """A line for each unfinished move."""
-    out = console()
-    for one in hanging:
-        known = one.move
-        who = f"nobody drives it (last: {known.runner})" if known.abandoned else f"driven by {known.runner}"
-        where = f"; not seen: {', '.join(one.unseen)}" if one.unseen else ""
-        text = f"slot {known.slot} {known.source} → {known.target}: {known.state}, {who}{where}"
-        out.print(Text.assemble(("! ", "bold yellow"), text))
-    if any(one.move.abandoned for one in hanging):
-        out.print("  to finish it: sharded-wf shards move --resume; to take it back: sharded-wf shards move --undo")
-
-
-def plain(one: Unfinished) -> dict[str, object]:
-    """An unfinished move for programs."""
-    known = one.move
-    return {
-        "slot": known.slot, "source": known.source, "target": known.target, "state": known.state,
-        "runner": known.runner, "abandoned": known.abandoned, "unseen": list(one.unseen),
-    }  # fmt: skip
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

@@ -9,7 +9,7 @@ import msgspec
 import typer
 from rich.text import Text
 
-from sharded_wf.cli import moves, top
+from sharded_wf.cli import moves, resharding, splits, top
 from sharded_wf.cli.options import ClusterOption, JsonOption
 from sharded_wf.cli.output import console, duration, print_error, print_json, table
 from sharded_wf.cluster.fleet import Count, FleetStatus, ShardStatus, fleet_status, migrate_fleet
@@ -20,7 +20,7 @@ from sharded_wf.limits import SLOTS_DEFAULT
 from sharded_wf.reshard.fleet import unfinished_moves
 
 app = typer.Typer(
-    help="The shards of the cluster: make them, look at them, migrate them, move slots between them.",
+    help="The shards of the cluster: make them, look at them, migrate them, move slots between them, split slots.",
     no_args_is_help=True,
 )
 
@@ -29,6 +29,7 @@ ADDRESS_FROM_COLUMNS = 110
 NOTHING = "-"
 for _name, _command in (moves.COMMANDS | top.COMMANDS).items():
     app.command(_name)(_command)
+app.command("split")(splits.split)
 _COLUMNS: tuple[str, ...] = (
     "",
     "shard",
@@ -78,10 +79,12 @@ def status(cluster: ClusterOption = None, json: JsonOption = False) -> None:
     stuck = any(one.move.state == "retired" and one.move.abandoned for one in hanging)
     if json:
         plain: dict[str, Any] = msgspec.to_builtins(found)
-        print_json({"healthy": found.healthy and not stuck, **plain, "moves": [moves.plain(one) for one in hanging]})
+        print_json(
+            {"healthy": found.healthy and not stuck, **plain, "moves": [resharding.plain(one) for one in hanging]}
+        )
     else:
         _print_status(found)
-        moves.print_unfinished(hanging)
+        resharding.print_unfinished(hanging)
     if not found.healthy or stuck:
         raise typer.Exit(1)
 

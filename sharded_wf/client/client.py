@@ -336,16 +336,14 @@ class Client:
     async def describe(self, id: str) -> Description | None:
         """All that is known of a workflow now, or None if there is none with this ID."""
         check_id(id)
-        slot = self._shards.map.slot_of(id)
-        answer = (await self._ask_slot(slot, [workflows.read_workflow(slot_schema(slot), id)]))[0]
-        found = workflows.descriptions_of(answer)
+        answers = await self._ask_about(id, lambda slot: [workflows.read_workflow(slot, id)])
+        found = workflows.descriptions_of(answers[0])
         return found[0] if found else None
 
     async def history(self, id: str) -> History:
         """What is recorded of a workflow: its steps, timers and messages in order, and its failed attempts."""
         check_id(id)
-        slot = self._shards.map.slot_of(id)
-        answers = await self._ask_slot(slot, steps.read_histories(slot_schema(slot), [id]))
+        answers = await self._ask_about(id, lambda slot: steps.read_histories(slot, [id]))
         return steps.histories_of(answers[0], answers[1]).get(id, EMPTY_HISTORY)
 
     async def map_progress(self, id: str) -> MapProgress:
@@ -353,9 +351,10 @@ class Client:
         ``WorkflowNotFound`` if the ID is no map's."""
         return await map_progress(self, id)
 
-    async def _ask_slot(self, slot: int, statements: Sequence[Statement]) -> list[Result]:
-        """Ask the shard that holds the slot, wherever it moves meanwhile."""
-        return await self._shards.transact(slot, statements, deadline=READ_DEADLINE_SECONDS)
+    async def _ask_about(self, id_: str, statements: Callable[[str], Sequence[Statement]]) -> list[Result]:
+        """Ask the slot of a workflow (``statements`` get its schema), wherever that is meanwhile."""
+        asked = self._shards.transact(id_, lambda slot: statements(slot_schema(slot)), deadline=READ_DEADLINE_SECONDS)
+        return await asked
 
     async def export(self, id: str) -> StoredHistory:
         """A workflow with all that is recorded of it, to be written with ``encode_history`` and replayed in tests.
@@ -371,8 +370,7 @@ class Client:
     async def attributes(self, id: str) -> dict[str, Value]:
         """The attributes of a workflow now, by name; none if there is no such workflow."""
         check_id(id)
-        slot = self._shards.map.slot_of(id)
-        answers = await self._ask_slot(slot, [attributes.read_attributes(slot_schema(slot), id)])
+        answers = await self._ask_about(id, lambda slot: [attributes.read_attributes(slot, id)])
         return attributes.values_of(answers[0])
 
     async def list(

@@ -143,5 +143,5 @@ def _check_moved(error: psycopg.Error) -> None:
     slot = moved_slot(error)
     if slot is not None:
         raise TransactionRefused(
-            f"slot {slot} has moved to another shard at this very moment; roll back, and make the transaction again"
+            f"slot {slot} was moved or split at this very moment; roll back, and make the transaction again"
         ) from error

@@ -12,12 +12,12 @@ import msgspec
 from sharded_wf.client.validation import check_id
 from sharded_wf.clock import Microseconds
 from sharded_wf.cluster import repair as cluster_repair
-from sharded_wf.cluster.shards import ShardSet
+from sharded_wf.cluster.shards import ShardSet, SlotSplit
 from sharded_wf.errors import IdConflict, StepNotFound, WorkflowNotFound
 from sharded_wf.limits import READ_DEADLINE_SECONDS, REPAIR_PAGE_ROWS, WRITE_DEADLINE_SECONDS
 from sharded_wf.model.history import EMPTY_HISTORY, Entry, EntryKind, History, Resumption, continuation_of
 from sharded_wf.model.status import Status
-from sharded_wf.routing import slot_schema
+from sharded_wf.routing import children_of, slot_schema
 from sharded_wf.store import leases, outcomes, repair, steps
 from sharded_wf.store.repair import Failure
 from sharded_wf.workflow.resumption import random_origin
@@ -54,8 +54,7 @@ Report = Callable[[Repaired], None]
 async def resume(shards: ShardSet, id_: str) -> bool:
     """As ``Client.resume``."""
     check_id(id_)
-    slot = shards.map.slot_of(id_)
-    if await cluster_repair.resume(shards, slot, [id_]):
+    if await cluster_repair.resume(shards, [id_]):
         return True
     await _existing(shards, id_)
     return False
@@ -66,10 +65,10 @@ async def resume_many(shards: ShardSet, wanted: Failed, *, dry_run: bool, report
     total = Repaired()
 
     async def of(slots: Sequence[int]) -> None:
-        async for slot, page in _pages(shards, slots, wanted):
+        async for page in _pages(shards, slots, wanted):
             total.matched += len(page)
             if not dry_run:
-                resumed = await cluster_repair.resume(shards, slot, [one.id for one in page])
+                resumed = await cluster_repair.resume(shards, [one.id for one in page])
                 total.done += len(resumed)  # not in one line with the await: other shards count meanwhile
             if report is not None:
                 report(total)
@@ -86,9 +85,11 @@ async def fork(shards: ShardSet, id_: str, from_step: int | str, new_id: str | N
     ordinal = _ordinal_of(id_, history, from_step)
     now = shards.clock.now_us()
     entries = _copied(id_, history, ordinal, now)
-    slot = shards.map.slot_of(new_id)
-    statements = [repair.fork(slot_schema(slot), new_id, origin, entries, now), leases.notify_if_idle([slot])]
-    answers = await shards.transact(slot, statements, deadline=WRITE_DEADLINE_SECONDS)
+    answers = await shards.transact(
+        new_id,
+        lambda slot: [repair.fork(slot_schema(slot), new_id, origin, entries, now), leases.notify_if_idle([slot])],
+        deadline=WRITE_DEADLINE_SECONDS,
+    )
     if outcomes.ids_of(answers[0]):
         return new_id, True
     _, found = await _existing(shards, new_id)
@@ -104,7 +105,7 @@ async def fork_many(
     total = Repaired()
 
     async def of(slots: Sequence[int]) -> None:
-        async for _, page in _pages(shards, slots, wanted):
+        async for page in _pages(shards, slots, wanted):
             total.matched += len(page)
             if not dry_run:
                 made = await asyncio.gather(*(fork(shards, one.id, from_step, one.id + suffix) for one in page))
@@ -118,30 +119,34 @@ async def fork_many(
 
 async def _of_all(shards: ShardSet, of: Callable[[Sequence[int]], Coroutine[Any, Any, None]]) -> None:
     """The slots of every shard at once; what fails on one is raised when the others are done. Slots are shared out
-    once, so one that moves meanwhile is neither missed nor done twice."""
+    once, so one that moves or is split meanwhile is neither missed nor done twice."""
     works = [of(tuple(shard.slots)) for shard in shards.shards.values()]
     for answer in await asyncio.gather(*works, return_exceptions=True):
         if isinstance(answer, BaseException):
             raise answer
 
 
-async def _pages(shards: ShardSet, slots: Sequence[int], wanted: Failed) -> AsyncGenerator[tuple[int, list[Failure]]]:
+async def _pages(shards: ShardSet, slots: Sequence[int], wanted: Failed) -> AsyncGenerator[list[Failure]]:
     """What fits the filter, in pages of one slot each. What ends badly from now on is not among it, so that a workflow
     which fails again at once is not resumed for ever."""
     until = shards.clock.now_us() if wanted.until is None else _microseconds(wanted.until)
-    for slot in slots:
-        after = (0 if wanted.since is None else _microseconds(wanted.since), "")
-        while True:
-            asked = repair.page_failed(
-                slot_schema(slot), after, REPAIR_PAGE_ROWS, wanted.name, wanted.status, wanted.queue, wanted.error,
-            )  # fmt: skip
-            answers = await shards.transact(slot, [asked], deadline=READ_DEADLINE_SECONDS)
-            page = sorted(repair.failures_of(answers[0]), key=lambda one: (one.failed_at, one.id))
-            if fitting := [one for one in page if one.fits and one.failed_at <= until]:
-                yield slot, fitting
-            if len(page) < REPAIR_PAGE_ROWS or page[-1].failed_at > until:
-                break
-            after = (page[-1].failed_at, page[-1].id)
+    start = (0 if wanted.since is None else _microseconds(wanted.since), "")
+    walks: list[tuple[int, tuple[Microseconds, str]]] = [(slot, start) for slot in reversed(slots)]
+    while walks:
+        slot, after = walks.pop()
+        asked = repair.page_failed(
+            slot_schema(slot), after, REPAIR_PAGE_ROWS, wanted.name, wanted.status, wanted.queue, wanted.error,
+        )  # fmt: skip
+        try:
+            answers = await shards.transact_slot(slot, [asked], deadline=READ_DEADLINE_SECONDS)
+        except SlotSplit:
+            walks += [(half, after) for half in children_of(slot, shards.map.base)]  # each from where this one stood
+            continue
+        page = sorted(repair.failures_of(answers[0]), key=lambda one: (one.failed_at, one.id))
+        if len(page) == REPAIR_PAGE_ROWS and page[-1].failed_at <= until:
+            walks.append((slot, (page[-1].failed_at, page[-1].id)))
+        if fitting := [one for one in page if one.fits and one.failed_at <= until]:
+            yield fitting
 
 
 def _microseconds(moment: datetime) -> Microseconds:
@@ -150,10 +155,13 @@ def _microseconds(moment: datetime) -> Microseconds:
 
 async def _existing(shards: ShardSet, id_: str) -> tuple[repair.Origin, History]:
     check_id(id_)
-    slot = shards.map.slot_of(id_)
-    schema = slot_schema(slot)
-    asked = [repair.read_origin(schema, id_), *steps.read_histories(schema, [id_])]
-    answers = await shards.transact(slot, asked, deadline=READ_DEADLINE_SECONDS)
+    answers = await shards.transact(
+        id_,
+        lambda slot: [
+            repair.read_origin(slot_schema(slot), id_), *steps.read_histories(slot_schema(slot), [id_])
+        ],
+        deadline=READ_DEADLINE_SECONDS,
+    )  # fmt: skip
     origin = repair.origin_of(answers[0])
     if origin is None:
         raise WorkflowNotFound(f"no workflow has the ID {id_!r}")

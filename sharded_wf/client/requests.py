@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import msgspec
@@ -41,50 +41,57 @@ async def terminate(shards: ShardSet, id_: str) -> None:
 
 async def _end(shards: ShardSet, id_: str, topic: str, error: BaseException, payload: bytes) -> None:
     check_id(id_)
-    slot = shards.map.slot_of(id_)
-    schema = slot_schema(slot)
     text = encode_error(error)
     told = encode_outcome(Outcome(Status.CANCELLED, None, text))
     now = shards.clock.now_us()
-    # What is to end is not paused any more, so that its clean-up can run.
-    unpaused = messages.withdraw_requests(schema, id_, [PAUSE_TOPIC])
-    ended = outcomes.cancel_unclaimed(schema, id_, text, told, now)
-    answers = await shards.transact(slot, [unpaused, ended], deadline=WRITE_DEADLINE_SECONDS)
+
+    def end(slot: int) -> list[Statement]:
+        # What is to end is not paused any more, so that its clean-up can run.
+        unpaused = messages.withdraw_requests(slot_schema(slot), id_, [PAUSE_TOPIC])
+        return [unpaused, outcomes.cancel_unclaimed(slot_schema(slot), id_, text, told, now)]
+
+    answers = await shards.transact(id_, end, deadline=WRITE_DEADLINE_SECONDS)
     if not len(answers[1]):
-        await _request(shards, slot, _message(shards, id_, topic, payload), [])
+        await _request(shards, _message(shards, id_, topic, payload), lambda _: [])
 
 
 async def pause(shards: ShardSet, id_: str) -> None:
     """As ``Client.pause``."""
     check_id(id_)
-    slot = shards.map.slot_of(id_)
-    schema = slot_schema(slot)
-    before = [messages.withdraw_requests(schema, id_, [UNPAUSE_TOPIC, PAUSE_TOPIC])]
-    before.append(outcomes.pause_unclaimed(schema, id_))
-    await _request(shards, slot, _message(shards, id_, PAUSE_TOPIC, b"null"), before)
+
+    def before(schema: str) -> list[Statement]:
+        withdrawn = messages.withdraw_requests(schema, id_, [UNPAUSE_TOPIC, PAUSE_TOPIC])
+        return [withdrawn, outcomes.pause_unclaimed(schema, id_)]
+
+    await _request(shards, _message(shards, id_, PAUSE_TOPIC, b"null"), before)
 
 
 async def unpause(shards: ShardSet, id_: str) -> None:
     """As ``Client.unpause``."""
     check_id(id_)
-    slot = shards.map.slot_of(id_)
-    schema = slot_schema(slot)
-    before = [messages.withdraw_requests(schema, id_, [PAUSE_TOPIC, UNPAUSE_TOPIC])]
-    await _request(shards, slot, _message(shards, id_, UNPAUSE_TOPIC, b"null"), before)
+
+    def before(schema: str) -> list[Statement]:
+        return [messages.withdraw_requests(schema, id_, [PAUSE_TOPIC, UNPAUSE_TOPIC])]
+
+    await _request(shards, _message(shards, id_, UNPAUSE_TOPIC, b"null"), before)
 
 
 def _message(shards: ShardSet, id_: str, topic: str, payload: bytes) -> Message:
     return Message(id_, topic, uuid.uuid4().hex, 1, payload, shards.clock.now_us())
 
 
-async def _request(shards: ShardSet, slot: int, message: Message, before: Sequence[Statement]) -> None:
-    schema = slot_schema(slot)
-    statements = [
-        *before,
-        messages.deliver(schema, [message]),
-        outcomes.missing_workflows(schema, {message.receiver}),
-        leases.notify_wakes([slot]),
-    ]
-    answers = await shards.transact(slot, statements, deadline=WRITE_DEADLINE_SECONDS)
+async def _request(shards: ShardSet, message: Message, before: Callable[[str], Sequence[Statement]]) -> None:
+    """Deliver the message; ``before`` it, in the same transaction, what is made for the schema of its slot."""
+
+    def statements(slot: int) -> list[Statement]:
+        schema = slot_schema(slot)
+        return [
+            *before(schema),
+            messages.deliver(schema, [message]),
+            outcomes.missing_workflows(schema, {message.receiver}),
+            leases.notify_wakes([slot]),
+        ]
+
+    answers = await shards.transact(message.receiver, statements, deadline=WRITE_DEADLINE_SECONDS)
     if outcomes.ids_of(answers[-2]):
         raise WorkflowNotFound(f"no workflow has the ID {message.receiver!r}")

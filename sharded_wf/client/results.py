@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import psycopg
@@ -91,17 +91,29 @@ class ShardResults:
         """The slots whose results or events are waited for here."""
         return list(self._waiting.keys() | self._events.keys())
 
-    def hand_over(self, slot: int, there: ShardResults) -> None:
-        """The slot is on another shard now: ``there`` waits from now on for what is waited for here."""
+    def workflows(self, slot: int) -> set[str]:
+        """The workflows of this slot of which something is waited for here."""
+        return {*self._waiting.get(slot, ()), *(id_ for id_, _ in self._events.get(slot, ()))}
+
+    def hand_over(self, slot: int, there: Callable[[str], tuple[int, ShardResults]]) -> None:
+        """The slot is not here any more: ``there`` says of a workflow in which slot it is now, and who waits for what
+        happens there."""
         self._look_at.discard(slot)
+        unseen = self._unseen.pop(slot, set())
         for id_, futures in self._waiting.pop(slot, {}).items():
-            there._waiting.setdefault(slot, {}).setdefault(id_, []).extend(futures)
+            new_slot, results = there(id_)
+            results._waiting.setdefault(new_slot, {}).setdefault(id_, []).extend(futures)
+            if id_ in unseen:
+                results._unseen.setdefault(new_slot, set()).add(id_)
+            results._look_soon(new_slot)
         for event, values in self._events.pop(slot, {}).items():
-            there._events.setdefault(slot, {}).setdefault(event, []).extend(values)
-        if unseen := self._unseen.pop(slot, None):
-            there._unseen.setdefault(slot, set()).update(unseen)
-        there._look_at.add(slot)
-        there._go()
+            new_slot, results = there(event[0])
+            results._events.setdefault(new_slot, {}).setdefault(event, []).extend(values)
+            results._look_soon(new_slot)
+
+    def _look_soon(self, slot: int) -> None:
+        self._look_at.add(slot)
+        self._go()
 
     def _would_be_told(self, slot: int, started_at: float) -> bool:
         """Whether the end of a workflow that was started just now can only be ahead of us, with its notification: then
@@ -243,12 +255,18 @@ class Results:
         return results
 
     def follow_moves(self) -> None:
-        """Slots have moved: who waits for something of theirs waits where they are now."""
-        for name, results in list(self._of.items()):
-            for slot in results.slots:
-                there = self._shards.map.shard_of_slot(slot)
-                if there != name and there in self._shards.shards:
-                    results.hand_over(slot, self._of_shard(self._shards.shards[there]))
+        """Slots have moved, or were split: who waits for something of theirs waits where they are now."""
+        shard_map, shards = self._shards.map, self._shards.shards
+
+        def there(id_: str) -> tuple[int, ShardResults]:
+            slot = shard_map.slot_of(id_)
+            return slot, self._of_shard(shards[shard_map.placement[slot]])
+
+        for name, here in list(self._of.items()):
+            for slot in here.slots:
+                gone = shard_map.placement.get(slot) != name
+                if gone and all(shard_map.shard_of(id_) in shards for id_ in here.workflows(slot)):
+                    here.hand_over(slot, there)
 
     async def close(self) -> None:
         """Wait for nothing any more. Closing twice is fine."""

@@ -33,8 +33,8 @@ from sharded_wf.routing import ShardMap
 class Directory:
     """The cluster as it was found. ``shards`` are those that belong to it, reachable or not; one that the
     configuration names and that has not joined the cluster yet (``shards init``) is left out. ``unreachable``: why, by
-    shard. ``placements``: the map, each slot with its own epoch. ``present``: the slots that
-    each shard was found to hold."""
+    shard. ``placements``: the map, each slot with its own epoch. ``present``: the slots that each shard was found to
+    hold. ``versions``: by shard, a number that grows with each change of its copy of the map."""
 
     cluster_id: uuid.UUID
     name: str
@@ -43,6 +43,7 @@ class Directory:
     unreachable: Mapping[str, str]
     placements: tuple[Placement, ...]
     present: Mapping[str, frozenset[int]]
+    versions: Mapping[str, int]
 
     def away(self, shard_map: ShardMap) -> frozenset[int]:
         """Slots that are not where this map says, though their shard answered: they are just being moved."""
@@ -92,7 +93,8 @@ def load_map(config: ClusterConfig, *, lenient: bool = False) -> Directory:
         check_absent(config.shard(name), shard_map)
     shards = tuple(shard for shard in config.shards if shard.name not in absent)
     present = {name: slots for name, (_, slots) in answers.given.items()}
-    return Directory(identity.cluster_id, identity.name, shard_map, shards, unreachable, placements, present)
+    versions = {name: sum(row.epoch for row in record.placements) for name, record in records.items()}
+    return Directory(identity.cluster_id, identity.name, shard_map, shards, unreachable, placements, present, versions)
 
 
 def check_absent(shard: ShardConfig, shard_map: ShardMap) -> None:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 
 from sharded_wf.cluster.shards import ShardSet
 from sharded_wf.limits import WRITE_DEADLINE_SECONDS
 from sharded_wf.model.workflow import OUTCOME_TOPIC, Message, Outcome, Start
-from sharded_wf.postgres.session import Result
 from sharded_wf.routing import slot_schema
 from sharded_wf.store import leases, outcomes, repair
 
 
-async def resume(shards: ShardSet, slot: int, ids: Sequence[str]) -> set[str]:
-    """Resume those among these workflows of one slot that ended badly; the IDs of these. Raises ``ShardUnavailable``;
-    then some may have been resumed, and asking again is safe."""
-    statements = [repair.resume(slot_schema(slot), ids, shards.clock.now_us()), leases.notify_if_idle([slot])]
-    answers = await shards.transact(slot, statements, deadline=WRITE_DEADLINE_SECONDS)
-    return set(outcomes.ids_of(answers[0]))
+async def resume(shards: ShardSet, ids: Collection[str]) -> set[str]:
+    """Resume those among these workflows that ended badly; the IDs of these. Raises ``ShardUnavailable``; then some may
+    have been resumed, and asking again is safe."""
+    now = shards.clock.now_us()
+    answers = await shards.transact_each(
+        ids,
+        lambda slot, there: [repair.resume(slot_schema(slot), there, now), leases.notify_if_idle([slot])],
+        deadline=WRITE_DEADLINE_SECONDS,
+    )
+    return {id_ for results in answers for id_ in outcomes.ids_of(results[0])}
 
 
 async def revive_children(
@@ -25,24 +28,20 @@ async def revive_children(
 ) -> None:
     """Children that a resumed parent waits for once more. One that ended badly is resumed; one that
     succeeded tells its outcome again, because that was received, or lost, before. Raises ``ShardUnavailable``."""
-    by_slot: dict[int, list[str]] = {}
-    parents: dict[str, str] = {}
-    for start in starts:
-        if start.again and start.parent_id is not None:
-            by_slot.setdefault(shards.map.slot_of(start.id), []).append(start.id)
-            parents[start.id] = start.parent_id
-    if not by_slot:
+    parents = {start.id: start.parent_id for start in starts if start.again and start.parent_id is not None}
+    if not parents:
         return
-    answers: list[Result] = []
-    for slot, ids in by_slot.items():
-        await resume(shards, slot, ids)
-        read = [outcomes.read_outcomes(slot_schema(slot), ids)]
-        answers += await shards.transact(slot, read, deadline=WRITE_DEADLINE_SECONDS)
+    await resume(shards, parents)
+    answers = await shards.transact_each(
+        parents,
+        lambda slot, there: [outcomes.read_outcomes(slot_schema(slot), there)],
+        deadline=WRITE_DEADLINE_SECONDS,
+    )
     now = shards.clock.now_us()
     told = [
         Message(parents[id_], OUTCOME_TOPIC, id_, 1, encode_outcome(outcome), now)
-        for answer in answers
-        for id_, outcome in outcomes.outcomes_of(answer)
+        for results in answers
+        for id_, outcome in outcomes.outcomes_of(results[0])
     ]
     if told:
         await shards.deliver(told, wait_seconds=None)

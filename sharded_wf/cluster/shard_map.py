@@ -13,9 +13,10 @@ from typing import cast
 
 from sharded_wf.config import ClusterConfig, ShardConfig
 from sharded_wf.errors import ClusterMismatch
+from sharded_wf.limits import SLOTS_MAX
 from sharded_wf.postgres.connect import Connection
 from sharded_wf.postgres.queries import load
-from sharded_wf.routing import HASH_NAME, HASH_SEED, ShardMap, slot_schema
+from sharded_wf.routing import HASH_NAME, HASH_SEED, ShardMap, children_of, parent_of, slot_schema, width_of
 
 PLANNED_EPOCH = 0
 FIRST_EPOCH = 1
@@ -154,14 +155,37 @@ def map_of(
 ) -> ShardMap:
     """The merged placements as a ``ShardMap``. ``ClusterMismatch`` if slots are missing, or lie on a shard that the
     configuration does not name (unless ``lenient``)."""
-    if [row.slot for row in placements] != list(range(len(placements))) or len(placements) < identity.slots:
-        raise ClusterMismatch(
-            f"the shard map has {len(placements)} slots, with gaps, and the cluster was made with {identity.slots}"
-        )
+    slots, base = [row.slot for row in placements], identity.slots
+    if slots[:base] != list(range(base)):
+        raise ClusterMismatch(f"the shard map has gaps: the cluster was made with {base} slots, and it names {slots}")
+    if any(width_of(slot, base) > SLOTS_MAX for slot in slots):
+        raise ClusterMismatch(f"the shard map names slot {slots[-1]}: slots were split more often than can be")
+    live = live_slots(placements, base)
     named = {shard.name for shard in config.shards}
-    if not lenient and (unnamed := sorted({row.shard for row in placements} - named)):
+    if not lenient and (unnamed := sorted(set(live.values()) - named)):
         raise ClusterMismatch(
             f"the cluster also has {', '.join(unnamed)}, which {config.source} does not name: add a [[shard]] for each"
         )
-    epoch = max(row.epoch for row in placements)
-    return ShardMap(epoch, tuple(row.shard for row in placements), base=identity.slots)
+    return ShardMap(max(row.epoch for row in placements), live, base)
+
+
+def live_slots(placements: Iterable[Placement], base: int) -> dict[int, str]:
+    """The slots that there are, and where they lie: those of the merged placements that were not split. Rows of a slot
+    are never removed: it is its children's rows that say it was split. A copy of the map may know of one child, which
+    has moved to that copy's shard, and not of the other: that one lies where the slot lay."""
+    known = {row.slot: row.shard for row in placements}
+    split: set[int] = set()
+    for slot in known:
+        parent = parent_of(slot, base)
+        while parent is not None and parent not in split:
+            split.add(parent)
+            parent = parent_of(parent, base)
+    found: dict[int, str] = {}
+    left = [(slot, known[slot]) for slot in range(base)]
+    while left:
+        slot, shard = left.pop()
+        if slot in split:
+            left += [(child, known.get(child, shard)) for child in children_of(slot, base)]
+        else:
+            found[slot] = shard
+    return found

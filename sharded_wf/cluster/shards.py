@@ -1,9 +1,9 @@
 """The set of shards as one process reaches them, and the way from a workflow ID to its shard.
 
-Slots move while processes run. Whoever meets a slot that is not where the map says (``SlotMoved``) reads the map anew
-and asks again; so a move costs a caller a few milliseconds, and a move that hangs makes callers of that slot wait, as
-if its shard were away. A shard that is new in ``shards.toml`` is found in the same way: the file is read again when
-the map names a shard that this process does not know.
+Slots move, and are split, while processes run. Whoever meets a slot that is not where the map says (``SlotMoved``)
+reads the map anew, looks up its workflow's slot anew, and asks again; so a move costs a caller a few milliseconds, and
+a move that hangs makes callers of that slot wait, as if its shard were away. A shard that is new in ``shards.toml`` is
+found in the same way: the file is read again when the map names a shard that this process does not know.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,7 +22,7 @@ import psycopg
 from sharded_wf.clock import SYSTEM_CLOCK, Clock
 from sharded_wf.cluster.directory import Directory, load_map
 from sharded_wf.cluster.shard import Shard
-from sharded_wf.cluster.shard_map import Placement, merge
+from sharded_wf.cluster.shard_map import Placement, live_slots, merge
 from sharded_wf.cluster.writer import SlotMoved
 from sharded_wf.config import ClusterConfig, ShardConfig
 from sharded_wf.errors import ShardedWfError, ShardUnavailable
@@ -40,6 +41,12 @@ from sharded_wf.store.starts import Existing
 logger = logging.getLogger("sharded_wf.shards")
 
 T = TypeVar("T")
+_ID: Callable[[Start], str] = attrgetter("id")
+_RECEIVER: Callable[[Message], str] = attrgetter("receiver")
+
+
+class SlotSplit(Exception):
+    """Nothing was done: the slot was split. What was in it is in its halves, or in what these were split into."""
 
 
 class ShardSet:
@@ -58,9 +65,11 @@ class ShardSet:
         }
         self.away: frozenset[int] = frozenset()
         """Slots that are nowhere at this moment: they are being moved."""
+        self.versions: dict[str, int] = {}
+        """Of each shard's copy of the map, when we last read it."""
         self.on_change: list[Callable[[], None]] = []
         """Called when the map, the shards or the slots that are away have changed."""
-        self._by_slot = [self.shards.get(name) for name in shard_map.placement]
+        self._by_slot = {slot: self.shards.get(name) for slot, name in shard_map.placement.items()}
         self._reloading = asyncio.Lock()
         self._reload_begun = 0.0
         self._left: list[Shard] = []
@@ -74,6 +83,7 @@ class ShardSet:
         opened = cls(config, directory.shard_map, directory.shards, clock)
         opened.cluster_id = directory.cluster_id
         opened._placements = directory.placements
+        opened.versions.update(directory.versions)
         opened.away = directory.away(directory.shard_map)
         return opened
 
@@ -100,7 +110,7 @@ class ShardSet:
         directory = load_map(self.config, lenient=True)
         known = {shard.name for shard in self.config.shards}
         # Only a file can have changed since this process began: see `ClusterConfig.source`.
-        if any(name not in known for name in directory.shard_map.placement) and Path(self.config.source).is_file():
+        if any(name not in known for name in directory.shard_map.shards) and Path(self.config.source).is_file():
             newer = ClusterConfig.from_file(self.config.source)
             if newer.name == self.config.name:
                 self.config = newer
@@ -110,8 +120,9 @@ class ShardSet:
     def _adopt(self, directory: Directory) -> None:
         # Slot by slot: the shards that answered this time may know less than we do.
         self._placements = merge((directory.placements, self._placements))
-        names = tuple(row.shard for row in self._placements)
-        newer, here = ShardMap(max(row.epoch for row in self._placements), names, base=self.map.base), self.map
+        self.versions.update(directory.versions)
+        here, epoch = self.map, max(row.epoch for row in self._placements)
+        newer = ShardMap(epoch, live_slots(self._placements, here.base), here.base)
         away = directory.away(newer)
         if (newer, away, {shard.name for shard in directory.shards}) == (here, self.away, set(self.shards)):
             return
@@ -123,7 +134,7 @@ class ShardSet:
         self.map, self.away = newer, away
         for shard in (*self.shards.values(), *self._left):
             shard.assign(newer.slots_of(shard.name))
-        self._by_slot = [self.shards.get(name) for name in newer.placement]
+        self._by_slot = {slot: self.shards.get(name) for slot, name in newer.placement.items()}
         for changed in self.on_change:
             changed()
 
@@ -142,30 +153,48 @@ class ShardSet:
             pause = min(pause * 2, MAP_RELOAD_MAX_SECONDS)
             await asyncio.sleep(pause)
 
-    async def ask(self, slot: int, question: Callable[[Shard], Awaitable[T]]) -> T:
-        """Ask the shard of a slot; if the slot has moved, the one where it is now. Raises what ``question`` raises."""
+    async def transact(
+        self, workflow_id: str, statements: Callable[[int], Sequence[Statement]], *, deadline: float
+    ) -> list[Result]:
+        """One transaction on the slot of a workflow, made for the number of that slot, wherever it moves or is split
+        meanwhile; ``deadline`` in seconds. Raises ``ShardUnavailable``; then it is unknown whether it was committed."""
+        return (await self.transact_each([workflow_id], lambda slot, _: statements(slot), deadline=deadline))[0]
+
+    async def transact_each(
+        self, ids: Iterable[str], statements: Callable[[int, list[str]], Sequence[Statement]], *, deadline: float
+    ) -> list[list[Result]]:
+        """One transaction for each slot in which some of these workflows are, made for its number and these. As
+        ``transact`` for the rest."""
+        answers: list[list[Result]] = []
+        left = list(ids)
+        while left:
+            by_slot: dict[int, list[str]] = {}
+            for id_ in left:
+                by_slot.setdefault(self.map.slot_of(id_), []).append(id_)
+            left = []
+            for slot, there in by_slot.items():
+                try:
+                    answers.append(await self.transact_slot(slot, statements(slot, there), deadline=deadline))
+                except SlotSplit:
+                    left += there
+        return answers
+
+    async def transact_slot(self, slot: int, statements: Sequence[Statement], *, deadline: float) -> list[Result]:
+        """One transaction on a slot, wherever it moves meanwhile. Raises ``SlotSplit``; and as ``transact``."""
         until = self.clock.monotonic() + READ_DEADLINE_SECONDS
         attempt = 0
-        while True:
+        while slot in self.map.placement:
+            shard = self.shard_of_slot(slot)
             try:
-                return await question(self.shard_of_slot(slot))
+                return await shard.reader.transact(statements, deadline=deadline)
+            except ConnectionLost as error:
+                raise ShardUnavailable(shard.name, str(error)) from None
             except psycopg.Error as error:
                 if moved_slot(error) is None or self.clock.monotonic() > until:
                     raise
             await self.find_slot(slot, until, attempt)
             attempt += 1
-
-    async def transact(self, slot: int, statements: Sequence[Statement], *, deadline: float) -> list[Result]:
-        """One transaction on the shard of a slot, wherever it moves meanwhile; ``deadline`` in seconds. Raises
-        ``ShardUnavailable``; then it is unknown whether it was committed."""
-
-        async def question(shard: Shard) -> list[Result]:
-            try:
-                return await shard.reader.transact(statements, deadline=deadline)
-            except ConnectionLost as error:
-                raise ShardUnavailable(shard.name, str(error)) from None
-
-        return await self.ask(slot, question)
+        raise SlotSplit(slot)
 
     # --- routing ------------------------------------------------------------------------------------------------
 
@@ -205,7 +234,7 @@ class ShardSet:
         async def write(shard: Shard, rows: Sequence[tuple[int, Start]], seconds: float | None) -> None:
             existing.update(await shard.writer.start(rows, wait_seconds=seconds))
 
-        await self._write([(self.map.slot_of(start.id), start) for start in starts], write, wait_seconds)
+        await self._write([(self.map.slot_of(start.id), start) for start in starts], _ID, write, wait_seconds)
         return existing
 
     async def start_with_message(
@@ -219,7 +248,7 @@ class ShardSet:
             for slot, row in rows:
                 existing.update(await shard.writer.start_with_message(slot, row, message, wait_seconds=seconds))
 
-        await self._write([(self.map.slot_of(start.id), start)], write, wait_seconds)
+        await self._write([(self.map.slot_of(start.id), start)], _ID, write, wait_seconds)
         return existing
 
     async def deliver(
@@ -232,17 +261,19 @@ class ShardSet:
             unknown.update(await shard.writer.deliver(rows, wait_seconds=seconds))
 
         slot_of = self.map.slot_of
-        await self._write([(slot_of(message.receiver), message) for message in messages], write, wait_seconds)
+        rows = [(slot_of(message.receiver), message) for message in messages]
+        await self._write(rows, _RECEIVER, write, wait_seconds)
         return unknown
 
     async def _write(
         self,
         rows: list[tuple[int, T]],
+        id_of: Callable[[T], str],
         write: Callable[[Shard, Sequence[tuple[int, T]], float | None], Awaitable[None]],
         wait_seconds: float | None,
     ) -> None:
-        """Write rows to the shards of their slots; those of slots that have moved meanwhile, again where they are
-        now."""
+        """Write rows to the shards of their slots; those of slots that have moved or were split meanwhile, again where
+        they belong now, which is known by the workflow ``id_of`` each."""
         until = None if wait_seconds is None else self.clock.monotonic() + wait_seconds
         attempt = 0
         while True:
@@ -271,6 +302,6 @@ class ShardSet:
             for slot in moved:
                 await self.find_slot(slot, until, attempt)
             attempt += 1
-            rows = [row for part in moved.values() for row in part]
+            rows = [(self.map.slot_of(id_of(row)), row) for part in moved.values() for _, row in part]
             if until is not None:
                 wait_seconds = max(until - self.clock.monotonic(), 0.0)

@@ -1,9 +1,9 @@
 """Slots that come and go while an executor runs.
 
 Which slots it serves follows from the shard map, from what it is asked to give back, and from what it finds: a slot
-whose tables are not there any more has moved. Being asked is a courtesy, so that running steps can come to their end:
-when the slot goes, whatever is still held of it has been given back by whoever moved it, and dropping it here is all
-that is left.
+whose tables are not there any more has moved, or was split. Being asked is a courtesy, so that running steps can come
+to their end: when the slot goes, whatever is still held of it has been given back by whoever moved it, and dropping it
+here is all that is left.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ class Moving:
         self.schemas: dict[int, str] = {}
         self._leaving: dict[int, float] = {}  # slot -> when what runs there is given back
         self._gone: set[int] = set()
-        self._version: int | None = None
         self._stir = asyncio.Event()
         self._reload: asyncio.Task[None] | None = None
         for slot in part.shard.slots:
@@ -106,10 +105,8 @@ class Moving:
                 self.moved(error)
                 await self._link.pause()
                 continue
-            if version != self._version:
-                if self._version is not None:
-                    await self._shards.reload()
-                self._version = version
+            if version != self._shards.versions.get(self._part.shard.name):
+                await self._shards.reload()
             self._request(leaving)
             await self._give_back()
             told = self._part.listener.works

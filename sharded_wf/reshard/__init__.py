@@ -1,6 +1,6 @@
-"""Moving slots between shards while they are in use: add, remove, drain and rebalance shards.
+"""Moving slots between shards while they are in use, and splitting them: add, remove, drain and rebalance shards.
 
-``move`` is the state machine of one move, which any process can finish or undo; ``plan`` decides which slots move
-where; ``run`` carries out several moves at once. What happens in which order, and why: "Moving a slot" in
-ARCHITECTURE.md.
+``move`` and ``split`` are the state machines of one move and one split, which any process can finish or undo;
+``coordinator`` is what they share. ``plan`` decides which slots move where; ``fleet`` carries out several at once. What
+happens in which order, and why: "Moving a slot" and "Splitting a slot" in ARCHITECTURE.md.
 """

@@ -9,15 +9,15 @@ from sharded_wf.cluster.fanout import ask_each
 from sharded_wf.config import ClusterConfig
 from sharded_wf.limits import STATUS_DEADLINE_SECONDS
 from sharded_wf.postgres.migrate import slots_present
-from sharded_wf.reshard.fleet import unfinished_moves
-from sharded_wf.reshard.move import Mover
+from sharded_wf.reshard.fleet import check_slot, driver, unfinished_moves
+from sharded_wf.reshard.record import Move
 from sharded_wf.reshard.verify import TableCheck
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What was found about one slot. ``well``: it lives exactly once (or nowhere, between retirement and arrival), and
-    a copy that there is has the same rows."""
+    """What was found about one slot. ``well``: it lives exactly once (or nowhere, between retirement and arrival, or
+    when it is split), and a copy that there is has the same rows."""
 
     slot: int
     well: bool
@@ -45,27 +45,31 @@ def verify_slot(config: ClusterConfig, slot: int) -> Verified:
     if hanging is None:
         return _verify_settled(config, slot, homes, away)
     if hanging.state == "live":
-        return Verified(
-            slot, not away, f"slot {slot} is live on {hanging.target}; its move is to be cleaned up{away}", homes
-        )
+        where = "is split" if hanging.splits else f"is live on {hanging.target}"
+        return Verified(slot, not away, f"slot {slot} {where}; what it left is to be cleaned up{away}", homes)
     if not hanging.abandoned:
-        return Verified(
-            slot, True, f"slot {slot} is being moved by {hanging.runner}, which compares both sides itself", homes
-        )
+        verdict = f"slot {slot} is being {_doing(hanging)} by {hanging.runner}, which compares both sides itself"
+        return Verified(slot, True, verdict, homes)
     if hanging.state == "planned":
         return Verified(slot, True, f"nothing of slot {slot} is copied yet", homes)
-    compared = Mover(config, hanging).compare()
+    compared = driver(config, hanging).compare()
     if compared is None:
-        return Verified(slot, True, f"the copy of slot {slot} is not complete yet: resume its move, or undo it", homes)
+        return Verified(slot, True, f"the copy of slot {slot} is not complete yet: resume it, or undo it", homes)
     checks = tuple(compared)
     well = all(check.same for check in checks)
-    state = f"its move to {hanging.target} hangs ({hanging.state})"
+    state = f"it is being {_doing(hanging)}, and that hangs ({hanging.state})"
     verdict = f"both sides of slot {slot} are the same" if well else f"the sides of slot {slot} differ"
     return Verified(slot, well, f"{verdict}; {state}", homes, checks)
 
 
+def _doing(move: Move) -> str:
+    return "split" if move.splits else f"moved to {move.target}"
+
+
 def _verify_settled(config: ClusterConfig, slot: int, homes: tuple[str, ...], away: str) -> Verified:
-    mapped = load_map(config).shard_map.shard_of_slot(slot)
+    shard_map = load_map(config).shard_map
+    check_slot(shard_map, slot)
+    mapped = shard_map.shard_of_slot(slot)
     if homes == (mapped,):
         return Verified(slot, True, f"slot {slot} lives on {mapped}, and nowhere else{away}", homes)
     where = homes[0] if homes else "no shard that answers"

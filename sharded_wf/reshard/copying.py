@@ -7,13 +7,15 @@ key may be applied twice and in any order, so a pass that is cut off is simply m
 last one is made with the slot locked.
 
 The rows travel in COPY's binary format, as they are: it is the same in all versions of Postgres for the types that we
-use.
+use. A slot that is split is copied in two parts, each with the rows of its half: which those are is decided here, by
+the same function that routes, and in no other place.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -23,7 +25,7 @@ from sharded_wf.errors import MoveBlocked
 from sharded_wf.limits import MOVE_CHUNK_ROWS, MOVE_LOCK_ATTEMPTS, MOVE_LOCK_PAUSE_SECONDS
 from sharded_wf.postgres.connect import Connection
 from sharded_wf.reshard.record import Side
-from sharded_wf.reshard.tables import SQL, Names, Table, key_bound, text_of
+from sharded_wf.reshard.tables import SQL, Names, Part, Table, key_bound, text_of
 
 EVENTS = ("insert", "update", "delete")
 
@@ -67,47 +69,59 @@ def blocked_by(conn: Connection, names: Names) -> str:
 
 @dataclass(slots=True)
 class Copier:
-    """Copies the tables of one slot. ``copied(rows)`` hears of each chunk."""
+    """Copies the tables of one slot into its parts. ``copied(rows)`` hears of each chunk."""
 
     source: Side
     target: Side
-    names: Names
+    parts: tuple[Part, ...]
     tables: tuple[Table, ...]
     copied: Callable[[int], None]
     rest: Callable[[float], None] = lambda _: None
     """Called with the seconds that a chunk took."""
+
+    @property
+    def names(self) -> Names:
+        """The names on the source, which all parts share."""
+        return self.parts[0].names
+
+    def labels(self) -> list[str]:
+        """What ``copy_all`` notes in turn: a table of a part is copied."""
+        return [self._label(part, table) for part in self.parts for table in self.tables]
+
+    def _label(self, part: Part, table: Table) -> str:
+        return table.name if len(self.parts) == 1 else f"{part.slot} {table.name}"
 
     def copy_all(self, progress: dict[str, object] | None) -> None:
         """Every table, from where ``progress`` (kept on the target) says that an earlier coordinator stopped."""
         known = progress or {}
         done = cast(list[str], known.get("done", []))
         at = cast(str | None, known.get("table"))
-        for table in self.tables:
-            if table.name in done:
+        for part, table in itertools.product(self.parts, self.tables):
+            label = self._label(part, table)
+            if label in done:
                 continue
-            after = cast(list[str] | None, known.get("after")) if at == table.name else None
-            self._copy_table(table, None if after is None else tuple(after), done)
-            done.append(table.name)
+            after = cast(list[str] | None, known.get("after")) if at == label else None
+            self._copy_table(part, table, None if after is None else tuple(after), done)
+            done.append(label)
             with self.target.conn.transaction():
                 self.target.hold()
                 self.target.note({"done": done})
 
-    def _copy_table(self, table: Table, after: tuple[str, ...] | None, done: list[str]) -> None:
+    def _copy_table(self, part: Part, table: Table, after: tuple[str, ...] | None, done: list[str]) -> None:
+        names = part.names
         while True:
             begun = time.monotonic()
             self.source.beat()
             lower = key_bound(table, ">", after)
-            chunk_end = text_of(SQL["chunk_end"], self.names, table, after=lower)
+            chunk_end = text_of(SQL["chunk_end"], names, table, after=lower)
             row = self.source.conn.execute(chunk_end, (MOVE_CHUNK_ROWS - 1,)).fetchone()
             end = None if row is None else tuple(str(value) for value in row)
             with self.target.conn.transaction():
                 self.target.hold()
-                rows = self.pipe(
-                    text_of(SQL["copy_chunk"], self.names, table, after=lower, until=key_bound(table, "<=", end)),
-                    text_of(SQL["fill"], self.names, table),
-                )
+                chunk = text_of(SQL["copy_chunk"], names, table, after=lower, until=key_bound(table, "<=", end))
+                rows = self._pipe_part(part, table, chunk)
                 if end is not None:
-                    self.target.note({"done": done, "table": table.name, "after": list(end)})
+                    self.target.note({"done": done, "table": self._label(part, table), "after": list(end)})
             self.copied(rows)
             if end is None:
                 return
@@ -120,6 +134,19 @@ class Copier:
             with reader.copy(out.encode()) as coming, writer.copy(into.encode()) as going:
                 for data in coming:
                     going.write(data)
+            return writer.rowcount
+
+    def _pipe_part(self, part: Part, table: Table, out: str) -> int:
+        """The rows of a part into its copy; how many."""
+        into = text_of(SQL["fill"], part.names, table)
+        if part.holds is None:
+            return self.pipe(out, into)
+        at, holds = table.routed_by, part.holds
+        with self.source.conn.cursor() as reader, self.target.conn.cursor() as writer:
+            with reader.copy(out.encode()) as coming, writer.copy(into.encode()) as going:
+                for row in cast(Iterable[tuple[bytes | None, ...]], coming.rows()):
+                    if holds((row[at] or b"").decode()):
+                        going.write_row(row)
             return writer.rowcount
 
     def changed_tables(self) -> list[Table]:
@@ -157,13 +184,14 @@ class Copier:
         for table in self.changed_tables():
             target.execute(text_of(SQL["create_keys"], names, table))
             self.pipe(text_of(SQL["copy_changed_keys"], names, table), text_of(SQL["fill_keys"], names, table))
-            target.execute(text_of(SQL["delete_changed"], names, table))
-            copied += self.pipe(text_of(SQL["copy_changed_rows"], names, table), text_of(SQL["fill"], names, table))
+            for part in self.parts:
+                target.execute(text_of(SQL["delete_changed"], part.names, table))
+                copied += self._pipe_part(part, table, text_of(SQL["copy_changed_rows"], names, table))
             if forget:
                 source.execute(text_of(SQL["forget_changes"], names, table))
         return copied
 
     def analyze(self) -> None:
         """Give the target's planner something to go by."""
-        for table in self.tables:
-            self.target.conn.execute(text_of(SQL["analyze"], self.names, table))
+        for part, table in itertools.product(self.parts, self.tables):
+            self.target.conn.execute(text_of(SQL["analyze"], part.names, table))

@@ -14,7 +14,7 @@ A crash between 1 and 2 leaves the slot nowhere, until any process finishes the 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import psycopg
@@ -34,7 +34,7 @@ from sharded_wf.limits import (
 from sharded_wf.postgres.connect import Connection
 from sharded_wf.reshard.copying import Copier, blocked_by
 from sharded_wf.reshard.record import Move, Side
-from sharded_wf.reshard.tables import FENCE, SQL, Names, Table, text_of
+from sharded_wf.reshard.tables import CLAIM, FENCE, SQL, Names, Table, text_of
 
 
 def milliseconds(seconds: float) -> str:
@@ -51,13 +51,14 @@ class Cutover:
     target: Side
     sleep: Callable[[float], None]
 
-    def retire(self, copier: Copier) -> float:
-        """Retire the slot on the source, all of it copied. Returns the monotonic time when it was locked.
+    def retire(self, copier: Copier, then: Callable[[], None]) -> float:
+        """Retire the slot on the source, all of it copied, and do ``then`` in the same transaction. Returns the
+        monotonic time when it was locked.
 
         Raises ``MoveBlocked`` if the locks can't be had: the slot is as it was."""
         for attempt in range(1, MOVE_LOCK_ATTEMPTS + 1):
             try:
-                return self._retire(copier)
+                return self._retire(copier, then)
             except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
                 if attempt == MOVE_LOCK_ATTEMPTS:
                     raise MoveBlocked(blocked_by(self.source.conn, self.move.names)) from None
@@ -66,7 +67,7 @@ class Cutover:
             copier.catch_up()  # so that the next attempt, too, has little to copy
         raise AssertionError
 
-    def _retire(self, copier: Copier) -> float:
+    def _retire(self, copier: Copier, then: Callable[[], None]) -> float:
         conn, names, slot = self.source.conn, self.move.names, self.move.slot
         idle = milliseconds(MOVE_IDLE_SECONDS)  # a frozen coordinator must not keep the slot locked
         with conn.transaction():
@@ -75,7 +76,8 @@ class Cutover:
             begun = time.monotonic()
             conn.execute(text_of(SQL["lock_slot"], names, list=_every_table(names, copier.tables)))
             conn.execute(SQL["set_local_timeouts"].on(), (milliseconds(MOVE_ROW_LOCK_TIMEOUT_SECONDS), idle))
-            check_versions(self.source.conn, self.target.conn, names)
+            for part in copier.parts:
+                check_versions(self.source.conn, self.target.conn, part.names)
             conn.execute(SQL["note_departures"].on(names.slot), (slot,))
             conn.execute(SQL["give_back_all"].on(names.slot))
             with self.target.conn.transaction():
@@ -86,7 +88,7 @@ class Cutover:
                     f"slot {slot} has moved since this move was planned; run: sharded-wf shards move --undo"
                 )
             rename(conn, names.slot, names.retired)
-            self.source.advance("retired", since=("copying", "draining"))
+            then()
         return begun
 
     def go_live(self) -> None:
@@ -104,14 +106,16 @@ class Cutover:
             conn.execute(SQL["notify_moves"].on())
 
 
-def tell(config: ClusterConfig, move: Move) -> list[str]:
-    """Raise the epoch on every shard that can be reached. Returns those that could not."""
+def tell(config: ClusterConfig, move: Move, slots: Iterable[int]) -> list[str]:
+    """Say on every shard that can be reached that these slots are on the target, since the move's epoch. Returns those
+    that could not be reached."""
+    placements = [Placement(slot, move.target, move.epoch) for slot in slots]
 
     def raise_epoch(_shard: ShardConfig, conn: Connection) -> None:
         if read_record(conn).identity is None:
             return  # not part of the cluster yet
         with conn.transaction():
-            write_placements(conn, [Placement(move.slot, move.target, move.epoch)])
+            write_placements(conn, placements)
             conn.execute(SQL["notify_moves"].on())
 
     answers = ask_each(config.shards, raise_epoch, purpose="move", deadline_seconds=MOVE_CUTOVER_DEADLINE_SECONDS)
@@ -119,7 +123,8 @@ def tell(config: ClusterConfig, move: Move) -> list[str]:
 
 
 def _every_table(names: Names, tables: tuple[Table, ...]) -> str:
-    return ", ".join(f"{names.slot}.{name}" for name in (*(table.name for table in tables), FENCE))
+    every = dict.fromkeys((*(table.name for table in tables), CLAIM, FENCE))
+    return ", ".join(f"{names.slot}.{name}" for name in every)
 
 
 def rename(conn: Connection, old: str, new: str) -> None:

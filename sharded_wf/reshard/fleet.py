@@ -1,32 +1,48 @@
-"""Moves over the whole cluster: what may begin, what hangs, and several at once."""
+"""Moves and splits over the whole cluster: what may begin, what hangs, and several at once."""
 
 from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 from sharded_wf.cluster.directory import Directory, load_map
 from sharded_wf.cluster.fanout import ask_each
 from sharded_wf.cluster.shard_map import read_record
 from sharded_wf.config import ClusterConfig, ShardConfig
 from sharded_wf.errors import MoveRefused
-from sharded_wf.limits import MOVE_PACE_FACTOR, MOVES_AT_ONCE_MAX, STATUS_DEADLINE_SECONDS
+from sharded_wf.limits import MOVE_PACE_FACTOR, MOVES_AT_ONCE_MAX, SLOTS_MAX, STATUS_DEADLINE_SECONDS
 from sharded_wf.postgres.connect import Connection
 from sharded_wf.postgres.migrate import pending
-from sharded_wf.reshard.move import Moved, Mover, Progress
+from sharded_wf.reshard.coordinator import Coordinator, Moved, Progress
+from sharded_wf.reshard.move import Mover
 from sharded_wf.reshard.record import Move, read_moves
+from sharded_wf.reshard.split import Splitter
+from sharded_wf.reshard.tables import SQL
+from sharded_wf.routing import ShardMap, children_of, slot_schema, width_of
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """A slot that shall lie on another shard."""
+    """A slot that shall lie on another shard; one whose target is its source shall be split there."""
 
     slot: int
     source: str
     target: str
+
+
+def driver(
+    config: ClusterConfig,
+    move: Move,
+    report: Callable[[Progress], None] = lambda _: None,
+    *,
+    pace: float = MOVE_PACE_FACTOR,
+) -> Coordinator:
+    """Whoever drives this: a move, or a split."""
+    return (Splitter if move.splits else Mover)(config, move, report, pace=pace)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +54,7 @@ class Unfinished:
 
     @property
     def live(self) -> bool:
-        """Whether the slot lives on the target already, as far as can be seen."""
+        """Whether the slot lives on the target already, or is split, as far as can be seen."""
         return self.move.state == "live"
 
 
@@ -59,7 +75,7 @@ def unfinished_moves(config: ClusterConfig) -> list[Unfinished]:
         newest = max(sides.values(), key=lambda move: move.epoch)
         target, source = sides.get(newest.target), sides.get(newest.source)
         said = target if target is not None and target.state == "live" else source or target or newest
-        unseen = tuple(name for name in (newest.source, newest.target) if name in answers.failed)
+        unseen = tuple(name for name in dict.fromkeys((newest.source, newest.target)) if name in answers.failed)
         found.append(Unfinished(said, unseen))
     return found
 
@@ -74,22 +90,74 @@ def check_wishes(config: ClusterConfig, wishes: Iterable[tuple[int, str]]) -> li
     moving = {unfinished.move.slot: unfinished.move for unfinished in unfinished_moves(config)}
     found: list[Wish] = []
     for slot, target in wishes:
-        if not 0 <= slot < directory.shard_map.slots:
-            raise MoveRefused(f"there is no slot {slot}; they are numbered 0 to {directory.shard_map.slots - 1}")
+        check_slot(directory.shard_map, slot)
         if target not in members:
             config.shard(target)
             raise MoveRefused(f"shard {target!r} is not part of the cluster yet; run: sharded-wf shards add {target}")
-        if slot in moving:
-            raise MoveRefused(
-                f"slot {slot} has an unfinished move to {moving[slot].target!r} ({moving[slot].state}); "
-                f"run: sharded-wf shards move --resume {slot}, or --undo {slot}"
-            )
+        _check_settled(moving, slot)
         source = directory.shard_map.shard_of_slot(slot)
         if source != target:
             found.append(Wish(slot, source, target))
     for name in sorted({name for wish in found for name in (wish.source, wish.target)}):
         _check_ready(config, directory, name)
     return found
+
+
+def check_splits(config: ClusterConfig, slots: Iterable[int]) -> list[Wish]:
+    """What may be split, with where it lies. Raises as ``check_wishes``; and ``MoveRefused`` if there would be more
+    slots than there can be."""
+    directory = load_map(config)
+    shard_map = directory.shard_map
+    moving = {unfinished.move.slot: unfinished.move for unfinished in unfinished_moves(config)}
+    found: list[Wish] = []
+    for slot in slots:
+        check_slot(shard_map, slot)
+        _check_settled(moving, slot)
+        if width_of(slot, shard_map.base) * 2 > SLOTS_MAX:
+            raise MoveRefused(
+                f"slot {slot} can't be split any more: it holds a {width_of(slot, shard_map.base)}th of all workflows, "
+                f"and less than a {SLOTS_MAX}th is no slot"
+            )
+        source = shard_map.shard_of_slot(slot)
+        found.append(Wish(slot, source, source))
+    for name in sorted({wish.source for wish in found}):
+        _check_ready(config, directory, name)
+    return found
+
+
+def sizes(config: ClusterConfig, wishes: Sequence[Wish]) -> dict[int, int]:
+    """How much room these slots take on the disks of their shards, in bytes. Raises ``ShardUnavailable``."""
+    slots = {slot_schema(wish.slot): wish.slot for wish in wishes}
+
+    def ask(_shard: ShardConfig, conn: Connection) -> list[tuple[str, int]]:
+        return cast(list[tuple[str, int]], conn.execute(SQL["slot_sizes"].on(), (list(slots),)).fetchall())
+
+    shards = [config.shard(name) for name in dict.fromkeys(wish.source for wish in wishes)]
+    answers = ask_each(shards, ask, purpose="sizes", deadline_seconds=STATUS_DEADLINE_SECONDS).all_or_raise()
+    return {slots[schema]: size for rows in answers.values() for schema, size in rows}
+
+
+def check_slot(shard_map: ShardMap, slot: int) -> None:
+    """Raises ``MoveRefused`` if there is no such slot."""
+    if slot in shard_map.placement:
+        return
+    if 0 <= slot < max(shard_map.placement):
+        halves = " and ".join(map(str, children_of(slot, shard_map.base)))
+        raise MoveRefused(f"slot {slot} was split; what it held is in {halves}, or in what these were split into")
+    raise MoveRefused(
+        f"there is no slot {slot}; they are numbered {min(shard_map.placement)} to {max(shard_map.placement)}"
+    )
+
+
+def _check_settled(moving: Mapping[int, Move], slot: int) -> None:
+    if slot not in moving:
+        return
+    what = "split" if moving[slot].splits else f"move to {moving[slot].target!r}"
+    command = "split" if moving[slot].splits else "move"
+    raise MoveRefused(
+        f"slot {slot} has an unfinished {what} ({moving[slot].state}); "
+        f"run: sharded-wf shards {command} --resume {slot}, or --undo {slot}"
+    )
 
 
 def _check_ready(config: ClusterConfig, directory: Directory, shard: str) -> None:
@@ -115,11 +183,12 @@ def move_all(
     *,
     pace: float = MOVE_PACE_FACTOR,
 ) -> tuple[list[Moved], dict[int, Exception]]:
-    """Carry out moves, one at a time for each pair of shards and some pairs at once. Returns what was moved, and what
-    was not, and why, by slot. After a failure nothing new is begun between the same two shards."""
+    """Carry out moves and splits: one at a time for each pair of shards (splits: for each shard), and some pairs at
+    once. Returns what was moved, and what was not, and why, by slot. After a failure nothing new is begun between the
+    same two shards."""
 
     def work(wish: Wish) -> Moved:
-        return Mover(config, new_move(config, wish), report, pace=pace).run()
+        return driver(config, new_move(config, wish), report, pace=pace).run()
 
     return _in_pairs([((wish.source, wish.target), wish.slot, partial(work, wish)) for wish in wishes])
 
@@ -130,7 +199,7 @@ def resume_all(
     """As ``move_all``, for unfinished moves. Those that were being undone are undone to the end."""
 
     def work(move: Move) -> Moved | None:
-        mover = Mover(config, move, report)
+        mover = driver(config, move, report)
         if move.state != "undoing":
             return mover.run()
         mover.undo()
@@ -142,8 +211,8 @@ def resume_all(
 def undo_all(
     config: ClusterConfig, moves: Sequence[Move], report: Callable[[Progress], None] = lambda _: None
 ) -> tuple[list[Moved], dict[int, Exception]]:
-    """Take moves back, as ``Mover.undo``. What failed, and why, by slot."""
-    return _in_pairs([((move.source, move.target), move.slot, Mover(config, move, report).undo) for move in moves])
+    """Take moves back, as ``Mover.undo`` and ``Splitter.undo``. What failed, and why, by slot."""
+    return _in_pairs([((move.source, move.target), move.slot, driver(config, move, report).undo) for move in moves])
 
 
 _Task = tuple[tuple[str, str], int, Callable[[], Moved | None]]

@@ -43,7 +43,12 @@ class Move:
     @property
     def names(self) -> Names:
         """Its schemas."""
-        return Names.of(self.slot, self.epoch)
+        return Names.of(self.slot, self.epoch, self.slot)
+
+    @property
+    def splits(self) -> bool:
+        """Whether it is a split: what the slot becomes lies where the slot lies, and one row is both sides'."""
+        return self.source == self.target
 
     @property
     def abandoned(self) -> bool:

@@ -7,6 +7,7 @@ be followed while it changes, and is refused.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import LiteralString, cast
 
@@ -20,6 +21,11 @@ from sharded_wf.routing import slot_schema
 SQL = load("moves")
 FENCE = "fence"
 """The one table that is not copied: each side writes its own."""
+CLAIM = "claim"
+"""The one table whose rows belong to no single workflow. When a slot is switched it is empty: all is given back."""
+ROUTED_BY = {"workflow": "id", "ready": "id", "outbox": "sender"}
+"""The column that says to which half of a slot a row goes when the slot is split; in other tables, ``workflow_id``.
+(What is in the outbox may lie in any slot; by its sender, a row that is copied twice goes to the same half.)"""
 
 _IDENTIFIER = re.compile(r"[a-z_][a-z0-9_]*")
 
@@ -33,6 +39,14 @@ class Table:
     key: tuple[str, ...]
     key_types: tuple[str, ...]
 
+    @property
+    def routed_by(self) -> int:
+        """Which of the columns says to which half of a slot a row goes. Raises ``MoveRefused``."""
+        column = ROUTED_BY.get(self.name, "workflow_id")
+        if column not in self.key:
+            raise MoveRefused(f"table {self.name} has no {column!r} in its primary key: it can't be split")
+        return self.columns.index(column)
+
 
 @dataclass(frozen=True, slots=True)
 class Names:
@@ -44,10 +58,20 @@ class Names:
     retired: str
 
     @classmethod
-    def of(cls, slot: int, epoch: int) -> Names:
-        """The names for a move of the slot to this epoch."""
-        schema = slot_schema(slot)
-        return cls(schema, f"{schema}_incoming_{epoch}", f"{schema}_changes_{epoch}", f"{schema}_retired_{epoch}")
+    def of(cls, slot: int, epoch: int, into: int) -> Names:
+        """The names for a move of the slot to this epoch, where it shall be the slot ``into``."""
+        schema, copy = slot_schema(slot), slot_schema(into)
+        return cls(schema, f"{copy}_incoming_{epoch}", f"{schema}_changes_{epoch}", f"{schema}_retired_{epoch}")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a slot becomes: itself on another shard, or one of the two that it is split into. ``names.copy`` is where
+    that is put together. ``holds``: whether a workflow ID is of this part; None: all are."""
+
+    slot: int
+    names: Names
+    holds: Callable[[str], bool] | None = None
 
 
 def text_of(query: Query, names: Names, table: Table | None = None, **more: str) -> LiteralString:

@@ -1,4 +1,5 @@
-"""Whether both sides of a move hold the same rows: counts and checksums, table by table.
+"""Whether both sides of a move hold the same rows: counts and checksums, table by table. The checksum of a table is
+a sum over its rows, so that of a slot that is split is the sum of its parts'.
 
 While the slot is in use its rows change; those whose keys were noted since the last pass are left out on both sides. A
 chunk is compared at one moment: nothing else writes to the copy, and the source is read in one snapshot, a short one.
@@ -84,13 +85,15 @@ def _check_chunk(
                 here += f" and not exists (select from {names.changes}.{table.name} k where {matches})"
                 there += f" and not exists (select from move_{table.name} k where {matches})"
             at_source = checksum(source, table, names, schema, here)
-            at_target = checksum(target, table, names, names.copy, there)
+            at_target = [checksum(target, table, names, part.names.copy, there) for part in copier.parts]
+            copied, total = sum(rows for rows, _ in at_target), sum(checked for _, checked in at_target)
     finally:
         source.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
-    return TableCheck(table.name, at_source[0], at_target[0], at_source == at_target, changing), end
+    return TableCheck(table.name, at_source[0], copied, at_source == (copied, total), changing), end
 
 
-def checksum(conn: Connection, table: Table, names: Names, schema: str, unchanged: str = "true") -> tuple[int, str]:
+def checksum(conn: Connection, table: Table, names: Names, schema: str, unchanged: str = "true") -> tuple[int, int]:
     """Count and checksum of one table in this schema."""
     statement = text_of(SQL["checksum"], names, table, unchanged=unchanged, on=schema)
-    return cast(tuple[int, str], conn.execute(statement).fetchone())
+    rows, checked = cast(tuple[int, str], conn.execute(statement).fetchone())
+    return rows, int(checked)

@@ -36,7 +36,7 @@ def new_id_avoiding(clock: Clock, shard_map: ShardMap, unhealthy: Collection[int
     """A new ID whose slot is none of the ``unhealthy`` ones, drawn again until it is so. If every slot is unhealthy,
     any ID: then the caller learns from its shard why nothing can be started."""
     made = new_id(clock)
-    if unhealthy and not all(slot in unhealthy for slot in range(shard_map.slots)):
+    if unhealthy and not all(slot in unhealthy for slot in shard_map.placement):
         while shard_map.slot_of(made) in unhealthy:
             made = new_id(clock)
     return made

@@ -1,9 +1,8 @@
 """The shard map: from a hash to its slot, and from the slot to its shard.
 
-Slots are looked up here and computed nowhere else, because their number is not for ever: a cluster begins with ``base``
-slots and grows by splitting them one after another (linear hashing). Splitting slot s makes a new slot s + width, where
-the width is ``base`` doubled as often as it fits; a hash moves only if its own slot is the one that split. While no
-slot was split this is ``hash % base``.
+Slots are looked up here and computed nowhere else, because they are not for ever: each can be split in two
+(``routing/slots.py``), whenever its time comes, before the others or after them. The map is a table as wide as the
+slot that was split most often. While no slot was split it says ``hash % base``, and at no time does it cost more.
 """
 
 from __future__ import annotations
@@ -13,55 +12,58 @@ from dataclasses import dataclass, field
 
 from sharded_wf.limits import SLOTS_MAX
 from sharded_wf.routing.keys import hash_of
+from sharded_wf.routing.slots import remainder_of, width_of
 
 CONTROL_SCHEMA = "wf_control"
 """The schema, one on each shard, that holds the shard's executors, migrations and copy of the shard map."""
-
-
-def slot_schema(slot: int) -> str:
-    """The name of the slot's schema: ``wf_0007`` for slot 7."""
-    return f"wf_{slot:04d}"
 
 
 @dataclass(frozen=True, slots=True)
 class ShardMap:
     """Which shard holds which slot, at one epoch. Immutable: a newer map replaces it as a whole.
 
-    ``epoch`` only grows, and the higher one is right. ``placement[slot]`` is the name of the shard that holds the slot.
-    ``base`` is the number of slots that the cluster was made with (0: as many as there are now). A map without slots,
-    or with fewer than its base or more than ``SLOTS_MAX``, is a ``ValueError``.
+    ``epoch`` only grows, and the higher one is right. ``placement[slot]`` is the name of the shard that holds the slot,
+    for every slot that there is, ascending. ``base`` is the number of slots that the cluster was made with (0: as many
+    as there are now). ``ValueError`` for a map in which a hash has no slot, or two, or which is wider than
+    ``SLOTS_MAX``.
     """
 
     epoch: int
-    placement: tuple[str, ...]
+    placement: Mapping[int, str]
     base: int = 0
-    _wide: int = field(init=False, repr=False, compare=False)
+    _table: tuple[int, ...] = field(init=False, repr=False, compare=False)
     _width: int = field(init=False, repr=False, compare=False)
-    _count: int = field(init=False, repr=False, compare=False)
     _by_shard: Mapping[str, tuple[int, ...]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        count = len(self.placement)
-        base = self.base or count
-        if not 0 < base <= count <= SLOTS_MAX:
-            raise ValueError(f"a shard map has 1 to {SLOTS_MAX} slots and at least its base, not {count} of {base}")
-        width = base
-        while width * 2 <= count:
-            width *= 2
+        placement = {slot: self.placement[slot] for slot in sorted(self.placement)}
+        base = self.base or len(placement)
+        if not placement or min(placement) < 0:
+            raise ValueError("a shard map has slots, and they are numbered from 0")
+        width = max(width_of(slot, base) for slot in placement)
+        if width > SLOTS_MAX:
+            raise ValueError(f"a shard map is {SLOTS_MAX} slots wide at most, not {width}")
+        table = [-1] * width
         by_shard: dict[str, list[int]] = {}
-        for slot, shard in enumerate(self.placement):
+        for slot, shard in placement.items():
             by_shard.setdefault(shard, []).append(slot)
+            for remainder in range(remainder_of(slot, base), width, width_of(slot, base)):
+                if table[remainder] >= 0:
+                    raise ValueError(f"in this shard map slots {table[remainder]} and {slot} hold the same hashes")
+                table[remainder] = slot
+        if -1 in table:
+            raise ValueError(f"this shard map has no slot for hashes that leave {table.index(-1)} by {width}")
         put = object.__setattr__
+        put(self, "placement", placement)
         put(self, "base", base)
+        put(self, "_table", tuple(table))
         put(self, "_width", width)
-        put(self, "_wide", width * 2)
-        put(self, "_count", count)
         put(self, "_by_shard", {shard: tuple(slots) for shard, slots in by_shard.items()})
 
     @property
     def slots(self) -> int:
-        """How many slots there are now; they are numbered from 0."""
-        return self._count
+        """How many slots there are now. Their numbers are those of ``placement``."""
+        return len(self.placement)
 
     @property
     def shards(self) -> tuple[str, ...]:
@@ -70,18 +72,14 @@ class ShardMap:
 
     def slot_of_hash(self, hashed: int) -> int:
         """The slot of a hash (0 to 2**32 - 1). The one place where this is decided."""
-        slot = hashed % self._wide
-        return slot if slot < self._count else slot - self._width
+        return self._table[hashed % self._width]
 
     def slot_of(self, workflow_id: str) -> int:
         """The slot that holds the workflow."""
-        slot = hash_of(workflow_id) % self._wide  # slot_of_hash, written out: this runs once for every start
-        return slot if slot < self._count else slot - self._width
+        return self._table[hash_of(workflow_id) % self._width]  # slot_of_hash, written out: it runs once a start
 
     def shard_of_slot(self, slot: int) -> str:
-        """The name of the shard that holds the slot; ``IndexError`` if there is no such slot."""
-        if slot < 0:
-            raise IndexError(f"there is no slot {slot}")
+        """The name of the shard that holds the slot; ``KeyError`` if there is no such slot."""
         return self.placement[slot]
 
     def shard_of(self, workflow_id: str) -> str:

@@ -95,6 +95,12 @@ where n.nspname = $1 and c.relkind = 'r' order by c.relname, a.attnum
 -- name: estimate_rows
 select coalesce(sum(n_live_tup), 0)::bigint from pg_stat_user_tables where schemaname = $1 and relname <> 'fence'
 
+-- name: slot_sizes
+-- How much room slots take on disk, in bytes.
+select n.nspname::text, sum(pg_total_relation_size(c.oid))::bigint
+from pg_namespace n join pg_class c on c.relnamespace = n.oid and c.relkind = 'r'
+where n.nspname = any($1::text[]) group by 1
+
 -- name: read_versions
 select version, name from {control}.migration where schema_name = $1 order by version
 

@@ -91,7 +91,7 @@ def test_what_can_not_be_moved_is_refused(run: Run, toml: str) -> None:
 def test_a_move_that_hangs_is_seen_compared_and_settled(run: Run, toml: str) -> None:
     run("shards", "init", "-c", toml, "--slots", "4")
     for state, action, home in (("draining", "--undo", "pg1"), ("retired", "--resume", "pg2")):
-        with WorkerProcess(COORDINATOR, toml, state, "run") as coordinator:
+        with WorkerProcess(COORDINATOR, toml, state, "run", "pg2") as coordinator:
             coordinator.wait_line(f"at {state}")
             code, _, err = run("shards", "move", "--resume", "-c", toml, "--yes")
             assert (code, "seems to be alive" in err) == (2, True)

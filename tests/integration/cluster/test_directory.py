@@ -71,7 +71,7 @@ def test_the_highest_epoch_wins_slot_by_slot(config: ClusterConfig) -> None:
     execute(config.shards[2], "update wf_control.shard_map set shard = 'pg1', epoch = 3 where slot = 0")
     execute(config.shards[2], "update wf_control.shard_map set shard = 'pg3', epoch = 5 where slot = 1")
     found = load_map(config).shard_map
-    assert found.placement == ("pg2", "pg3", "pg3", "pg1", "pg2", "pg3")
+    assert found.placement == dict(enumerate(("pg2", "pg3", "pg3", "pg1", "pg2", "pg3")))
     assert found.epoch == 5
 
 
@@ -91,7 +91,8 @@ CONTRADICTIONS = {
     "in truth the shard 'pg9'": "update wf_control.cluster set shard = 'pg9'",
     "two clusters": "update wf_control.cluster set cluster_id = gen_random_uuid()",
     "also has pg7": "update wf_control.shard_map set shard = 'pg7', epoch = 2 where slot = 0",
-    "with gaps": "update wf_control.shard_map set slot = 9, epoch = 2 where slot = 0",
+    "has gaps": "update wf_control.shard_map set slot = -1 where slot = 0",
+    "split more often than can be": "update wf_control.shard_map set slot = 9999 where slot = 0",
 }
 SAVE = "create table saved_cluster as table wf_control.cluster; create table saved_map as table wf_control.shard_map"
 RESTORE = (

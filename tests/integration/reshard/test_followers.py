@@ -14,10 +14,12 @@ import pytest
 from sharded_wf import ShardUnavailable
 from sharded_wf.cluster.initialize import init_cluster
 from sharded_wf.config import ClusterConfig
+from sharded_wf.executor.moving import Moving
 from sharded_wf.postgres.failures import moved_slot
-from sharded_wf.reshard import move as moves
+from sharded_wf.reshard import coordinator
+from sharded_wf.reshard.coordinator import Progress
 from sharded_wf.reshard.fleet import Wish, new_move, resume_all, unfinished_moves
-from sharded_wf.reshard.move import Mover, Progress
+from sharded_wf.reshard.move import Mover
 from tests.integration.reshard.test_interrupted import killed_at
 from tests.integration.reshard.test_moves import homes, move
 from tests.support.cluster import TestCluster
@@ -136,7 +138,7 @@ def test_i4_an_executor_that_could_not_listen_writes_nothing_to_a_slot_that_left
     """Its loop is blocked by a user's code (its lease is kept) while the slot leaves *and comes back*: what it wants to
     save then is refused, for its lease on that shard was ended before the slot was live there again."""
     (id_,) = in_slot(two_shards, 0, 1)
-    monkeypatch.setattr(moves, "MOVE_DRAIN_SECONDS", 0.5)
+    monkeypatch.setattr(coordinator, "MOVE_DRAIN_SECONDS", 0.5)
     with two_shards.worker("--shard", "pg1", "--concurrency", "5") as blocked:
 
         async def go() -> None:
@@ -183,6 +185,28 @@ def test_i7_a_new_shard_is_found_by_those_that_run(
             await asyncio.to_thread(grown.certify, again)
 
     asyncio.run(go())
+
+
+def test_i7_a_slot_that_comes_while_an_executor_begins_is_served(
+    two_shards: TestCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The executor has read the map, and does not watch it yet."""
+    (id_,) = in_slot(two_shards, 0, 1)
+    watch, begin = Moving.run, asyncio.Event()
+
+    async def watch_late(moving: Moving) -> None:
+        await begin.wait()
+        await watch(moving)
+
+    async def go() -> None:
+        async with app.connect(two_shards.config) as client, app.executor(two_shards.config, shards=["pg2"]):
+            await asyncio.to_thread(move, two_shards, (0, "pg2"))
+            begin.set()
+            assert await (await client.start(chain.bind(1), id=id_)).result(20) == 1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Moving, "run", watch_late)
+        asyncio.run(go())
 
 
 def test_i8_a_move_that_hangs_delays_its_slot_alone(two_shards: TestCluster) -> None:

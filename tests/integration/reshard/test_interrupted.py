@@ -15,8 +15,9 @@ import pytest
 
 from sharded_wf.dev import EmbeddedServer
 from sharded_wf.errors import MoveRefused, MoveTakenOver, ShardUnavailable
+from sharded_wf.reshard.coordinator import Progress
 from sharded_wf.reshard.fleet import Wish, new_move, resume_all, unfinished_moves
-from sharded_wf.reshard.move import Mover, Progress
+from sharded_wf.reshard.move import Mover
 from sharded_wf.reshard.record import Side, State
 from tests.integration.reshard.test_moves import homes, move
 from tests.support.cluster import TestCluster
@@ -26,21 +27,29 @@ from tests.support.proxy import COMMIT, Moment, Proxy
 
 COORDINATOR = """
     import sys, time
+    from sharded_wf.cluster.directory import load_map
     from sharded_wf.config import find_config
-    from sharded_wf.reshard.fleet import Wish, new_move, unfinished_moves
-    from sharded_wf.reshard.move import Mover
+    from sharded_wf.reshard.fleet import Wish, driver, new_move, unfinished_moves
+    from sharded_wf.reshard.record import Side
 
-    path, stop_at, action = sys.argv[1:]
+    path, stop_at, action, target = sys.argv[1:]
     config = find_config(path)
+    advance = Side.advance
 
-    def report(progress):
-        print("at", progress.phase, flush=True)
-        if progress.phase == stop_at:
+    def reach(phase):
+        print("at", phase, flush=True)
+        if phase == stop_at:
             time.sleep(600)
 
+    def advance_and_tell(side, state, *, since):
+        advance(side, state, since=since)
+        reach("advancing to " + state)
+
+    Side.advance = advance_and_tell
     known = unfinished_moves(config)
-    move = known[0].move if known else new_move(config, Wish(0, "pg1", "pg2"))
-    getattr(Mover(config, move, report), action)()
+    slot = load_map(config).shard_map.slots_of("pg1")[0]
+    move = known[0].move if known else new_move(config, Wish(slot, "pg1", target))
+    getattr(driver(config, move, lambda progress: reach(progress.phase)), action)()
     print("at the end", flush=True)
 """
 
@@ -54,9 +63,10 @@ BEFORE_LIVE = STATES[:6]
 UNDO_STATES = ("undoing", "unmade", "undone")
 
 
-def killed_at(cluster: TestCluster, state: str, action: str = "run") -> None:
-    """Run a coordinator in a process of its own and kill it in this state."""
-    with WorkerProcess(COORDINATOR, str(cluster.config_file()), state, action) as coordinator:
+def killed_at(cluster: TestCluster, state: str, action: str = "run", target: str = "pg2") -> None:
+    """Run a coordinator in a process of its own and kill it in this state. It moves the first slot of pg1; with pg1
+    for a target, it splits it."""
+    with WorkerProcess(COORDINATOR, str(cluster.config_file()), state, action, target) as coordinator:
         coordinator.wait_line(f"at {state}")
         coordinator.kill()
 
@@ -193,7 +203,8 @@ def test_i7_a_token_that_was_replaced_is_worth_nothing(two_shards: TestCluster) 
 def test_i7_a_frozen_coordinator_is_shut_out(two_shards: TestCluster, seed: int) -> None:
     ids = fill(two_shards)
     state = random.Random(seed).choice(BEFORE_LIVE)
-    with WorkerProcess(COORDINATOR.replace("600", "0.5"), str(two_shards.config_file()), state, "run") as coordinator:
+    code, path = COORDINATOR.replace("600", "0.5"), str(two_shards.config_file())
+    with WorkerProcess(code, path, state, "run", "pg2") as coordinator:
         coordinator.wait_line(f"at {state}")
         coordinator.freeze()
         _, failed = resume_all(two_shards.config, [one.move for one in unfinished_moves(two_shards.config)])

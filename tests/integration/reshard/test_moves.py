@@ -17,9 +17,10 @@ from sharded_wf.dev import EmbeddedServer
 from sharded_wf.errors import MoveBlocked, MoveRefused
 from sharded_wf.reshard import copying
 from sharded_wf.reshard import verify as verifying
+from sharded_wf.reshard.coordinator import Moved, Progress
 from sharded_wf.reshard.fleet import check_wishes, move_all, unfinished_moves
 from sharded_wf.reshard.members import remove_shard
-from sharded_wf.reshard.move import Moved, Mover, Progress
+from sharded_wf.reshard.move import Mover
 from tests.conftest import POSTGRES_VERSION
 from tests.support.cluster import TestCluster
 from tests.support.flows import app, chain, noted_inbox, outbox, parent, sleeper
@@ -86,7 +87,8 @@ def test_i7_slots_move_back_and_forth_under_load(two_shards: TestCluster, seed: 
 
     asyncio.run(go())
     assert homes(two_shards) == {0: [1], 1: [1], 2: [1], 3: [2], 4: [1], 5: [2]}
-    assert load_map(two_shards.config).shard_map.placement == ("pg1", "pg1", "pg1", "pg2", "pg1", "pg2")
+    placement = load_map(two_shards.config).shard_map.placement
+    assert placement == dict(enumerate(("pg1", "pg1", "pg1", "pg2", "pg1", "pg2")))
 
 
 ODD = ("", "a", "B", "ä", "日本", "a'b", 'a"b', "a\\b", "a\tb\n", "{x}/1", "~", "zz", "0", "10", "9", "%s", "$1")

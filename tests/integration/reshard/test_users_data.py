@@ -19,6 +19,7 @@ from sharded_wf.reshard.members import check_removable, remove_shard
 from sharded_wf.store import starts
 from tests.integration.reshard.test_followers import in_slot
 from tests.integration.reshard.test_moves import homes, move
+from tests.integration.reshard.test_splits import split
 from tests.support import bank
 from tests.support.cluster import TestCluster
 from tests.support.processes import wait_until
@@ -46,6 +47,23 @@ def test_i7_transactions_while_their_slot_moves(money: TestCluster) -> None:
             handles = await client.start_many((id_, flows[n % 2]) for n, id_ in enumerate(ids))
             for target in ("pg2", "pg1", "pg2"):
                 await asyncio.to_thread(move, money, (0, target))
+            async with asyncio.timeout(40):
+                assert await asyncio.gather(*(handle.result() for handle in handles)) == [list(range(30))] * 20
+            await asyncio.to_thread(money.certify, ids)
+
+    asyncio.run(go())
+    assert movements(money) == {(id_, number): 1 for id_ in ids for number in range(30)}
+
+
+def test_i7_transactions_while_their_slots_are_split(money: TestCluster) -> None:
+    ids = in_slot(money, 0, 20)
+
+    async def go() -> None:
+        async with bank.app.connect(money.config) as client, bank.app.executor(money.config):
+            flows = [bank.mover.bind(30, 1), bank.mover_blocking.bind(30, 1)]
+            handles = await client.start_many((id_, flows[n % 2]) for n, id_ in enumerate(ids))
+            for slots in ((0,), (6, 12)):
+                await asyncio.to_thread(split, money, *slots)
             async with asyncio.timeout(40):
                 assert await asyncio.gather(*(handle.result() for handle in handles)) == [list(range(30))] * 20
             await asyncio.to_thread(money.certify, ids)
@@ -87,7 +105,7 @@ def test_i7_an_executor_that_was_not_told_commits_nothing_where_the_slot_was(
 
     monkeypatch.setattr(moving.Moving, "_request", lambda *_: None)
     monkeypatch.setattr(moving.Moving, "follow_map", lambda _: None)
-    monkeypatch.setattr("sharded_wf.reshard.move.MOVE_DRAIN_SECONDS", 0.1)
+    monkeypatch.setattr("sharded_wf.reshard.coordinator.MOVE_DRAIN_SECONDS", 0.1)
     (id_,) = in_slot(money, 0, 1)
     waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted"
 
@@ -162,23 +180,18 @@ def test_i7_starts_in_users_transactions(money: TestCluster, monkeypatch: pytest
     asyncio.run(go())
 
 
-def test_retention_follows_a_slot(money: TestCluster) -> None:
+def test_retention_follows_a_slot(money: TestCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is done after the move grows old where the slot is then."""
+    monkeypatch.setattr("sharded_wf.retention.RETENTION_AGE_MIN_SECONDS", 1)
+    monkeypatch.setattr("sharded_wf.maintenance.retention.RETENTION_LAG_PART", 3.0)  # none has not ended by then
     ids = in_slot(money, 0, 3)
-    back = """update wf_0000.workflow set created_at = created_at - interval '2 hours',
-        completed_at = now() - interval '2 hours'"""
-    left = "select count(*) from wf_0000.workflow"
 
     async def go() -> None:
-        async with bank.app.connect(money.config) as client, bank.app.executor(money.config, retention=Retention(3600)):
-            for there, target in (
-                (2, "pg2"),
-            ):  # a slot that returns at once is found by the next walk from the beginning
-                handles = await client.start_many((id_, bank.mover.bind(1, 1)) for id_ in ids)
-                await asyncio.gather(*(handle.result(20) for handle in handles))
-                await asyncio.to_thread(move, money, (0, target))
-                with psycopg.connect(money.direct[there - 1], autocommit=True) as conn:
-                    conn.execute(back.encode())
-                await asyncio.to_thread(wait_until, lambda at=there: money.ask(left, at) == [(0,)], "removal")  # type: ignore[misc]
+        async with bank.app.connect(money.config) as client, bank.app.executor(money.config, retention=Retention(2)):
+            await asyncio.to_thread(move, money, (0, "pg2"))
+            handles = await client.start_many((id_, bank.mover.bind(1, 1)) for id_ in ids)
+            await asyncio.gather(*(handle.result(20) for handle in handles))
+            await asyncio.to_thread(wait_until, lambda: not money.statuses(), "removal")
 
     asyncio.run(go())
 

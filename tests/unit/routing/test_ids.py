@@ -53,12 +53,12 @@ def test_ids_of_one_moment_differ() -> None:
 
 @given(st.sets(st.integers(0, 11), max_size=11))
 def test_unhealthy_slots_are_avoided(unhealthy: set[int]) -> None:
-    shard_map = ShardMap(1, ("a", "b", "c") * 4)
+    shard_map = ShardMap(1, dict(enumerate(("a", "b", "c") * 4)))
     assert shard_map.slot_of(new_id_avoiding(SYSTEM_CLOCK, shard_map, unhealthy)) not in unhealthy
 
 
 def test_if_every_slot_is_unhealthy_any_id_will_do() -> None:
-    assert new_id_avoiding(SYSTEM_CLOCK, ShardMap(1, ("a",) * 4), range(4))
+    assert new_id_avoiding(SYSTEM_CLOCK, ShardMap(1, dict.fromkeys(range(4), "a")), range(4))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")

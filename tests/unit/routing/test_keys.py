@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sharded_wf.routing import HASH_NAME, HASH_SEED, ShardMap, hash_of, routing_key
+from sharded_wf.routing import HASH_NAME, HASH_SEED, ShardMap, children_of, hash_of, routing_key
 
-# ID, routing key, hash, slot of 48, slot of 60 grown from 48. Never change a line of it.
+# ID, routing key, hash, slot of 48; where the first 12 of the 48 were split, the remainder by 96 of those in them, else
+# the slot. Never change a line of it.
 GOLDEN = [
     ("a", "a", 1234600018, 34, 34),
     ("order-1", "order-1", 2017762966, 22, 22),
@@ -35,8 +36,10 @@ tagless = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="{
 def test_golden_vectors(workflow_id: str, key: str, hashed: int, slot: int, grown: int) -> None:
     assert routing_key(workflow_id) == key
     assert hash_of(workflow_id) == hashed
-    assert ShardMap(1, ("a",) * 48).slot_of(workflow_id) == slot
-    assert ShardMap(1, ("a",) * 60, base=48).slot_of(workflow_id) == grown
+    assert ShardMap(1, dict.fromkeys(range(48), "a")).slot_of(workflow_id) == slot
+    halves = [half for parent in range(12) for half in children_of(parent, 48)]
+    split = ShardMap(2, dict.fromkeys([*range(12, 48), *halves], "a"), base=48)
+    assert split.slot_of(workflow_id) == (grown if slot >= 12 else 48 + grown)
 
 
 def test_hash_and_seed_are_what_the_databases_hold() -> None:
