@@ -124,7 +124,8 @@ ASKED_BY_PEOPLE = ("read_owner", "write_owner", "read_refused", "count_requests"
 SORTS_A_BATCH = {
     # What these sort is one batch, given by its IDs; what is read of the tables comes by an index.
     "read_messages", "read_steps", "wake_parked", "fire_timers", "deliver_messages", "wake_arrived", "read_orphans",
-    "read_attempts", "resume", "search_workflows", "find_unfinished_parents", "read_old", "find_old", "delete_old_inputs",
+    "read_attempts", "resume", "search_workflows", "find_unfinished_parents", "find_old", "read_old",
+    "delete_old_inputs",
 }  # fmt: skip
 FIRST_ROWS_ONLY = {
     # A limit, or a loose scan, ends these at their first rows.
