@@ -19,6 +19,7 @@ from sharded_wf.cli.output import console, print_error, table
 from sharded_wf.dev.embedded import EmbeddedServer
 from sharded_wf.errors import ConfigError, ShardedWfError
 from sharded_wf.limits import SLOTS_DEFAULT
+from sharded_wf.retention import parse_age
 
 from . import compare as comparing
 from . import flat as flatness
@@ -234,15 +235,17 @@ def soak(
     config: ConfigOption = None,
     slots: SlotsOption = SLOTS_DEFAULT,
     executors: ExecutorsOption = 2,
+    retention: Annotated[str, typer.Option(help="How long finished workflows are kept; or forever.")] = "1 min",
     json: JsonOption = None,
     report: ReportOption = None,
 ) -> None:
     """Run for a long time, and watch the rate, the sizes of tables and the memory. Exits with 1 if a verdict is bad."""
     out = console()
     workloads.find(workload, steps)
+    kept_seconds = parse_age(retention, "--retention")
     plan = Plan(workload, steps_meant(workload, steps), minutes * 60, slots, rate, executors)
     with progress(out) as say, open_cluster(shape_of(embedded, config, slots)) as cluster:
-        found = soaking.measure(cluster, plan, minutes, say)
+        found = soaking.measure(cluster, plan, minutes, kept_seconds, say)
     write_json(json, found)
     if report is not None:
         soaking.write_report(report, found)

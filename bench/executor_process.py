@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from sharded_wf import Executor
+from sharded_wf import Executor, Retention
 from sharded_wf.executor.worker import run
 
 from .counters import Counters
@@ -37,7 +37,10 @@ def tell_for_ever(executor: Executor, counters: Counters, cell: int) -> None:
 
 def options_of(order: ExecutorOrder) -> dict[str, Any]:
     """The keywords of ``Executor``: plain data that crossed the pipe becomes what it means here, and nowhere else."""
-    return dict(order.options)
+    options = dict(order.options)
+    if options.get("retention") is not None:
+        options["retention"] = Retention(options["retention"])
+    return options
 
 
 def main() -> None:

@@ -1,9 +1,8 @@
 """A long run: does it stay as fast, does the memory of executors stay as it is, do the tables stay as small?
 
 The load is a closed loop (near saturation) or an open one. Every ``INTERVAL_SECONDS`` the rate, the sizes, the dead
-rows and the memory are read; at the end there are verdicts. Retention comes in through ``Plan.options`` alone: it is a
-keyword of ``Executor`` (see ``executor_process.options_of``), and ``retention_seconds`` tells the verdicts and the
-certificate how long rows are kept.
+dead rows and the memory are read; at the end there are verdicts. Retention removes what ended a while ago, so that
+sizes have something to stay at.
 """
 
 from __future__ import annotations
@@ -108,11 +107,12 @@ def sizes_of(config: ClusterConfig) -> Sizes:
     return Sizes(database, tables, dead)
 
 
-def measure(cluster: Cluster, plan: Plan, minutes: float, say: Say, *, retention_seconds: float | None = None) -> Soak:
-    """Run, read, judge. Raises ``BenchFailed`` if a process ends meanwhile."""
+def measure(cluster: Cluster, plan: Plan, minutes: float, retention_seconds: float | None, say: Say) -> Soak:
+    """Run, read, judge. ``retention_seconds``: how long executors keep finished workflows; None: for ever. Raises
+    ``BenchFailed`` if a process ends meanwhile."""
     workload = find(plan.workload, plan.steps)
     with open_processes(cluster.config, cluster.ledger) as processes:
-        processes.start_executors(plan.executors, plan.options)
+        processes.start_executors(plan.executors, {**plan.options, "retention": retention_seconds})
         processes.start_clients(
             plan.clients, plan.workload, plan.steps, backlog=plan.backlog or workload.backlog, rate=plan.rate
         )

@@ -23,6 +23,8 @@ ShardedWfError
 │   │   └── WorkflowTerminated
 │   ├── WorkflowTimedOut
 │   └── WorkflowQuarantined
+├── CompensationFailed
+├── MapFailed
 ├── NonDeterminismError
 ├── NotDurableError
 ├── OutsideWorkflow
@@ -42,6 +44,8 @@ ShardedWfError
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class ShardedWfError(Exception):
@@ -152,6 +156,22 @@ class WorkflowTimedOut(WorkflowFailed):
 
 class WorkflowQuarantined(WorkflowFailed):
     """The workflow took its executor process down each time it ran, at last alone; it is set aside. See its history."""
+
+
+class CompensationFailed(ShardedWfError):
+    """Work in a ``saga()`` failed, and so did some of the compensations that were to undo it; the others were made. The
+    message says what failed: see to it, and resume the workflow, which makes those again. The error, or a group of
+    them, is the ``__cause__``, what failed before is the ``__context__``."""
+
+
+class MapFailed(ShardedWfError):
+    """More items of a map failed than were tolerated. ``result`` says which; give it to ``map_workflow`` as its items
+    to run them again, with those that were not begun. (It is ``None`` where the error comes from another workflow or
+    process: then ask for the map's own result.)"""
+
+    def __init__(self, message: str, result: Any = None) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class NonDeterminismError(ShardedWfError):

@@ -126,6 +126,8 @@ RESCAN_EMPTY_SECONDS = 5.0
 RESCAN_BUSY_SECONDS = 30.0
 
 # Messages
+LOOKUP_PAUSE_FACTOR = 1.0
+"""Between two looks for what runs wait for, so many times as long as the last one took."""
 WAKES_PER_LOOK_MAX = 1_000
 SEND_DIRECT_SECONDS = 2.0
 """How long a workflow's message waits for its receiver's shard before it is left to the relay."""
@@ -166,6 +168,8 @@ ATTRIBUTE_VALUE_MAX_BYTES = 1024
 # Cancelling
 CANCEL_CLEANUP_SECONDS = 60.0
 """How long a cancelled workflow may go on to clean up; then it is ended as it is."""
+CLEANUP_REPLAY_LOOK_SECONDS = 0.05
+"""A clean-up whose time is over while its code is still being replayed is looked at again after this."""
 PAUSED_RETRY_LOOK_SECONDS = 0.5
 
 # Repair
@@ -188,6 +192,15 @@ GC_THRESHOLDS_OBJECTS = (200_000, 20, 100)
 RESTART_FIRST_SECONDS = 0.5
 RESTART_MAX_SECONDS = 10.0
 
+# Maps
+MAP_CONCURRENCY_DEFAULT = 100
+MAP_CONCURRENCY_MAX = 10_000
+"""Items of one map that may run at once."""
+MAP_PAGE_ITEMS_MAX = 1_000
+"""Items of one page: so many entries has its history."""
+MAP_LIST_PAGE_ITEMS = 250
+MAP_PAGES_AT_ONCE = 4
+MAP_ERROR_MAX_CHARACTERS = 500
 # Moving slots
 MOVE_CHUNK_ROWS = 5_000
 MOVE_PACE_FACTOR = 4.0

@@ -37,6 +37,7 @@ KIND_STYLES = {
     EntryKind.CHILD: "blue",
     EntryKind.SEND: "cyan",
     EntryKind.CANCEL: "yellow",
+    EntryKind.START: "blue",
     EntryKind.RESUME: "yellow",
     EntryKind.ATTRIBUTES: "cyan",
     EntryKind.PATCH: "dim",

@@ -17,6 +17,7 @@ import psycopg
 from sharded_wf.client.client import Client, OnConflict
 from sharded_wf.client.handle import Handle
 from sharded_wf.client.in_transaction import drive
+from sharded_wf.client.progress import MapProgress
 from sharded_wf.client.repair import Failed, Repaired
 from sharded_wf.clock import Microseconds
 from sharded_wf.config import ClusterConfig
@@ -281,6 +282,11 @@ class BlockingClient:
     def history(self, id: str) -> History:
         """As ``Client.history``."""
         found: History = self._call(self._client.history(id))
+        return found
+
+    def map_progress(self, id: str) -> MapProgress:
+        """As ``Client.map_progress``."""
+        found: MapProgress = self._call(self._client.map_progress(id))
         return found
 
     def export(self, id: str) -> StoredHistory:

@@ -15,6 +15,7 @@ import psycopg
 from sharded_wf.client import repair, requests, search
 from sharded_wf.client.handle import Handle
 from sharded_wf.client.in_transaction import LEFT, InTransaction, drive_async
+from sharded_wf.client.progress import MapProgress, map_progress
 from sharded_wf.client.repair import Failed, Repaired
 from sharded_wf.client.results import Results
 from sharded_wf.client.validation import check_id, check_queue, check_same, check_start, deadline_of
@@ -346,6 +347,11 @@ class Client:
         slot = self._shards.map.slot_of(id)
         answers = await self._ask_slot(slot, steps.read_histories(slot_schema(slot), [id]))
         return steps.histories_of(answers[0], answers[1]).get(id, EMPTY_HISTORY)
+
+    async def map_progress(self, id: str) -> MapProgress:
+        """How far a map (``map_workflow``) has come: reads a few histories, and costs the map nothing. Raises
+        ``WorkflowNotFound`` if the ID is no map's."""
+        return await map_progress(self, id)
 
     async def _ask_slot(self, slot: int, statements: Sequence[Statement]) -> list[Result]:
         """Ask the shard that holds the slot, wherever it moves meanwhile."""

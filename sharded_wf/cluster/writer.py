@@ -253,9 +253,8 @@ class Writer:
                 counted.append(([len(statements) + at for at in positions], slot, len(new)))
                 statements += made
             if told:
-                statements.append(messages.deliver(schema, told))
                 missing_at.append(len(statements))
-                statements.append(outcomes.missing_workflows(schema, {message.receiver for message in told}))
+                statements.append(messages.deliver(schema, told))
         first = [request.first for request in batch if request.first is not None]
         for slot, start, message in first:
             statements.append(messages.deliver_with_start(slot_schema(slot), message, start.name))

@@ -108,15 +108,22 @@ class Courier:
             refused = {start.id: error for _, start in rows}
         for hold, start in rows:
             found = existing.get(start.id)
-            if found is not None and found.created_at < hold.run.started_at - STALE_CHILD_SECONDS * SECOND_US:
+            if found is None:
+                continue
+            stale_before = hold.run.started_at - STALE_CHILD_SECONDS * SECOND_US
+            if start.parent_id is not None and found.created_at < stale_before:
                 refused[start.id] = IdConflict(
                     f"workflow {start.id!r} is left of an earlier workflow {start.parent_id!r}; remove it first "
                     "(sharded-wf retention run), or start this one under another ID"
                 )
-            elif found is not None and (found.name != start.name or found.parent_id != start.parent_id):
+            elif found.name != start.name or found.parent_id != start.parent_id:
                 refused[start.id] = IdConflict(
                     f"workflow {start.id!r} exists as {found.name!r}, started by "
                     f"{found.parent_id or 'a client'!r}; this child needs another ID"
+                )
+            elif start.parent_id is None and found.input != start.input:
+                refused[start.id] = IdConflict(
+                    f"workflow {start.id!r} exists with other arguments; this one needs another ID"
                 )
         if again := [start for _, start in rows if start.again and start.id in existing and start.id not in refused]:
             try:

@@ -185,7 +185,12 @@ class Flusher:
             logger.error("workflow %r: its error could not be stored: %s", hold.run.id, error)
         reason = ValueError(f"Postgres refused what it wanted saved: {error}")
         hold.leaving = True
+        cancels = hold.run.children_to_end()
+        for op in (*ops, *self._waiting):
+            if op.hold is hold and (leaving := op.outcome or op.renewal) is not None:
+                cancels = leaving.cancels
         # What it wanted besides goes with it: it leaves once.
         self._waiting = [op for op in self._waiting if op.hold is not hold]
         asyncio.get_running_loop().call_soon(hold.run.drop)
-        await self._save([Op(OpKind.FINISH, hold, outcome=Outcome(Status.FAILED, None, encode_error(reason)))])
+        outcome = Outcome(Status.FAILED, None, encode_error(reason), cancels)
+        await self._save([Op(OpKind.FINISH, hold, outcome=outcome)])

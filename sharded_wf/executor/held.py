@@ -57,3 +57,7 @@ class UnknownRun:
 
     def drop(self) -> None:
         """Nothing to forget."""
+
+    def children_to_end(self) -> tuple[str, ...]:
+        """It never ran, and has none."""
+        return ()

@@ -92,8 +92,10 @@ class ShardHost:
             hold.leaving = True
             self._save(Op(OpKind.FINISH, hold, outcome=outcome))
 
-    def continue_as_new(self, run: Run, entry: Entry, capability: str, queue: str) -> None:
+    def continue_as_new(
+        self, run: Run, entry: Entry, capability: str, queue: str, cancels: tuple[str, ...] = ()
+    ) -> None:
         hold: Hold = run.claim
         if not hold.leaving:
             hold.leaving = True
-            self._save(Op(OpKind.CONTINUE, hold, renewal=Renewal(entry, capability, queue)))
+            self._save(Op(OpKind.CONTINUE, hold, renewal=Renewal(entry, capability, queue, cancels)))

@@ -13,7 +13,7 @@ import psycopg
 
 from sharded_wf.clock import Clock
 from sharded_wf.executor.held import Hold
-from sharded_wf.limits import WAKES_PER_LOOK_MAX
+from sharded_wf.limits import LOOKUP_PAUSE_FACTOR, WAKES_PER_LOOK_MAX
 from sharded_wf.model.history import EMPTY_HISTORY, History
 from sharded_wf.model.workflow import Message
 from sharded_wf.postgres.failures import is_transient
@@ -99,6 +99,7 @@ class Lookups:
             expecting, self._expecting = self._expecting, {}
             waking, self._waking = self._waking, set()
             while True:
+                begun = self._clock.monotonic()
                 try:
                     await self._look(histories, expecting)
                     histories, expecting = [], {}
@@ -119,6 +120,8 @@ class Lookups:
                         await asyncio.sleep(1.0)
                 await self._link.pause()
             self._looking = False
+            # The busier it is, the more wishes gather for one look: a statement for one row costs as much as for ten.
+            await asyncio.sleep((self._clock.monotonic() - begun) * LOOKUP_PAUSE_FACTOR)
 
     async def _look(self, histories: list[tuple[Claimed, Hold]], expecting: dict[str, int]) -> None:
         by_slot: dict[int, tuple[list[str], set[str]]] = {}
@@ -156,41 +159,56 @@ class Lookups:
         answers = await self._link.transact(
             [messages.read_wakes(slot_schema(slot), self._cursors.get(slot, ""), WAKES_PER_LOOK_MAX) for slot in slots]
         )
+        ours: dict[int, list[messages.Wake]] = {}
+        unheld: dict[int, list[str]] = {}
+        leaving: set[int] = set()
         for slot, answer in zip(slots, answers, strict=True):
             wakes = messages.wakes_of(answer)
             if len(wakes) < WAKES_PER_LOOK_MAX:
                 self._cursors.pop(slot, None)
             else:
-                self._cursors[slot] = wakes[-1][0]
+                self._cursors[slot] = wakes[-1].workflow_id
                 self.wakes([slot])
-            if wakes:
-                await self._wake_slot(slot, wakes)
-
-    async def _wake_slot(self, slot: int, wakes: list[messages.Wake]) -> None:
-        schema = slot_schema(slot)
-        ours = [wake for wake in wakes if wake[0] in self._held and not self._held[wake[0]].leaving]
-        others = sorted({id_ for id_, _ in wakes if id_ not in self._held})
-        statements: list[Statement] = []
+            for wake in wakes:
+                hold = self._held.get(wake.workflow_id)
+                if hold is None:
+                    if wake.unheld:  # else it concerns another executor, who looks as well
+                        unheld.setdefault(slot, []).append(wake.workflow_id)
+                elif hold.leaving:
+                    leaving.add(slot)
+                else:
+                    ours.setdefault(slot, []).append(wake)
+        if unheld:
+            await self._wake_parked(unheld)
         if ours:
-            statements.append(messages.read_messages(schema, sorted({id_ for id_, _ in ours})))
-        if others:
-            now = self._clock.now_us()
-            statements.append(messages.wake_parked(schema, others, now))
-            statements.append(messages.forget_idle_wakes(schema, others))
-            statements.append(leases.notify_if_idle([slot]))
-        answers = await self._link.transact(statements) if statements else []
-        acted_on = await self._offer_ours(schema, ours, answers[0]) if ours else 0
-        if others and answers[-3].count:
-            self._woken([slot])
-        leaving = len(wakes) - len(ours) - sum(id_ in others for id_, _ in wakes)
-        if leaving or acted_on < len(ours):
-            asyncio.get_running_loop().call_later(LOOK_AGAIN_SECONDS, self.wakes, [slot])
+            leaving |= await self._offer_ours(ours)
+        if leaving:
+            asyncio.get_running_loop().call_later(LOOK_AGAIN_SECONDS, self.wakes, sorted(leaving))
 
-    async def _offer_ours(self, schema: str, ours: list[messages.Wake], answer: Result) -> int:
+    async def _wake_parked(self, unheld: dict[int, list[str]]) -> None:
+        now = self._clock.now_us()
+        statements: list[Statement] = []
+        for slot, ids in unheld.items():
+            ids = sorted(set(ids))
+            statements.append(messages.wake_parked(slot_schema(slot), ids, now))
+            statements.append(messages.forget_idle_wakes(slot_schema(slot), ids))
+        answers = await self._link.transact([*statements, leases.notify_if_idle(list(unheld))])
+        woken = [slot for slot, answer in zip(unheld, answers[::2], strict=False) if answer.count]
+        if woken:
+            self._woken(woken)
+
+    async def _offer_ours(self, ours: dict[int, list[messages.Wake]]) -> set[int]:
         """Offer the mail, then forget the wakes of those who took it. One that began to park meanwhile takes nothing;
-        its wake must be there still, for the flush that parks it or the next look. Returns how many were forgotten."""
+        its wake must be there still, for the flush that parks it or the next look. Returns the slots of such."""
+        answers = await self._link.transact(
+            [
+                messages.read_messages(slot_schema(slot), sorted({wake.workflow_id for wake in wakes}))
+                for slot, wakes in ours.items()
+            ]
+        )
         mailboxes: dict[str, list[Message]] = {}
-        _sort_mail(answer, mailboxes)
+        for answer in answers:
+            _sort_mail(answer, mailboxes)
         took: set[str] = set()
         if mailboxes:
             handed_out = asyncio.Event()
@@ -203,10 +221,14 @@ class Lookups:
 
             asyncio.get_running_loop().call_soon(hand_out)  # runs are stepped from plain callbacks
             await handed_out.wait()
-        done = [wake for wake in ours if wake[0] in took or wake[0] not in mailboxes]
-        if done:
-            await self._link.transact([messages.forget_wakes(schema, done)])
-        return len(done)
+        done = {
+            slot: [wake for wake in wakes if wake.workflow_id in took or wake.workflow_id not in mailboxes]
+            for slot, wakes in ours.items()
+        }
+        statements = [messages.forget_wakes(slot_schema(slot), wakes) for slot, wakes in done.items() if wakes]
+        if statements:
+            await self._link.transact(statements)
+        return {slot for slot, wakes in ours.items() if len(done[slot]) < len(wakes)}
 
 
 def _sort_mail(answer: Result, mailboxes: dict[str, list[Message]]) -> None:

@@ -15,7 +15,7 @@ import msgspec
 from sharded_wf.clock import Microseconds
 from sharded_wf.executor.held import Claim, Hold
 from sharded_wf.model.attributes import Attribute
-from sharded_wf.model.history import Cancellation, Entry, EntryKind, FailedAttempt, Heartbeat
+from sharded_wf.model.history import Entry, EntryKind, FailedAttempt, Heartbeat, read_cancellation
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import CANCEL_TOPIC, OUTCOME_TOPIC, Event, Message, Outcome
 from sharded_wf.postgres.session import Statement
@@ -42,11 +42,13 @@ Aside = FailedAttempt | Heartbeat | Event
 
 
 class Renewal(msgspec.Struct, frozen=True, gc=False):
-    """The next run of a workflow: the first entry of its history, and where it waits to be taken up."""
+    """The next run of a workflow: the first entry of its history, where it waits to be taken up, and the children to be
+    cancelled now."""
 
     entry: Entry
     capability: str
     queue: str
+    cancels: tuple[str, ...] = ()
 
 
 class Op(msgspec.Struct, frozen=True, gc=False):
@@ -65,7 +67,6 @@ class Op(msgspec.Struct, frozen=True, gc=False):
 
 _CANCEL, _ATTRIBUTES = EntryKind.CANCEL, EntryKind.ATTRIBUTES
 _decode_attributes = msgspec.json.Decoder(tuple[Attribute, ...]).decode
-decode_cancelled = msgspec.json.Decoder(Cancellation).decode
 
 LEAVING = frozenset({OpKind.FINISH, OpKind.PARK, OpKind.GIVE_BACK, OpKind.REROUTE, OpKind.CONTINUE})
 """After these the executor holds the workflow no longer."""
@@ -131,9 +132,7 @@ def statements_of(
             if op.consumed is not None:
                 slot.consumed.append(op.consumed)
                 if op.entry.kind is _CANCEL:
-                    _cancel_children(
-                        op, decode_cancelled(op.entry.output or b"{}").told, slots, slot, told, is_here, now
-                    )
+                    _cancel_children(op, read_cancellation(op.entry.output).told, slots, slot, told, is_here, now)
             elif op.entry.kind is _ATTRIBUTES:
                 slot.attributes += [(hold.run.id, one) for one in _decode_attributes(op.entry.output or b"[]")]
             if op.outbox is not None:
@@ -159,6 +158,8 @@ def statements_of(
         else:
             _leave(op, slot)
             told.ready.add(claim.slot)
+            if op.renewal is not None and op.renewal.cancels:
+                _cancel_children(op, op.renewal.cancels, slots, slot, told, is_here, now)
     for claim, count in left.items():
         if count == claim.held:
             slots[claim.slot].released.append(claim.id)

@@ -81,7 +81,7 @@ class Runs:
     def _run(self, claimed: claims.Claimed, hold: Hold, history: History) -> bool:
         if self.held.get(claimed.id) is not hold:
             return False  # dropped meanwhile: the lease is gone
-        definition = self._executor.app.workflows.get(claimed.name)
+        definition = self._executor.app.find_workflow(claimed.name)
         if definition is None:
             hold.leaving = True
             hold.run = cast(Run, UnknownRun(claimed.id))

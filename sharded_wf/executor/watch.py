@@ -193,9 +193,9 @@ class Watch:
         due = sorted(slot for slot, at in self._due.items() if at <= now)
         if not due:
             return
-        answers = await self._link.transact(
-            [timers.fire_timers(self._schemas[slot], now, TIMERS_PER_BATCH_MAX) for slot in due]
-        )
+        # However many are due together, others must get their turn between two batches.
+        limit = max(1, TIMERS_PER_BATCH_MAX // len(due))
+        answers = await self._link.transact([timers.fire_timers(self._schemas[slot], now, limit) for slot in due])
         for slot in due:
             self._due.pop(slot, None)
         if any(answer.count for answer in answers):

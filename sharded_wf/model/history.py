@@ -21,6 +21,7 @@ class EntryKind(IntEnum):
     CANCEL = 5
     RESUME = 10
     ATTRIBUTES = 11
+    START = 20
     EVENT = 21
     EVENT_WAIT = 22
     TIMEOUT = 23
@@ -46,11 +47,20 @@ class Resumption(msgspec.Struct, frozen=True):
 
 
 class Cancellation(msgspec.Struct, frozen=True):
-    """The output of an entry of the kind ``CANCEL``: the children that were told with it, and how many seconds the
-    workflow has to clean up."""
+    """The output of an entry of the kind ``CANCEL``: the children that were told with it, how many seconds the workflow
+    has to clean up, and who asked, so that the same request is not honoured twice."""
 
     told: list[str] = []
     cleanup_seconds: float = CANCEL_CLEANUP_SECONDS
+    sender: str | None = None
+
+
+_decode_cancellation = msgspec.json.Decoder(Cancellation | None).decode
+
+
+def read_cancellation(data: bytes | None) -> Cancellation:
+    """What a request to cancel says, or the output of its entry; what is not said has its default."""
+    return (None if data is None else _decode_cancellation(data)) or Cancellation()
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -115,8 +125,8 @@ class Continuation(msgspec.Struct, frozen=True):
     ``run`` is the number of the next run (the first is 1); ``input`` its arguments; ``received`` the last number
     received from each sender on each topic, so that nothing is received twice; ``returned`` messages that were recorded
     and that no code has received, by topic; ``children`` how many were started of each function, so that IDs are not
-    used again; ``cancelled`` whether a request to cancel came too late for the run that ended,
-    and ``cleanup_seconds`` how long the next one has to clean up then.
+    used again; ``closing`` those that are cancelled when the workflow ends; ``cancelled`` whether a request to cancel
+    came too late for the run that ended, and ``cleanup_seconds`` how long the next one has to clean up then.
     """
 
     run: int
@@ -124,6 +134,7 @@ class Continuation(msgspec.Struct, frozen=True):
     received: list[tuple[str, str, int]] = []
     returned: dict[str, list[msgspec.Raw]] = {}
     children: dict[str, int] = {}
+    closing: list[str] = []
     cancelled: bool = False
     cleanup_seconds: float = CANCEL_CLEANUP_SECONDS
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from sharded_wf.clock import Microseconds
 from sharded_wf.model.workflow import Message
@@ -24,8 +25,14 @@ _FILL_OUTBOX = _SQL["fill_outbox"]
 _READ_OUTBOX = _SQL["read_outbox"]
 _CLEAR_OUTBOX = _SQL["clear_outbox"]
 
-Wake = tuple[str, bytes]
-"""Whose wake it is, and the wake's own ID."""
+
+class Wake(NamedTuple):
+    """The announcement of a message. ``unheld``: nobody runs its receiver, nor will by itself: it is parked, has ended,
+    or is gone."""
+
+    workflow_id: str
+    id: bytes
+    unheld: bool
 
 
 def _key(message: Message) -> tuple[str, str, str, int]:
@@ -55,7 +62,8 @@ def _key_columns(messages: Sequence[Message]) -> tuple[bytes, bytes, bytes, byte
 
 
 def deliver(schema: str, messages: Sequence[Message]) -> Statement:
-    """Hand messages to receivers in this slot. Delivering again changes nothing."""
+    """Hand messages to receivers in this slot; the answer lists those that do not exist. Delivering again changes
+    nothing."""
     return _whole(_DELIVER, schema, messages)
 
 
@@ -114,7 +122,11 @@ def read_wakes(schema: str, after: str, limit: int) -> Statement:
 
 def wakes_of(result: Result) -> list[Wake]:
     """The answer to ``read_wakes``."""
-    return [(id_.decode(), wake) for id_, wake in result.rows() if id_ is not None and wake is not None]
+    return [
+        Wake(id_.decode(), wake, unheld == b"\x01")
+        for id_, wake, unheld in result.rows()
+        if id_ is not None and wake is not None
+    ]
 
 
 def forget_wakes(schema: str, wakes: Sequence[Wake]) -> Statement:
@@ -122,7 +134,7 @@ def forget_wakes(schema: str, wakes: Sequence[Wake]) -> Statement:
     return Statement(
         _FORGET_WAKES,
         schema,
-        (binary.text_array([id_ for id_, _ in wakes]), binary.uuid_array([wake for _, wake in wakes])),
+        (binary.text_array([wake.workflow_id for wake in wakes]), binary.uuid_array([wake.id for wake in wakes])),
     )
 
 

@@ -71,7 +71,7 @@ async def _replay_all(app: App, stored: list[StoredHistory]) -> list[str]:
 
 async def _replay_one(app: App, stored: StoredHistory, threads: Executor) -> str | None:
     """Why it does not pass, or None."""
-    definition = app.workflows.get(stored.name)
+    definition = app.find_workflow(stored.name)
     if definition is None:
         return f"the app has no workflow {stored.name!r}"
     host = _ReplayHost(threads, stored)
@@ -208,5 +208,7 @@ class _ReplayHost:
         self.outcome = outcome
         self.left = True
 
-    def continue_as_new(self, run: Run, entry: Entry, capability: str, queue: str) -> None:
+    def continue_as_new(
+        self, run: Run, entry: Entry, capability: str, queue: str, cancels: tuple[str, ...] = ()
+    ) -> None:
         self.left = True

@@ -23,6 +23,7 @@ from sharded_wf.workflow.definitions import (
     SyncWorkflow,
     WorkflowDefinition,
 )
+from sharded_wf.workflow.mapping import MAP_NAME, PAGE_NAME, run_map, run_page
 from sharded_wf.workflow.retry import Retry
 from sharded_wf.workflow.signatures import check_function, check_name, local_namespace
 from sharded_wf.workflow.transactions import AsyncTransaction, Isolation, SyncTransaction
@@ -87,7 +88,11 @@ class App:
         self.upgraded = tuple(_capability(name, earlier) for earlier in upgrades if earlier != version)
         """The capabilities of earlier versions whose work this code goes on with."""
         self._workflows: dict[str, WorkflowDefinition[Any, Any]] = {}
+        self._own_workflows: dict[str, WorkflowDefinition[Any, Any]] = {}
         self._steps: dict[str, StepDefinition[Any, Any]] = {}
+        for function, own_name in ((run_map, MAP_NAME), (run_page, PAGE_NAME)):
+            own = AsyncWorkflow[Any, Any](self, function, f"{name}/{own_name}", None, DEFAULT_QUEUE)
+            self._own_workflows[own.name] = own
         self._lifespan: Callable[[App], AbstractAsyncContextManager[Any]] | None = None
 
     def __repr__(self) -> str:
@@ -99,6 +104,15 @@ class App:
         return MappingProxyType(self._workflows)
 
     @property
+    def own_workflows(self) -> Mapping[str, WorkflowDefinition[Any, Any]]:
+        """The workflows that every app has (those that run maps), by full name, ``app/$function``."""
+        return MappingProxyType(self._own_workflows)
+
+    def find_workflow(self, name: str) -> WorkflowDefinition[Any, Any] | None:
+        """The workflow with this full name, one of the user's or of the app's own."""
+        return self._workflows.get(name) or self._own_workflows.get(name)
+
+    @property
     def steps(self) -> Mapping[str, StepDefinition[Any, Any]]:
         """The steps by name."""
         return MappingProxyType(self._steps)
@@ -107,7 +121,7 @@ class App:
         """All that an executor of this app can run: work of its version, of those that it upgrades, of the functions
         that are pinned to its version; and functions by name, whose work an executor without them has put back."""
         pinned = sorted({one.capability for one in self._workflows.values()} - {self.capability})
-        return [self.capability, *self.upgraded, *pinned, *self._workflows]
+        return [self.capability, *self.upgraded, *pinned, *self._workflows, *self._own_workflows]
 
     def check(self) -> None:
         """Resolve all annotations now. Raises :class:`DefinitionError` if one names nothing, or JSON can't hold it."""

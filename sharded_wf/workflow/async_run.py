@@ -110,6 +110,12 @@ class AsyncRun(WorkflowRun):
             self.sends.append(command)
         return command
 
+    def new_future(self) -> Future[Any]:
+        """Where the code is to wait for something."""
+        if self.stopped:
+            raise RunDropped
+        return Future(loop=self.loop)
+
     def issue_child(self, start: Start, base: int, codec: ValueCodec[Any]) -> ChildCommand:
         if self.stopped:
             raise RunDropped
@@ -128,13 +134,11 @@ class AsyncRun(WorkflowRun):
     def run_in_thread(self, command: StepCommand | GuardedAttempt, variables: VariableContext) -> Any:
         return self.host.threads.submit(command.run_and_report, variables)
 
-    def time_us(self) -> Microseconds:
-        if self.stopped:
-            raise RunDropped
-        return self.loop.now_us
+    def on_loop(self, callback: Callable[..., Any], *args: Any) -> None:
+        callback(*args)
 
-    def mark(self, kind: EntryKind, name: str) -> None:
-        self.record_mark(self.take_place(), kind, name)
+    def code_time_us(self) -> Microseconds:
+        return self.loop.now_us
 
     def replaying(self) -> bool:
         replay = self.replay

@@ -186,6 +186,8 @@ class ChildCommand:
 
     __slots__ = ("codec", "fingerprint", "future", "name", "phase", "place", "run", "start", "started_at")
     kind = EntryKind.CHILD
+    own = True
+    """The code awaits it on the spot, and nobody else: it ends with the awaiting."""
     place: int
     fingerprint: int
     phase: int
@@ -229,7 +231,7 @@ class ChildCommand:
         deliver_recorded(self.future, self.codec, entry)
 
     def abandon(self) -> None:
-        """The child itself goes on; only its outcome is no longer asked for."""
+        """Its outcome is no longer asked for. (Telling the child to end is for ``give_up_child``.)"""
         if self.phase == ISSUED or self.phase == LIVE:
             self.run.forget(self)
 

@@ -14,7 +14,7 @@ import msgspec
 
 from sharded_wf.errors import LimitExceeded
 from sharded_wf.limits import CANCEL_CLEANUP_SECONDS, CONTINUED_SENDERS_MAX, PAYLOAD_MAX_BYTES
-from sharded_wf.model.history import Cancellation, Continuation, Entry, EntryKind, continuation_of
+from sharded_wf.model.history import Continuation, Entry, EntryKind, continuation_of, read_cancellation
 from sharded_wf.workflow.commands import read_message
 from sharded_wf.workflow.replay import RECORDING
 
@@ -49,7 +49,12 @@ def entry_of(run: LongLivedRun, bound: Bound[Any]) -> Entry:
     before = continuation_of(run.history)
     number = 1 if before is None else before.run
     received, returned, children, cancelled, cleanup = _left(run)
-    data = _encode(Continuation(number + 1, msgspec.Raw(bound.input), received, returned, children, cancelled, cleanup))
+    closing = list(run.some_waits().untold(run.some_waits().closing))
+    data = _encode(
+        Continuation(
+            number + 1, msgspec.Raw(bound.input), received, returned, children, closing, cancelled, cleanup
+        )
+    )  # fmt: skip
     if len(data) > PAYLOAD_MAX_BYTES:
         raise LimitExceeded(
             f"what {run.id!r} takes along into its next run is {len(data):,} bytes, more than {PAYLOAD_MAX_BYTES:,}: "
@@ -77,7 +82,7 @@ def _left(
                 returned.setdefault(entry.name, []).append(read_message(entry).payload)
             elif entry.kind is EntryKind.CANCEL:
                 cancelled = True
-                cleanup = msgspec.json.decode(entry.output or b"{}", type=Cancellation).cleanup_seconds
+                cleanup = read_cancellation(entry.output).cleanup_seconds
         for command in replay.commands.values():
             if command.kind is EntryKind.MESSAGE and command.phase == RECORDING:
                 returned.setdefault(command.name, []).append(msgspec.Raw(command.taken))

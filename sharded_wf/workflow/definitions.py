@@ -14,13 +14,14 @@ import mmh3
 import msgspec
 
 from sharded_wf.clock import SECOND_US, Microseconds, seconds_of
-from sharded_wf.errors import DefinitionError, LimitExceeded
-from sharded_wf.limits import ID_LENGTH_MAX_BYTES, TIMER_MAX_SECONDS
+from sharded_wf.errors import DefinitionError
+from sharded_wf.limits import TIMER_MAX_SECONDS
 from sharded_wf.model.history import EntryKind, History
 from sharded_wf.model.workflow import Start
 from sharded_wf.serialization.arguments import ArgumentsCodec
 from sharded_wf.serialization.values import ValueCodec
 from sharded_wf.workflow.async_run import AsyncRun
+from sharded_wf.workflow.children import BlockingChildHandle, ChildHandle, child_deadline, next_child_id, start_child
 from sharded_wf.workflow.context import Context, scope
 from sharded_wf.workflow.durability import not_durable
 from sharded_wf.workflow.guarded import GuardedStepCommand
@@ -296,6 +297,17 @@ class WorkflowDefinition(Definition[P, R]):
         own = next(resumes, started_at) + round(min(self.run_seconds, TIMER_MAX_SECONDS) * SECOND_US)
         return own if deadline is None else min(deadline, own)
 
+    def start(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, ChildHandle[R]]:
+        """In an async workflow: start it as a child, and go on beside it. With options: ``start_child(fn.bind(...))``.
+
+        ``handle = await fn.start(...)``, later ``await handle.result()``. Raises as ``start_child``.
+        """
+        return start_child(self.bind(*args, **kwargs))
+
+    def start_blocking(self, *args: P.args, **kwargs: P.kwargs) -> BlockingChildHandle[R]:
+        """The same for ``def`` workflows."""
+        return start_child.blocking(self.bind(*args, **kwargs))
+
     def new_run(
         self,
         host: Host,
@@ -311,16 +323,8 @@ class WorkflowDefinition(Definition[P, R]):
 
     def _child(self, run: AsyncRun | ThreadRun, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Start, int]:
         data = self.arguments.encode(args, kwargs)
-        counts = run.some_waits().child_counts
-        counts[self.name] = number = counts.get(self.name, 0) + 1
-        child_id = f"{run.id}/{self.short_name}-{number}"
-        if len(child_id.encode()) > ID_LENGTH_MAX_BYTES:
-            raise LimitExceeded(f"the child's ID {child_id!r} is longer than {ID_LENGTH_MAX_BYTES} bytes")
-        deadline = run.some_waits().limit_us
-        if self.timeout_seconds is not None:
-            own = run.time_us() + round(min(self.timeout_seconds, TIMER_MAX_SECONDS) * SECOND_US)
-            deadline = own if deadline is None else min(deadline, own)
-        start = Start(child_id, self.name, self.capability, self.queue, 0, data, None, run.id, deadline=deadline)
+        id_, deadline = next_child_id(run, self.name), child_deadline(run, self.timeout_seconds)
+        start = Start(id_, self.name, self.capability, self.queue, 0, data, None, run.id, deadline=deadline)
         return start, mmh3.hash64(data, self.seed)[0]
 
     async def _as_child(self, run: AsyncRun, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -331,7 +335,7 @@ class WorkflowDefinition(Definition[P, R]):
         try:
             return await command.future
         except asyncio.CancelledError:
-            command.abandon()
+            run.give_up_child(command)
             raise
 
 

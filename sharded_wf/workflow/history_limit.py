@@ -32,4 +32,4 @@ def history_is_full(run: WorkflowRun, ordinal: int) -> bool:
 def _fail(run: WorkflowRun) -> None:
     """From a plain callback: what was recorded may be in the middle of a turn of the workflow."""
     if run.outcome is None and not run.stopped:
-        run.conclude(run.failed(HistoryTooLong(f"{run.id!r} wants more than {HISTORY_MAX_ENTRIES} results: {_ADVICE}")))
+        run.end(run.failed(HistoryTooLong(f"{run.id!r} wants more than {HISTORY_MAX_ENTRIES} results: {_ADVICE}")))

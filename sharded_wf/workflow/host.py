@@ -88,10 +88,12 @@ class Host(Protocol):
         """The run has its outcome; it asks for nothing more."""
         ...
 
-    def continue_as_new(self, run: Run, entry: Entry, capability: str, queue: str) -> None:
+    def continue_as_new(
+        self, run: Run, entry: Entry, capability: str, queue: str, cancels: tuple[str, ...] = ()
+    ) -> None:
         """The run asks for nothing more, and a new run of the workflow is to begin: in one transaction, delete its
-        history, record ``entry`` as the first of the new one, whose clock begins with ``entry.completed_at``, and put
-        the workflow back into the queue."""
+        history, record ``entry`` as the first of the new one, whose clock begins with ``entry.completed_at``, put the
+        workflow back into the queue, and tell the children ``cancels`` to end."""
         ...
 
 
@@ -181,6 +183,10 @@ class Run(ABC):
     @abstractmethod
     def drop(self) -> None:
         """Forget the run without an outcome (parked, drained, lease lost): nothing more reaches the host."""
+
+    def children_to_end(self) -> tuple[str, ...]:
+        """Children that are to be cancelled when this workflow ends."""
+        return ()
 
     @abstractmethod
     def waiting(self) -> Waiting | None:

@@ -3,50 +3,43 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from sharded_wf.errors import ShardedWfError
-from sharded_wf.model.history import Entry, EntryKind, History, continuation_of
+from sharded_wf.model.history import Entry, EntryKind, History, continuation_of, read_cancellation
 from sharded_wf.model.workflow import Outcome
 from sharded_wf.workflow.commands import NULL
 from sharded_wf.workflow.continuation import continuation_asked_by, entry_of
-from sharded_wf.workflow.host import Host, Run
+from sharded_wf.workflow.parent_run import ParentRun
 from sharded_wf.workflow.replay import Replay
 from sharded_wf.workflow.steps import StepCommand
-from sharded_wf.workflow.waits import Waits
 
 if TYPE_CHECKING:
-    from typing import Any
+    from sharded_wf.workflow.definitions import Bound
 
 
-class LongLivedRun(Run):
+class LongLivedRun(ParentRun):
     """The part of ``WorkflowRun`` that is about the workflow's whole life."""
 
-    __slots__ = ("busy", "last_ordinal")
-    busy: int
+    __slots__ = ("last_ordinal",)
     cancel_requested: bool
     history: History
-    host: Host
     last_ordinal: int
     replay: Replay | None
-    stopped: bool
-    waits: Waits | None
-
-    @abstractmethod
-    def some_waits(self) -> Waits:
-        """What it waits for, made if need be."""
 
     @abstractmethod
     def failed(self, error: BaseException) -> Outcome:
         """The outcome of code that ``error`` left."""
 
     @abstractmethod
-    def conclude(self, outcome: Outcome) -> None:
-        """This is the outcome."""
+    def take_place(self) -> int:
+        """A place for an entry that no code asked for."""
 
     @abstractmethod
-    def release(self) -> None:
-        """Stop what still runs."""
+    def on_loop(self, callback: Callable[..., Any], *args: Any) -> None:
+        """Call on the host's loop, in the order of the calls; at once, if the code runs there."""
 
     @property
     def number(self) -> int:
@@ -60,9 +53,12 @@ class LongLivedRun(Run):
         return 0 if self.replay is None else sum(self.replay.counts.values())
 
     def is_cancel(self, entry: Entry) -> bool:
-        """Whether an entry that no command waits for asks the workflow to cancel, or says that its time is over."""
+        """Whether an entry that no command waits for asks the workflow to cancel (the children named there are told),
+        or says that its time is over."""
         if entry.kind is EntryKind.CANCEL:
-            self.some_waits().cancels.pop(entry.place, None)
+            waits = self.some_waits()
+            waits.cancels.pop(entry.place, None)
+            waits.cancelled_children.update(read_cancellation(entry.output).told)
             return True
         if entry.kind is EntryKind.TIMEOUT:
             self.some_waits().timed_out = True
@@ -72,11 +68,11 @@ class LongLivedRun(Run):
             return before is not None and before.cancelled
         return False
 
-    @abstractmethod
     def mark(self, kind: EntryKind, name: str) -> None:
         """Record that the code came by here, and go on at once."""
+        self.on_loop(self._record_mark, self.take_place(), kind, name)
 
-    def record_mark(self, place: int, kind: EntryKind, name: str) -> None:
+    def _record_mark(self, place: int, kind: EntryKind, name: str) -> None:
         if self.stopped:
             return
         self.busy += 1
@@ -89,14 +85,20 @@ class LongLivedRun(Run):
         bound = continuation_asked_by(error)
         if bound is None:
             self.conclude(self.failed(error))
+        else:
+            self._renew(bound)
+
+    def _renew(self, bound: Bound[Any]) -> None:
+        if self.must_exist_first(partial(self._renew, bound)):
             return
         try:
             entry = entry_of(self, bound)
         except ShardedWfError as failure:
             self.conclude(self.failed(failure))
             return
+        told = () if self.waits is None else self.waits.untold(self.waits.cancelling)
         self.release()
-        self.host.continue_as_new(self, entry, bound.capability, bound.queue)
+        self.host.continue_as_new(self, entry, bound.capability, bound.queue, told)
 
     def time_jumped(self) -> None:
         waits = self.waits

@@ -38,10 +38,6 @@ class LimitedRun(RequestedRun):
     @abstractmethod
     def _command(self, place: int) -> Any: ...
 
-    @abstractmethod
-    def time_us(self) -> Microseconds:
-        """The workflow's own time."""
-
     def stream(self, name: str) -> Random:
         """The random numbers of one stream. The seed is the workflow's ID and the beginning of its time; of a fork,
         those of the workflow whose results it has."""
@@ -143,7 +139,7 @@ class LimitedRun(RequestedRun):
             return  # it was cancelled and cleans up, for which it has a while
         if self.replay is None:
             self.replay = Replay(self.history)
-        self.record_mark(self.take_place(), EntryKind.TIMEOUT, "timeout")
+        self._record_mark(self.take_place(), EntryKind.TIMEOUT, "timeout")
         self.unpause(waits)  # what is to end is not to be held up
 
     def expire(self) -> None:

@@ -208,6 +208,8 @@ def describe_entry(entry: Entry) -> str:
             return f"waiting for event {entry.name!r}"
         case EntryKind.CANCEL:
             return "a request to cancel"
+        case EntryKind.START:
+            return f"the start of child workflow {entry.name!r}"
         case EntryKind.RESUME:
             return "a resume"
         case EntryKind.ATTRIBUTES:

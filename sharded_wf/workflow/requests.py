@@ -15,41 +15,38 @@ import msgspec
 
 from sharded_wf.clock import SECOND_US, Microseconds
 from sharded_wf.errors import WorkflowTerminated
-from sharded_wf.model.history import Cancellation, Entry, EntryKind, History
+from sharded_wf.limits import CLEANUP_REPLAY_LOOK_SECONDS
+from sharded_wf.model.history import Entry, EntryKind, read_cancellation
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import CANCEL_TOPIC, PAUSE_TOPIC, TERMINATE_TOPIC, UNPAUSE_TOPIC, Outcome
 from sharded_wf.serialization.exceptions import encode_error
 from sharded_wf.workflow.commands import TimerCommand
 from sharded_wf.workflow.guarded import GuardedStepCommand
-from sharded_wf.workflow.host import Host
 from sharded_wf.workflow.lifetime import LongLivedRun
-from sharded_wf.workflow.replay import LIVE, Replay
+from sharded_wf.workflow.replay import Replay
 
 if TYPE_CHECKING:
     from sharded_wf.workflow.waits import Waits
-
-decode_cancellation = msgspec.json.Decoder(Cancellation | None).decode
 
 
 class RequestedRun(LongLivedRun):
     """The part of a run that honours such requests."""
 
-    __slots__ = ("history", "host", "replay", "stopped", "waits")
-    history: History
-    host: Host
-    replay: Replay | None
-    stopped: bool
-    waits: Waits | None
+    __slots__ = ("history", "replay")
 
     @abstractmethod
-    def take_place(self) -> int:
-        """A place for an entry that no code asked for."""
+    def replaying(self) -> bool:
+        """Whether recorded results are still to be handed back."""
+
+    @abstractmethod
+    def code_time_us(self) -> Microseconds:
+        """The workflow's time, as its code sees it: the same on replay."""
 
     def honour(self, waits: Waits, topic: str) -> None:
         """Somebody asks for something of the workflow itself, not of its code."""
         if topic == TERMINATE_TOPIC:
             error = WorkflowTerminated("WorkflowTerminated", f"workflow {self.id!r} was terminated")
-            self.conclude(self._ended(error))
+            self.end(self._ended(error))
         elif topic == CANCEL_TOPIC:
             self.record_cancels(waits)
         elif topic == PAUSE_TOPIC:
@@ -72,17 +69,34 @@ class RequestedRun(LongLivedRun):
         """A request to cancel, or the end of its time, has reached the code: from now on it cleans up, and not for
         ever."""
         waits = self.some_waits()
-        said = decode_cancellation(entry.output or b"null") or Cancellation()
-        waits.cancelled_children.update(said.told)
         if waits.cleanup_until is None and not self.stopped:
-            waits.cleanup_until = entry.completed_at + round(said.cleanup_seconds * SECOND_US)
-            self._limit_cleanup(waits, waits.cleanup_until)
+            waits.cleanup_us = round(read_cancellation(entry.output).cleanup_seconds * SECOND_US)
+            self._limit_cleanup(waits, entry.completed_at + waits.cleanup_us)
 
     def _limit_cleanup(self, waits: Waits, until: Microseconds) -> None:
+        waits.cleanup_until = until
         if waits.cleanup_alarm is not None:
             waits.cleanup_alarm.cancel()
         delay_us = max(0, until - self.host.clock.now_us())
         waits.cleanup_alarm = self.host.loop.call_later(delay_us / SECOND_US, self._cleanup_over)
+
+    def saga_opened(self) -> None:
+        """Until it is closed, what was done in it is finished or undone, however long that takes: a clean-up has no
+        deadline meanwhile."""
+        self.some_waits().sagas += 1
+
+    def saga_closed(self) -> None:
+        """What remains to be cleaned up has its whole time from now on."""
+        waits = self.waits
+        if waits is not None and not self.stopped:
+            waits.sagas -= 1
+            if not waits.sagas:
+                self.on_loop(self._limit_cleanup_anew, self.code_time_us())
+
+    def _limit_cleanup_anew(self, now_us: Microseconds) -> None:
+        waits = self.waits
+        if waits is not None and not self.stopped and waits.cleanup_until is not None:
+            self._limit_cleanup(waits, now_us + waits.cleanup_us)
 
     def time_jumped(self) -> None:
         super().time_jumped()
@@ -91,28 +105,24 @@ class RequestedRun(LongLivedRun):
             self._limit_cleanup(waits, waits.cleanup_until)
 
     def _cleanup_over(self) -> None:
-        if self.outcome is not None or self.stopped:
+        waits = self.waits
+        if waits is None or self.outcome is not None or self.stopped or waits.sagas:
             return
-        if self.some_waits().timed_out:
-            self.conclude(self.failed(asyncio.CancelledError()))
+        if self.replaying():  # in a thread: whether it is in a saga will be seen
+            waits.cleanup_alarm = self.host.loop.call_later(CLEANUP_REPLAY_LOOK_SECONDS, self._cleanup_over)
+        elif waits.timed_out:
+            self.end(self.failed(asyncio.CancelledError()))
         else:
             text = f"workflow {self.id!r} was cancelled, and its clean-up took too long"
-            self.conclude(self._ended(WorkflowTerminated("WorkflowTerminated", text)))
+            self.end(self._ended(WorkflowTerminated("WorkflowTerminated", text)))
 
     def _ended(self, error: WorkflowTerminated) -> Outcome:
         return Outcome(Status.CANCELLED, None, encode_error(error), self.open_children())
 
-    def open_children(self) -> tuple[str, ...]:
-        """Children whose outcome the code still waits for, and that were not told to end."""
-        waits = self.waits
-        if waits is None:
-            return ()
-        told = waits.cancelled_children
-        return tuple(id_ for id_, child in waits.children.items() if child.phase == LIVE and id_ not in told)
-
     def record_cancels(self, waits: Waits) -> None:
         """Make requests to cancel part of the history, and in the same flush pass them on to the children that the code
-        waits for. Children that may not exist yet could not be told: first they must."""
+        waits for. Children that may not exist yet could not be told: first they must. What the code began since to
+        clean up ends when the code itself gives it up."""
         if waits.starting:
             return
         while (message := waits.mailbox.take(CANCEL_TOPIC)) is not None:
@@ -122,11 +132,10 @@ class RequestedRun(LongLivedRun):
             self.last_ordinal += 1
             now_us = self.host.clock.now_us()
             place = self.take_place()
-            told = self.open_children()
-            waits.cancelled_children.update(told)
-            asked = decode_cancellation(message.payload) or Cancellation()
+            told = list(self.open_children()) if waits.cleanup_until is None else []
+            asked = read_cancellation(message.payload)
             waits.cancels[place] = asked.cleanup_seconds
-            output = msgspec.json.encode(msgspec.structs.replace(asked, told=list(told)))
+            output = msgspec.json.encode(msgspec.structs.replace(asked, told=told, sender=message.sender))
             entry = Entry(
                 place, self.last_ordinal, EntryKind.CANCEL, "cancel", 0, output, None, message.sent_at, now_us
             )
@@ -138,7 +147,8 @@ class RequestedRun(LongLivedRun):
         waits = self.some_waits()
         waits.epoch += 1
         waits.send_counts.clear()
-        waits.end_cleanup()
+        waits.cancelled_children.clear()
+        self.on_loop(waits.end_cleanup)
         assert self.replay is not None
         for command in self.replay.fresh:
             if isinstance(command, (TimerCommand, GuardedStepCommand)):

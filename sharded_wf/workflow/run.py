@@ -23,7 +23,8 @@ from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import EVENT_TOPIC, OUTCOME_TOPIC, Message, Outcome
 from sharded_wf.serialization.exceptions import encode_error
 from sharded_wf.workflow.blame import causes_of
-from sharded_wf.workflow.commands import ChildCommand, ReceiveCommand, SendCommand, TimerCommand
+from sharded_wf.workflow.child_commands import CancelChildCommand
+from sharded_wf.workflow.commands import ReceiveCommand, SendCommand, TimerCommand
 from sharded_wf.workflow.context import Context
 from sharded_wf.workflow.durability import explained
 from sharded_wf.workflow.guarded import GuardedAttempt
@@ -263,7 +264,7 @@ class WorkflowRun(LimitedRun):
         assert self.replay is not None
         return self.replay.free_place()
 
-    # Sending, children
+    # Sending
 
     def number_sends(self, sends: list[SendCommand]) -> None:
         """Number the messages that the code asked for and has not given up, now that it has gone as far as it can.
@@ -285,7 +286,7 @@ class WorkflowRun(LimitedRun):
                 command.sender = sender
         sends.clear()
 
-    def send(self, command: SendCommand, message: Message) -> None:
+    def send(self, command: SendCommand | CancelChildCommand, message: Message) -> None:
         self.busy += 1
         self.host.send(self, command.place, message)
 
@@ -294,43 +295,8 @@ class WorkflowRun(LimitedRun):
             return
         self.busy -= 1
         command = self._command(place)
-        if isinstance(command, SendCommand) and command.phase == LIVE:
+        if isinstance(command, (SendCommand, CancelChildCommand)) and command.phase == LIVE:
             command.acknowledge(outbox, error)
-
-    def start_child(self, command: ChildCommand) -> None:
-        waits = self.some_waits()
-        start = command.start
-        waits.children[start.id] = command
-        waits.starting.add(start.id)
-        self.busy += 1
-        # Of a resumed workflow: the child may have ended, and its outcome been received, or lost, before.
-        self.host.start_child(self, msgspec.structs.replace(start, again=True) if waits.epoch else start)
-
-    def child_started(self, child_id: str) -> None:
-        if self.stopped:
-            return
-        self.busy -= 1
-        waits = self.some_waits()
-        self._no_longer_starting(waits, child_id)
-        child = waits.children.get(child_id)
-        if child is not None and child.phase == LIVE:
-            self.host.expect_messages(self)
-        self.note_waiting()
-
-    def _no_longer_starting(self, waits: Waits, child_id: str) -> None:
-        waits.starting.discard(child_id)
-        if not waits.starting:
-            self.record_cancels(waits)
-
-    def child_refused(self, child_id: str, error: BaseException) -> None:
-        if self.stopped:
-            return
-        self.busy -= 1
-        waits = self.some_waits()
-        child = waits.children.pop(child_id, None)
-        if child is not None and child.phase == LIVE:
-            child.refuse(error)
-        self._no_longer_starting(waits, child_id)
 
     def _command(self, place: int) -> Any:
         return None if self.replay is None else self.replay.commands.get(place)
@@ -350,12 +316,6 @@ class WorkflowRun(LimitedRun):
         if self.busy or self.stopped or self.outcome is not None or not self.is_idle():
             return None
         return Waiting(self.waiting_since, None if self.waits is None else self.waits.deadline())
-
-    def conclude(self, outcome: Outcome) -> None:
-        """This is the outcome."""
-        self.outcome = outcome
-        self.release()
-        self.host.finish(self, outcome)
 
     def failed(self, error: BaseException) -> Outcome:
         """The outcome of code that ``error`` left."""

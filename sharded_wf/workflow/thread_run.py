@@ -46,7 +46,7 @@ _STOP = object()
 class ThreadRun(WorkflowRun):
     """One ``def`` workflow in memory."""
 
-    __slots__ = ("given", "held_back", "idle", "now_us", "queue", "taken", "thread")
+    __slots__ = ("given", "held_back", "idle", "now_us", "queue", "shields", "taken", "thread")
     replay: Replay  # never None here
 
     def __init__(
@@ -72,6 +72,8 @@ class ThreadRun(WorkflowRun):
         self.taken = 0
         """How many of them the thread has taken."""
         self.thread = 0
+        self.shields = 0
+        """How many calls are under way that a request to cancel must not interrupt."""
         self.held_back: list[Any] = []
         """What the code asked for while the workflow was paused."""
 
@@ -211,11 +213,11 @@ class ThreadRun(WorkflowRun):
             self.issue(command, base)
         return self._wait(command, answer, timer)
 
-    def sleep(self, delay_us: int) -> None:
+    def sleep(self, delay_us: int, base: int | None = None, timer_class: type[TimerCommand] = TimerCommand) -> None:
         self._check()
         answer = ThreadAnswer()
-        command = TimerCommand(self, self.now_us, delay_us, wake, (answer,), None)
-        self.issue(command, command.delay_ms)
+        command = timer_class(self, self.now_us, delay_us, wake, (answer,), None)
+        self.issue(command, command.delay_ms if base is None else base)
         self._wait(command, answer)
 
     def send_message(self, receiver: str, topic: str, base: int, payload: bytes) -> None:
@@ -226,24 +228,43 @@ class ThreadRun(WorkflowRun):
         self.number_sends([command])
         self._wait(command, answer)
 
-    def ask(self, command: Any, answer: ThreadAnswer, base: int, timeout_us: int | None = None, late: str = "") -> Any:
-        """Ask for anything else and wait for its answer. Raises ``TimeoutError(late)``."""
+    def ask(self, command: Any, base: int, timeout_us: int | None = None, late: str = "") -> Any:
+        """Ask for something, and wait for its result. Raises ``TimeoutError(late)``."""
         self._check()
         timer = None
         if timeout_us is not None:
-            timer = TimerCommand(self, self.now_us, timeout_us, time_out, (answer, late), None)
+            timer = TimerCommand(self, self.now_us, timeout_us, time_out, (command.future, late), None)
             self.issue(timer, timer.delay_ms)
         self.issue(command, base)
         if command.kind is EntryKind.STEP and command.phase == ISSUED:
             command.prepare()
-        return self._wait(command, answer, timer)
+        return self._wait(command, command.future, timer)
 
     def call_child(self, start: Start, base: int, codec: ValueCodec[Any]) -> Any:
+        command = ChildCommand(self, start, codec, ThreadAnswer())
+        try:
+            return self.ask(command, base)
+        except asyncio.CancelledError:
+            self.cancel_child(start.id, command.fingerprint, None)
+            raise
+
+    def await_answer(self, answer: ThreadAnswer, timeout_us: int | None) -> Any:
+        """Wait for an answer that may come later as well. Raises ``TimeoutError``."""
         self._check()
-        answer = ThreadAnswer()
-        command = ChildCommand(self, start, codec, answer)
-        self.issue(command, base)
-        return self._wait(command, answer)
+        late = ThreadAnswer()
+        timer = None
+        if timeout_us is not None and not answer.done():
+            timer = TimerCommand(self, self.now_us, timeout_us, wake, (late,), None)
+            self.issue(timer, timer.delay_ms)
+        try:
+            while not (answer.done() or late.done()):
+                self._turn()
+        finally:
+            if timer is not None and not self.stopped:
+                self._give_up_unless_ended(timer, late)
+        if not answer.done():
+            raise TimeoutError("not in time")
+        return answer.get()
 
     def _check(self) -> None:
         if self.stopped:
@@ -254,9 +275,6 @@ class ThreadRun(WorkflowRun):
         try:
             while not answer.done():
                 self._turn()
-                if self.cancel_requested:
-                    self.cancel_requested = False
-                    raise asyncio.CancelledError("the workflow was cancelled")
         finally:
             if not self.stopped:
                 self._give_up_unless_ended(command, answer)
@@ -265,7 +283,16 @@ class ThreadRun(WorkflowRun):
         return answer.get()
 
     def _turn(self) -> None:
-        """Let one thing happen."""
+        """Let one thing happen. Raises ``CancelledError`` if that is a request to cancel."""
+        self._let_happen()
+        self.raise_if_cancelled()
+
+    def raise_if_cancelled(self) -> None:
+        if self.cancel_requested and not self.shields:
+            self.cancel_requested = False
+            raise asyncio.CancelledError("the workflow was cancelled")
+
+    def _let_happen(self) -> None:
         replay = self.replay
         if replay.position < replay.total or replay.late:
             if (entry := replay.next_entry()) is not None:
@@ -348,11 +375,11 @@ class ThreadRun(WorkflowRun):
     def call_back(self, callback: Callable[..., Any], args: tuple[Any, ...], context: VariableContext | None) -> None:
         callback(*args)
 
-    def time_us(self) -> Microseconds:
-        return self.now_us
+    def on_loop(self, callback: Callable[..., Any], *args: Any) -> None:
+        self._post(callback, *args)
 
-    def mark(self, kind: EntryKind, name: str) -> None:
-        self._post(self.record_mark, self.take_place(), kind, name)
+    def code_time_us(self) -> Microseconds:
+        return self.now_us
 
     def replaying(self) -> bool:
         return self.replay.position < self.replay.total

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import deque
+from collections.abc import Callable, Iterable
 from random import Random
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from sharded_wf.clock import SECOND_US, Microseconds
-from sharded_wf.model.history import EntryKind, History, continuation_of
+from sharded_wf.model.history import EntryKind, History, continuation_of, read_cancellation
+from sharded_wf.model.workflow import CANCEL_TOPIC
+from sharded_wf.workflow.child_commands import CancelChildCommand, StartCommand
 from sharded_wf.workflow.commands import ChildCommand, ReceiveCommand, TimerCommand, read_message
 from sharded_wf.workflow.mailbox import Mailbox
 from sharded_wf.workflow.replay import LIVE
@@ -39,11 +42,15 @@ class Waits:
     __slots__ = (
         "alarm",
         "cancelled_children",
+        "cancelling",
         "cancels",
         "child_counts",
         "children",
         "cleanup_alarm",
         "cleanup_until",
+        "cleanup_us",
+        "closing",
+        "ending",
         "epoch",
         "events",
         "host",
@@ -56,8 +63,10 @@ class Waits:
         "receivers",
         "retries",
         "returned",
+        "sagas",
         "send_counts",
         "starting",
+        "starts",
         "streams",
         "timed_out",
         "timers",
@@ -70,10 +79,7 @@ class Waits:
         self.retries: dict[int, Microseconds] = {}
         """Steps that wait for their next attempt: when it is due, by place."""
         self.mailbox = Mailbox()
-        for entry in history.entries:
-            if entry.kind is EntryKind.MESSAGE:
-                message = read_message(entry)
-                self.mailbox.remember(message.sender, entry.name, message.seq)
+        self._remember(history)
         self.receivers: dict[str, deque[ReceiveCommand]] = {}
         self.returned: dict[str, deque[msgspec.Raw]] = {}
         """Messages that are recorded and that no code has received."""
@@ -82,11 +88,23 @@ class Waits:
         self.send_counts: dict[tuple[str, str], int] = {}
         self.starting: set[str] = set()
         """Children that are asked for and not known to exist yet."""
+        self.starts: dict[str, StartCommand] = {}
+        """Those of them that the code goes on beside."""
+        self.closing: dict[str, None] = {}
+        """Children to be cancelled when the workflow ends."""
+        self.cancelling: dict[str, CancelChildCommand] = {}
+        """Children that the code wants cancelled, until they are told."""
         self.cancelled_children: set[str] = set()
-        """Children that a request to cancel was passed on to."""
+        """Children of which the code knows that they were told to end."""
+        self.ending: Callable[[], None] | None = None
+        """How the workflow ends, once the children that are to be told of it exist."""
         self.cleanup_until: Microseconds | None = None
-        """It was cancelled, and this is when its clean-up must be over."""
+        """It was cancelled, and this is when its clean-up must be over, unless a saga is open."""
+        self.cleanup_us: Microseconds = 0
+        """How long it has for that."""
         self.cleanup_alarm: asyncio.TimerHandle | None = None
+        self.sagas = 0
+        """How many sagas are open; only the code's own thread changes it."""
         self.pausing = False
         """It is paused: nothing new begins."""
         self.epoch = 0
@@ -109,6 +127,21 @@ class Waits:
         if history.entries and history.entries[0].kind is EntryKind.CONTINUED:
             self._take_over(history)
 
+    def _remember(self, history: History) -> None:
+        """What was received is not received again. Requests to cancel are forgotten when the workflow is resumed: who
+        made one may make another."""
+        cancelled_by: list[str] = []
+        for entry in history.entries:
+            if entry.kind is EntryKind.MESSAGE:
+                message = read_message(entry)
+                self.mailbox.remember(message.sender, entry.name, message.seq)
+            elif entry.kind is EntryKind.CANCEL and (sender := read_cancellation(entry.output).sender) is not None:
+                cancelled_by.append(sender)
+            elif entry.kind is EntryKind.RESUME:
+                cancelled_by.clear()
+        for sender in cancelled_by:
+            self.mailbox.remember(sender, CANCEL_TOPIC, 1)
+
     def _take_over(self, history: History) -> None:
         """Go on with what the run before has left."""
         before = continuation_of(history)
@@ -117,6 +150,11 @@ class Waits:
             self.mailbox.remember(sender, topic, seq)
         self.returned = {topic: deque(payloads) for topic, payloads in before.returned.items()}
         self.child_counts = dict(before.children)
+        self.closing = dict.fromkeys(before.closing)
+
+    def untold(self, children: Iterable[str]) -> tuple[str, ...]:
+        """Those among these children that were not told to end."""
+        return tuple(id_ for id_ in children if id_ not in self.cancelled_children)
 
     def arm(self, timer: TimerCommand) -> None:
         """Wait for a timer's deadline."""
@@ -131,7 +169,7 @@ class Waits:
         if self.retries:
             earliest = min(self.retries.values())
             deadline = earliest if deadline is None else min(deadline, earliest)
-        if self.cleanup_until is not None:
+        if self.cleanup_until is not None and not self.sagas:
             deadline = self.cleanup_until if deadline is None else min(deadline, self.cleanup_until)
         if self.limit_us is not None:
             deadline = self.limit_us if deadline is None else min(deadline, self.limit_us)

@@ -5,6 +5,7 @@
 -- To workflows that exist and have not succeeded (those that ended badly may be resumed, and find it then, unless it is one
 -- of ours); a message that is already there, or was received, changes nothing. One that is older than its receiver was meant
 -- for another workflow, which had the ID before (a minute is for clocks that differ).
+-- The answer: receivers that do not exist.
 with arrived as (
     insert into {slot}.message (workflow_id, topic, sender, seq, sent_at, payload)
     select u.* from unnest($1::text[], $2::text[], $3::text[], $4::int[], $5::timestamptz[], $6::json[])
@@ -13,8 +14,11 @@ with arrived as (
         and (w.status < 3 or (w.status > 3 and left(u.topic, 1) <> '$'))
         and w.created_at <= u.sent_at + interval '1 minute')
     on conflict do nothing
-    returning workflow_id)
-insert into {slot}.wake (workflow_id, id) select distinct workflow_id, gen_random_uuid() from arrived
+    returning workflow_id),
+announced as (
+    insert into {slot}.wake (workflow_id, id) select distinct workflow_id, gen_random_uuid() from arrived)
+select distinct u.id from unnest($1::text[]) u (id)
+where not exists (select from {slot}.workflow w where w.id = u.id)
 
 -- name: deliver_with_start
 -- The message that comes with a start: to the workflow of this name that has the ID, which may have been there before.
@@ -36,8 +40,11 @@ using unnest($1::text[], $2::text[], $3::text[], $4::int[]) u (workflow_id, topi
 where m.workflow_id = u.workflow_id and m.topic = u.topic and m.sender = u.sender and m.seq = u.seq
 
 -- name: read_wakes
--- A bounded look, from where the last one ended.
-select workflow_id, id from {slot}.wake where workflow_id > $1 order by workflow_id, id limit $2::int
+-- A bounded look, from where the last one ended. `unheld`: no executor has the workflow, nor will one claim it by itself.
+select k.workflow_id, k.id, coalesce(w.status >= 2, true) as unheld
+from (select workflow_id, id from {slot}.wake where workflow_id > $1 order by workflow_id, id limit $2::int) k
+left join {slot}.workflow w on w.id = k.workflow_id
+order by k.workflow_id, k.id
 
 -- name: forget_wakes
 -- By whoever acted on them.

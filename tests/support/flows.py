@@ -18,7 +18,18 @@ from collections.abc import AsyncIterator, Mapping
 
 import psycopg
 
-from sharded_wf import App, Retry, current, receive, send, sleep_blocking
+from sharded_wf import (
+    App,
+    MapPage,
+    Retry,
+    current,
+    map_workflow,
+    receive,
+    saga,
+    send,
+    sleep_blocking,
+    start_child,
+)
 
 LEDGER_VARIABLE = "SHARDED_WF_TEST_LEDGER"
 LEDGER_TABLE = """
@@ -261,6 +272,113 @@ async def parent(children: int, steps: int) -> int:
 @app.workflow
 async def patient_parent(children: int, seconds: float) -> int:
     return sum(await asyncio.gather(*(sleeper(seconds) for _ in range(children))))
+
+
+@app.workflow
+async def starts_children(children: int, seconds: float) -> list[str]:
+    """Children beside which it goes on: some awaited later, one left alone, one that is cancelled with it."""
+    handles = [await slow_chain.start(2, seconds) for _ in range(children)]
+    await start_child(sleeper.bind(seconds), id=f"{current().workflow_id}/left")
+    await start_child(sleeper.bind(1000.0), id=f"{current().workflow_id}/closed", parent_close="cancel")
+    await note(0)
+    await asyncio.gather(*(handle.result() for handle in handles))
+    return [handle.id for handle in handles]
+
+
+@app.workflow
+def starts_children_blocking(children: int, seconds: float) -> list[str]:
+    """The same, in a thread."""
+    handles = [slow_chain.start_blocking(2, seconds) for _ in range(children)]
+    start_child.blocking(sleeper.bind(seconds), id=f"{current().workflow_id}/left")
+    start_child.blocking(sleeper.bind(1000.0), id=f"{current().workflow_id}/closed", parent_close="cancel")
+    note.blocking(0)
+    for handle in handles:
+        handle.result()
+    return [handle.id for handle in handles]
+
+
+@app.workflow
+async def races_children() -> int:
+    """The first of two children; the other is cancelled."""
+    tasks = [asyncio.create_task(sleeper(seconds)) for seconds in (0.1, 1000.0)]
+    done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+    await note(0)
+    return done.pop().result()
+
+
+@app.step
+async def number_pages(begin: int | None) -> MapPage[int]:
+    """Sixty numbers, twenty a page."""
+    first = begin or 0
+    return MapPage(list(range(first, first + 20)), first + 20 if first < 40 else None)
+
+
+@app.workflow
+async def noted(number: int) -> int:
+    await slow_note(number, 0.1)
+    if number == 7:
+        raise ValueError("7 is broken")
+    return number
+
+
+@app.workflow
+async def maps() -> int:
+    result = await map_workflow(noted, number_pages, concurrency=12, tolerated_failures=1)
+    return result.succeeded
+
+
+@app.step
+async def undo_note(number: int) -> str:
+    return await ledger().write(-number)
+
+
+@app.workflow
+async def saga_flow(count: int) -> None:
+    async with saga() as s:
+        for number in range(1, count + 1):
+            await s.step(slow_note(number, 0.1), undo=lambda _, number=number: undo_note(number))  # type: ignore[misc]
+        raise ValueError("on purpose")
+
+
+@app.workflow
+async def saga_waits(count: int) -> None:
+    """A saga that only a cancellation ends."""
+    async with saga() as s:
+        for number in range(1, count + 1):
+            await s.step(note(number), undo=lambda _, number=number: undo_note(number))  # type: ignore[misc]
+        await receive("never")
+
+
+@app.workflow
+def saga_waits_blocking(count: int) -> None:
+    with saga.blocking() as s:
+        for number in range(1, count + 1):
+            s.step(lambda n=number: note.blocking(n), undo=lambda _, n=number: undo_note.blocking(n))  # type: ignore[misc]
+        receive.blocking("never")
+
+
+@app.workflow
+async def undoes(number: int) -> None:
+    await undo_note(number)
+
+
+@app.workflow
+async def saga_of_children(count: int) -> None:
+    """What is done and undone are children, on any shard."""
+    async with saga() as s:
+        for number in range(10, 10 + count):
+            await s.step(noted(number), undo=undoes)
+        raise ValueError("on purpose")
+
+
+@app.workflow
+def saga_flow_blocking(count: int) -> None:
+    with saga.blocking() as s:
+        for number in range(1, count + 1):
+            s.step(lambda n=number: slow_note.blocking(n, 0.1), undo=lambda _, n=number: undo_note.blocking(n))  # type: ignore[misc]
+        raise ValueError("on purpose")
 
 
 def expected_order(found: list[str], senders: Mapping[str, int]) -> list[str]:

@@ -7,7 +7,7 @@ import contextlib
 
 import psycopg
 
-from sharded_wf import continue_as_new, current, receive, send, sleep_blocking
+from sharded_wf import continue_as_new, current, receive, saga, send, sleep_blocking
 from tests.support.flows import app, is_mended, ledger, note
 
 __all__ = ["app"]
@@ -134,3 +134,41 @@ async def fragile_meter(number: int) -> list[int]:
         continue_as_new(fragile_meter.bind(number + 1))
     await fragile_note(10)
     return [number, current().run]
+
+
+@app.workflow
+async def fragile_leaf(number: int) -> str:
+    return await fragile_note(number)
+
+
+@app.workflow
+async def fragile_starter() -> str:
+    """Awaits later a child that fails until it is mended."""
+    handle = await fragile_leaf.start(1)
+    await note(0)
+    await handle.result()
+    return handle.id
+
+
+@app.workflow
+def sync_fragile_starter() -> str:
+    handle = fragile_leaf.start_blocking(1)
+    note.blocking(0)
+    handle.result()
+    return handle.id
+
+
+@app.step
+async def fragile_undo(number: int) -> None:
+    await ledger().write(-number)
+    if number != 2 and not is_mended():
+        raise Refused(f"undo {number}")
+
+
+@app.workflow
+async def fragile_saga() -> None:
+    """Three steps are undone; two of the compensations fail until that is mended."""
+    async with saga() as s:
+        for number in (1, 2, 3):
+            await s.step(note(number), undo=lambda _, number=number: fragile_undo(number))  # type: ignore[misc]
+        raise ValueError("on purpose")

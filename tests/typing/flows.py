@@ -10,7 +10,21 @@ from typing import reveal_type
 
 import psycopg
 
-from sharded_wf import App, Bound, Handle, Retry, receive, send, set_event, sleep_blocking, wait_event, wait_until
+from sharded_wf import (
+    App,
+    Bound,
+    Handle,
+    Retry,
+    map_workflow,
+    receive,
+    saga,
+    send,
+    set_event,
+    sleep_blocking,
+    start_child,
+    wait_event,
+    wait_until,
+)
 
 app = App("typing")
 
@@ -90,6 +104,14 @@ def summary(names: list[str]) -> dict[str, int]:
 @app.workflow
 async def parent() -> int:
     reveal_type(await checkout("o"))  # reveal: str
+    reveal_type(await (await checkout.start("o")).result())  # reveal: str
+    reveal_type(await (await start_child(summary.bind([]), parent_close="cancel")).result())  # reveal: dict[str, int]
+    async with saga() as s:
+        reveal_type(await s.step(plain(1), undo=plain))  # reveal: int
+        await s.step(plain(1), undo=count.in_thread)  # error: undoes another type
+    reveal_type(await map_workflow(checkout, ["o"]))  # reveal: MapResult
+    checkout.start("o")  # error: forgotten await
+    await checkout.start(5)  # error: wrong type
     checkout("o")  # error: forgotten await
     await checkout(5)  # error: wrong type
     return 1

@@ -79,7 +79,7 @@ INTENDED: dict[str, tuple[str, ...]] = {
     "read_messages": ("message_pkey",),
     "consume_messages": ("message_pkey",),
     "clear_mailboxes": ("message_pkey",),
-    "read_wakes": ("wake_pkey",),
+    "read_wakes": ("wake_pkey", "workflow_pkey"),
     "forget_wakes": ("wake_pkey",),
     "forget_idle_wakes": ("wake_pkey", "workflow_pkey", "message_pkey"),
     "wake_parked": ("workflow_pkey",),

@@ -76,6 +76,17 @@ def test_the_readme_s_first_program(tmp_path: Path) -> None:
             ],
         ),
         ("attributes", [r"7 orders of Ada, in pages of 3", r"2 of them cost 25 and more", "all are shipped"]),
+        (
+            "children",
+            [
+                "the watcher is issue-1/watch_the_press-1",
+                r"map 'issue-1/map-1': 1 items failed, 0 were tolerated; .*page 13 is missing",
+                "299 of 300 pages, 1 given up",
+                "the cover is page 0",
+                r"the second map: \d+ succeeded, 1 failed",
+            ],
+        ),
+        ("trip", ["with fast air, flight, hotel", "cancelled hotel", "cancelled flight", "no car left"]),
         ("fanout", [r"1000 workflows started and finished in [\d.]+ s", "the longest sequence .* begins with 871"]),
         (
             "meter",
@@ -101,10 +112,12 @@ def test_every_example_is_run() -> None:
         "attributes",
         "cancel",
         "checkout",
+        "children",
         "fanout",
         "messages",
         "meter",
         "repair",
         "transfer",
+        "trip",
         "waiting",
     }

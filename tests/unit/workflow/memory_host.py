@@ -8,16 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextvars import Context as VariableContext
 from typing import Any, TypeVar
 
 from sharded_wf.errors import EventNeverSet, WorkflowNotFound
-from sharded_wf.model.history import EMPTY_HISTORY, Entry, FailedAttempt, Heartbeat, History
+from sharded_wf.model.history import (
+    EMPTY_HISTORY,
+    Entry,
+    EntryKind,
+    FailedAttempt,
+    Heartbeat,
+    History,
+    read_cancellation,
+)
 from sharded_wf.model.notices import notice_of
 from sharded_wf.model.status import Status
-from sharded_wf.model.workflow import EVENT_TOPIC, OUTCOME_TOPIC, Event, Message, Outcome, Start
+from sharded_wf.model.workflow import CANCEL_TOPIC, EVENT_TOPIC, OUTCOME_TOPIC, Event, Message, Outcome, Start
 from sharded_wf.serialization import decode_error, encode_outcome
 from sharded_wf.workflow.app import App
 from sharded_wf.workflow.attempts import Attempts
@@ -84,6 +92,12 @@ class Stored:
         self.outcome: Outcome | None = None
         self.taken_up = 0
 
+    @property
+    def ended(self) -> Outcome:
+        """The outcome, which there must be."""
+        assert self.outcome is not None
+        return self.outcome
+
     def history(self) -> History:
         return History(tuple(self.entries), tuple(self.attempts), tuple(self.heartbeats.values()))
 
@@ -140,7 +154,8 @@ class MemoryHost:
     def take_up(self, workflow_id: str) -> Run:
         stored = self.stored[workflow_id]
         stored.taken_up += 1
-        definition = self.app.workflows[stored.start.name]
+        definition = self.app.find_workflow(stored.start.name)
+        assert definition is not None
         run = definition.new_run(
             self, workflow_id, stored.start.input, stored.history(), stored.started_at, stored.taken_up
         )
@@ -150,6 +165,16 @@ class MemoryHost:
         in_time = deadline is None or run.limit(deadline)
         self.loop.call_soon(run.start if in_time else run.expire)
         return run
+
+    def inherit(self, dead: MemoryHost) -> None:
+        """Take over all that another host made durable; its unfinished workflows run on here."""
+        self.stored = dead.stored
+        for workflow_id, stored in self.stored.items():
+            if stored.outcome is None:
+                self.take_up(workflow_id)
+                self.loop.call_soon(self._offer, workflow_id)
+            else:
+                self.finished.setdefault(workflow_id, asyncio.Event()).set()
 
     async def outcome(self, workflow_id: str = "w") -> Outcome:
         await asyncio.wait_for(self.finished[workflow_id].wait(), 1e9)
@@ -208,6 +233,8 @@ class MemoryHost:
         stored.entries.append(entry)
         if consumed is not None:
             stored.mailbox.remove(consumed)
+        if entry.kind is EntryKind.CANCEL:
+            self._cancel(run, read_cancellation(entry.output).told)
         if self.on_record is not None:
             self.on_record(run, entry)
         if self.crash_after is not None:
@@ -269,7 +296,7 @@ class MemoryHost:
 
     def start_child(self, run: Run, start: Start) -> None:
         def begin() -> None:
-            if start.name not in self.app.workflows:
+            if self.app.find_workflow(start.name) is None:
                 run.child_refused(start.id, LookupError(start.name))
                 return
             if start.id not in self.stored:
@@ -282,8 +309,7 @@ class MemoryHost:
     def send(self, run: Run, place: int, message: Message) -> None:
         def deliver() -> None:
             self.sent.append(message)
-            if message.receiver in self.stored:
-                self.post(message)
+            self._tell(message)
             run.acknowledge_send(place)
 
         self._later(deliver)
@@ -291,10 +317,17 @@ class MemoryHost:
     def expect_messages(self, run: Run) -> None:
         self._later(self._offer, run.id)
 
-    def continue_as_new(self, run: Run, entry: Entry, capability: str, queue: str) -> None:
-        self._later(self._continue, run, entry)
+    def continue_as_new(
+        self, run: Run, entry: Entry, capability: str, queue: str, cancels: tuple[str, ...] = ()
+    ) -> None:
+        self._later(self._continue, run, entry, cancels)
 
-    def _continue(self, run: Run, entry: Entry) -> None:
+    def _cancel(self, run: Run, children: Iterable[str]) -> None:
+        for child_id in children:
+            self._tell(Message(child_id, CANCEL_TOPIC, run.id, 1, b"null", self.clock.now_us()))
+
+    def _continue(self, run: Run, entry: Entry, cancels: tuple[str, ...]) -> None:
+        self._cancel(run, cancels)
         stored = self.stored[run.id]
         stored.entries = [entry]
         stored.attempts = []
@@ -318,10 +351,20 @@ class MemoryHost:
         assert stored.outcome is None, "finished twice"
         stored.outcome = outcome
         self.finished[run.id].set()
+        self._cancel(run, outcome.cancels)
         parent = stored.start.parent_id
         if parent is not None:
             payload = encode_outcome(outcome)
-            self.post(Message(parent, OUTCOME_TOPIC, run.id, 1, payload, self.clock.now_us()))
+            self._tell(Message(parent, OUTCOME_TOPIC, run.id, 1, payload, self.clock.now_us()))
+
+    def _tell(self, message: Message) -> None:
+        """Deliver what was not delivered, to one that exists and has not ended."""
+        stored = self.stored.get(message.receiver)
+        if stored is None:
+            return
+        key = (message.topic, message.sender, message.seq)
+        if stored.outcome is None and key not in {(m.topic, m.sender, m.seq) for m in stored.mailbox}:
+            self.post(message)
 
 
 def run_virtual(main: Coroutine[Any, Any, T]) -> T:

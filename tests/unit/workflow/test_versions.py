@@ -118,7 +118,8 @@ def test_capabilities() -> None:
     async def audit() -> None: ...
 
     assert (order.bind().capability, audit.bind().capability) == ("shop@2", "shop@2/audit")
-    assert app.capabilities() == ["shop@2", "shop@1", "shop", "shop@2/audit", "shop/order", "shop/audit"]
+    own = ["shop/$map", "shop/$map_page"]
+    assert app.capabilities() == ["shop@2", "shop@1", "shop", "shop@2/audit", "shop/order", "shop/audit", *own]
     assert by_name("shop/audit", version="2", pinned=True).bind().capability == "shop@2/audit"
     with pytest.raises(DefinitionError, match="a list of versions"):
         App("shop", version="2", upgrades="1")

@@ -1,0 +1,203 @@
+"""The part of a run that has children: it starts them, waits for them, and tells them to end.
+
+A child that the code awaits on the spot is the code's own: given up, it is told to end. One that was started to be
+awaited later lives as long as its parent-close policy says. Children that end with their parent are told in the flush
+that saves its outcome, so nothing can come between.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+from msgspec.structs import replace
+
+from sharded_wf.workflow.child_commands import CancelChildCommand, OutcomeCommand, StartCommand
+from sharded_wf.workflow.commands import Answer, ChildCommand
+from sharded_wf.workflow.host import Host, Run
+from sharded_wf.workflow.replay import ENDED, LIVE
+
+if TYPE_CHECKING:
+    from sharded_wf.model.workflow import Outcome, Start
+    from sharded_wf.workflow.run import WorkflowRun
+    from sharded_wf.workflow.waits import Waits
+
+_CANCEL_MARK = 0x3C41_9B2E_7D05_A6F1
+"""Makes the fingerprint of a request to cancel a child from that of the child; positive, so it stays within 64 bits."""
+
+
+class ParentRun(Run):
+    """What a run knows of its children."""
+
+    __slots__ = ("busy", "host", "stopped", "waits")
+    busy: int
+    host: Host
+    stopped: bool
+    waits: Waits | None
+
+    @abstractmethod
+    def some_waits(self) -> Waits:
+        """What the run waits for; made when it is first needed."""
+
+    @abstractmethod
+    def issue(self, command: Any, base: int) -> None:
+        """The code asks for ``command``."""
+
+    @abstractmethod
+    def give_up(self, command: Any) -> None:
+        """The code no longer waits for a command."""
+
+    @abstractmethod
+    def note_waiting(self) -> None:
+        """Remember since when nothing is under way."""
+
+    @abstractmethod
+    def record_cancels(self, waits: Waits) -> None:
+        """Honour the requests to cancel that have arrived, unless children are just being started."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Stop what still runs."""
+
+    # Starting
+
+    def start_child(self, command: ChildCommand) -> None:
+        waits = self.some_waits()
+        waits.children[command.start.id] = command
+        self._start(waits, command.start, ends_with_us=True)
+
+    def start_beside(self, command: StartCommand) -> None:
+        """Start a child beside which the code goes on."""
+        waits = self.some_waits()
+        waits.starts[command.start.id] = command
+        if command.closes:
+            waits.closing[command.start.id] = None
+        self._start(waits, command.start, ends_with_us=command.closes)
+
+    def _start(self, waits: Waits, start: Start, *, ends_with_us: bool) -> None:
+        waits.starting.add(start.id)
+        self.busy += 1
+        limit = waits.limit_us
+        if limit is not None and ends_with_us and (start.deadline is None or limit < start.deadline):
+            start = replace(start, deadline=limit)  # it has no more time than the workflow itself
+        # Of a resumed workflow: the child may have ended, and its outcome been received, or lost, before.
+        again = waits.epoch > 0 and start.parent_id is not None
+        self.host.start_child(self, replace(start, again=True) if again else start)
+
+    def await_outcome(self, command: OutcomeCommand) -> None:
+        """Wait for the outcome of a child that was started before; it may be in the mailbox already."""
+        waits = self.some_waits()
+        if waits.epoch:
+            self.start_child(command)
+        else:
+            waits.children[command.start.id] = command
+            self.host.expect_messages(self)
+
+    def child_started(self, child_id: str) -> None:
+        if self.stopped:
+            return
+        self.busy -= 1
+        waits = self.some_waits()
+        waits.starting.discard(child_id)
+        start = waits.starts.pop(child_id, None)
+        if start is not None:
+            start.started()
+        child = waits.children.get(child_id)
+        if child is not None and child.phase == LIVE:
+            self.host.expect_messages(self)
+        self._tell_now(waits, child_id)
+        self.note_waiting()
+
+    def child_refused(self, child_id: str, error: BaseException) -> None:
+        if self.stopped:
+            return
+        self.busy -= 1
+        waits = self.some_waits()
+        waits.starting.discard(child_id)
+        start = waits.starts.pop(child_id, None)
+        if start is not None:
+            waits.closing.pop(child_id, None)
+            start.refuse(error)
+        child = waits.children.pop(child_id, None)
+        if child is not None and child.phase == LIVE:
+            child.refuse(error)
+        self._tell_now(waits, child_id)
+
+    def _tell_now(self, waits: Waits, child_id: str) -> None:
+        """It is known whether a child exists: tell it what it was to be told."""
+        command = waits.cancelling.get(child_id)
+        if command is not None and command.phase == LIVE:
+            command.send()
+        if waits.ending is not None:
+            end, waits.ending = waits.ending, None
+            end()
+        if not (waits.starting or self.stopped):
+            self.record_cancels(waits)
+
+    # Children that are to end
+
+    def give_up_child(self, command: ChildCommand) -> None:
+        """The code no longer waits for a child that is its own: tell it to end.
+
+        Asked for whatever became of the child meanwhile, so that replay asks for the same.
+        """
+        if command.phase == ENDED or self.stopped:
+            return
+        self.give_up(command)
+        self.cancel_child(command.start.id, command.fingerprint, None)
+
+    def cancel_child(self, child_id: str, base: int, future: Answer | None) -> None:
+        """Tell a child to end, unless it was told."""
+        waits = self.some_waits()
+        if child_id in waits.cancelled_children:
+            if future is not None:
+                future.set_result(None)
+            return
+        command = CancelChildCommand(cast("WorkflowRun", self), child_id, future)
+        # What was told before the workflow was resumed counts no more: the child may have been resumed too.
+        self.issue(command, base ^ _CANCEL_MARK ^ waits.epoch)
+        waits.cancelling[child_id] = command
+
+    def tell_to_end(self, command: CancelChildCommand) -> None:
+        # A child that may not exist yet could not be told: first it must.
+        if command.child_id not in self.some_waits().starting:
+            command.send()
+
+    def open_children(self) -> tuple[str, ...]:
+        """Children of the code's own whose outcome it still waits for, and that were not told to end."""
+        waits = self.waits
+        if waits is None:
+            return ()
+        return waits.untold(id_ for id_, child in waits.children.items() if child.own and child.phase == LIVE)
+
+    def children_to_end(self) -> tuple[str, ...]:
+        waits = self.waits
+        return () if waits is None else waits.untold({**waits.closing, **dict.fromkeys(waits.cancelling)})
+
+    # The end
+
+    def conclude(self, outcome: Outcome) -> None:
+        """The code has come to this outcome. Children that end with the workflow are told with it; first they must
+        exist."""
+        if not self.must_exist_first(partial(self.conclude, outcome)):
+            self.end(outcome)
+
+    def end(self, outcome: Outcome) -> None:
+        """The workflow ends with this outcome, whatever its code still does."""
+        children = self.children_to_end()
+        if children:
+            outcome = replace(outcome, cancels=tuple(dict.fromkeys((*outcome.cancels, *children))))
+        self.outcome = outcome
+        self.release()
+        self.host.finish(self, outcome)
+
+    def must_exist_first(self, end: Callable[[], None]) -> bool:
+        """Whether a child that is to be told of the end is only just being started. Then ``end`` is called as soon as
+        it exists."""
+        waits = self.waits
+        if waits is None or waits.starting.isdisjoint(self.children_to_end()):
+            return False
+        waits.ending = end
+        return True

@@ -1,0 +1,113 @@
+"""Children beside which their parent goes on, on other shards and past killed executors."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from sharded_wf import Bound, WorkflowCancelled
+from sharded_wf.cluster.directory import load_map
+from sharded_wf.model.status import Status
+from tests.support.cluster import TestCluster
+from tests.support.flows import app, races_children, starts_children, starts_children_blocking
+from tests.support.processes import wait_until
+from tests.support.proxy import COMMIT, Moment, Proxy
+
+CHILDREN = 4
+
+
+def start(cluster: TestCluster, id_: str, bound: Bound[Any]) -> None:
+    async def go() -> None:
+        async with app.connect(cluster.config) as client:
+            await client.start(bound, id=id_)
+
+    asyncio.run(go())
+
+
+def expected_statuses(parent: str) -> dict[str, int]:
+    ended = [parent, f"{parent}/left", *(f"{parent}/slow_chain-{number}" for number in range(1, CHILDREN + 1))]
+    return {**dict.fromkeys(ended, int(Status.SUCCEEDED)), f"{parent}/closed": int(Status.CANCELLED)}
+
+
+def wait_ended(cluster: TestCluster, expected: dict[str, int]) -> None:
+    wait_until(lambda: cluster.statuses() == expected, "the end of all", interval=0.1)
+
+
+def test_i6_children_on_other_shards_are_awaited_left_and_cancelled(two_shards: TestCluster) -> None:
+    """Parked in between: what is awaited, closed or lost is known from the history alone."""
+
+    async def go() -> None:
+        async with (
+            app.connect(two_shards.config) as client,
+            app.executor(two_shards.config, park_after=0.1),
+            app.executor(two_shards.config, park_after=0.1),
+        ):
+            begun = [
+                await client.start(starts_children.bind(CHILDREN, 0.4), id="a"),
+                await client.start(starts_children_blocking.bind(CHILDREN, 0.4), id="b"),
+            ]
+            race = await client.start(races_children.bind(), id="race")
+            for handle in begun:
+                assert await handle.result(30) == [f"{handle.id}/slow_chain-{n}" for n in range(1, CHILDREN + 1)]
+            assert await race.result(30) == 2
+
+    expected = {
+        **expected_statuses("a"),
+        **expected_statuses("b"),
+        "race": Status.SUCCEEDED,
+        "race/sleeper-1": Status.SUCCEEDED,
+        "race/sleeper-2": Status.CANCELLED,
+    }
+    asyncio.run(go())
+    with two_shards.worker():  # the cancelled may end after those who cancelled them
+        wait_ended(two_shards, expected)
+        two_shards.certify(expected)
+    shard_of = load_map(two_shards.config).shard_map.shard_of
+    assert len({shard_of(id_) for id_ in expected_statuses("a")}) == 2, "placed on both"
+
+
+POINTS: list[tuple[str, int, Moment]] = [
+    (within, skip, when)
+    for within, count in ((r"insert into wf_\d+\.step", 9), (r"set status = 3", 3), (r"set status = 2", 2))
+    for skip in range(count)
+    for when in ("before", "after")
+]
+
+
+def test_killed_at_every_flush(make_cluster: Callable[..., TestCluster], seed: int, full: bool) -> None:
+    """SIGKILL at a flush of parent or children, on its way to the server or back; a sample, or every one."""
+    points = POINTS if full else random.Random(seed).sample(POINTS, 1)
+    for within, skip, when in points:
+        cluster = make_cluster(1)
+        with Proxy(cluster.direct[0]) as proxy:
+            with cluster.through(proxy.dsn).worker("--park-after", "0.1") as victim:
+                wait_until(lambda c=cluster: len(c.leases()) == 1, "the lease")  # type: ignore[misc]
+                held = proxy.hold(COMMIT, when=when, within=within, skip=skip)
+                start(cluster, "w", starts_children.bind(CHILDREN, 0.2))
+                held.wait()
+                victim.kill()
+                proxy.release()
+            with cluster.worker():
+                wait_ended(cluster, expected_statuses("w"))
+                cluster.certify(["w"])
+
+
+@pytest.mark.parametrize("workflow", [starts_children, starts_children_blocking], ids=["async", "def"])
+def test_a_parent_that_is_cancelled_takes_those_with_it_that_are_to_close(cluster: TestCluster, workflow: Any) -> None:
+    async def go() -> None:
+        async with app.connect(cluster.config) as client, app.executor(cluster.config):
+            handle = await client.start(workflow.bind(1, 1.0), id="w")
+            closed = client.get_handle("w/closed")
+            await asyncio.to_thread(wait_until, lambda: "w/closed" in cluster.statuses(), "the last child")
+            await handle.cancel()
+            for one in (handle, closed):
+                with pytest.raises(WorkflowCancelled):
+                    await one.result(20)
+            description = await client.describe("w/left")
+            assert description is not None and description.status is not Status.CANCELLED
+
+    asyncio.run(go())

@@ -1,0 +1,63 @@
+"""Resume and fork meet children beside which their parent goes on, and compensations."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from sharded_wf import CompensationFailed
+from sharded_wf.cluster.directory import load_map
+from sharded_wf.model.history import EntryKind
+from sharded_wf.model.status import Status
+from tests.support.cluster import TestCluster
+from tests.support.flows import app
+from tests.support.repair_flows import Refused, fragile_saga, fragile_starter, mend, sync_fragile_starter
+
+
+@pytest.mark.parametrize("workflow", [fragile_starter, sync_fragile_starter], ids=["async", "def"])
+def test_a_child_that_was_started_is_resumed_with_its_parent(two_shards: TestCluster, workflow: Any) -> None:
+    """The parent, the child, and a fork that begins after the start: its child is its own."""
+    shard_of = load_map(two_shards.config).shard_map.shard_of
+    parent = next(id_ for id_ in two_shards.ids_on(1, 100) if shard_of(f"{id_}/fragile_leaf-1") == "pg2")
+
+    async def go() -> None:
+        async with (
+            app.executor(two_shards.config, park_after=0.1),
+            app.connect(two_shards.config) as client,
+        ):
+            handle = await client.start(workflow.bind(), id=parent)
+            with pytest.raises(Refused):
+                await handle.result(20)
+            await asyncio.to_thread(mend, two_shards.ledger)
+            last = (await client.history(parent)).entries[-1]
+            assert last.kind is EntryKind.CHILD
+            assert await client.resume(parent)
+            assert await handle.result(20) == f"{parent}/fragile_leaf-1"
+            assert two_shards.statuses()[f"{parent}/fragile_leaf-1"] == Status.SUCCEEDED
+            await asyncio.to_thread(two_shards.certify, [parent])
+            fork = await client.fork(parent, from_step=last.ordinal, new_id="fork")
+            assert await fork.result(20) == f"{parent}/fragile_leaf-1", "what was recorded stays as it is"
+            assert two_shards.statuses()["fork/fragile_leaf-1"] == Status.SUCCEEDED
+
+    asyncio.run(go())
+    noted = [(workflow_id, number) for workflow_id, _, number, _, _ in two_shards.bodies()]
+    assert noted.count((parent, 0)) == 1
+    assert noted.count((f"{parent}/fragile_leaf-1", 1)) == 2
+
+
+def test_only_the_compensations_that_failed_are_made_again(cluster: TestCluster) -> None:
+    async def go() -> None:
+        async with app.executor(cluster.config), app.connect(cluster.config) as client:
+            handle = await client.start(fragile_saga.bind(), id="w")
+            with pytest.raises(CompensationFailed, match="2 of the compensations failed"):
+                await handle.result(20)
+            await asyncio.to_thread(mend, cluster.ledger)
+            assert await client.resume("w")
+            with pytest.raises(ValueError, match="on purpose"):
+                await handle.result(20)
+            await asyncio.to_thread(cluster.certify, ["w"])
+
+    asyncio.run(go())
+    assert [body[2] for body in cluster.bodies()] == [1, 2, 3, -3, -2, -1, -3, -1]
