@@ -137,9 +137,7 @@ class AsyncRun(WorkflowRun):
     def on_loop(self, callback: Callable[..., Any], *args: Any) -> None:
         callback(*args)
 
-    def time_us(self) -> Microseconds:
-        if self.stopped:
-            raise RunDropped
+    def code_time_us(self) -> Microseconds:
         return self.loop.now_us
 
     def replaying(self) -> bool:

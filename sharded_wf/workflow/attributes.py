@@ -83,9 +83,9 @@ class SetAttributes:
 
     def blocking(self, **values: Value | None) -> None:
         """The same for ``def`` workflows."""
-        run, answer = blocking_run("set_attributes"), ThreadAnswer()
-        command = AttributesCommand(run, attributes_of(values), answer)
-        run.ask(command, answer, command.base())
+        run = blocking_run("set_attributes")
+        command = AttributesCommand(run, attributes_of(values), ThreadAnswer())
+        run.ask(command, command.base())
 
 
 set_attributes = SetAttributes()

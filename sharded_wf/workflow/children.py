@@ -208,7 +208,7 @@ def child_start(
     start = Start(
         child_id, bound.name, bound.capability, queue or bound.queue or DEFAULT_QUEUE, priority, bound.input,
         not_before, None if detached else run.id,
-        deadline=child_deadline(run, bound.timeout_seconds, delay_us, inherits=not detached),
+        deadline=child_deadline(run, bound.timeout_seconds, not_before),
     )  # fmt: skip
     asked = f"{bound.name}\0{id_ or ''}\0".encode() + bound.input
     return start, mmh3.hash64(asked, _START_SEED)[0]
@@ -235,6 +235,15 @@ def next_child_id(run: AsyncRun | ThreadRun, name: str) -> str:
     if len(child_id.encode()) > ID_LENGTH_MAX_BYTES:
         raise LimitExceeded(f"the child's ID {child_id!r} is longer than {ID_LENGTH_MAX_BYTES} bytes")
     return child_id
+
+
+def child_deadline(
+    run: AsyncRun | ThreadRun, timeout_seconds: float | None, not_before: Microseconds | None = None
+) -> Microseconds | None:
+    """When the time of a child is over that is started now, for its own part."""
+    if timeout_seconds is None:
+        return None
+    return (not_before or run.code_time_us()) + round(min(timeout_seconds, TIMER_MAX_SECONDS) * SECOND_US)
 
 
 def _check(id_: str | None, queue: str | None, priority: int, parent_close: str, detached: bool) -> None:

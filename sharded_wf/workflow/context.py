@@ -109,7 +109,7 @@ class Context:
 
         Raises :class:`OutsideWorkflow` in a step, which asks the real clock.
         """
-        return UNIX_EPOCH + timedelta(microseconds=self._own_code("now()", "datetime.now()").time_us())
+        return UNIX_EPOCH + timedelta(microseconds=self._own_code("now()", "datetime.now()").code_time_us())
 
     def random(self, stream: str = "") -> random.Random:
         """Random numbers that are the same on every replay; not for secrets, as whoever knows the workflow's ID and its
@@ -147,7 +147,7 @@ class Code(Protocol):
         """Whether recorded results are still being handed back."""
         ...
 
-    def time_us(self) -> Microseconds:
+    def code_time_us(self) -> Microseconds:
         """The workflow's own time."""
         ...
 

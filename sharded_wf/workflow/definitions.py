@@ -309,10 +309,8 @@ class WorkflowDefinition(Definition[P, R]):
 
     def _child(self, run: AsyncRun | ThreadRun, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Start, int]:
         data = self.arguments.encode(args, kwargs)
-        start = Start(
-            next_child_id(run, self.name), self.name, self.capability, self.queue, 0, data, None, run.id,
-            deadline=child_deadline(run, self.timeout_seconds),
-        )  # fmt: skip
+        id_, deadline = next_child_id(run, self.name), child_deadline(run, self.timeout_seconds)
+        start = Start(id_, self.name, self.capability, self.queue, 0, data, None, run.id, deadline=deadline)
         return start, mmh3.hash64(data, self.seed)[0]
 
     async def _as_child(self, run: AsyncRun, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -156,8 +156,7 @@ class SetEvent:
         """The same for ``def`` workflows."""
         run = blocking_run("set_event")
         payload, base = _to_set(key, value)
-        answer = ThreadAnswer()
-        run.ask(SetEventCommand(run, key, payload, answer), answer, base)
+        run.ask(SetEventCommand(run, key, payload, ThreadAnswer()), base)
 
 
 def _to_set(key: str, value: object) -> tuple[bytes, int]:
@@ -227,10 +226,9 @@ class WaitEvent:
     def blocking(self, workflow_id: str, key: str, kind: Any = Any, *, timeout: timedelta | float | None = None) -> Any:
         """The same for ``def`` workflows."""
         run = blocking_run("wait_event")
-        answer = ThreadAnswer()
-        command = WaitEventCommand(run, workflow_id, check_key(key), codec_for(kind), answer)
+        command = WaitEventCommand(run, workflow_id, check_key(key), codec_for(kind), ThreadAnswer())
         timeout_us = None if timeout is None else microseconds_of(timeout)
-        return run.ask(command, answer, _wait_base(workflow_id, key), timeout_us, _late(workflow_id, key))
+        return run.ask(command, _wait_base(workflow_id, key), timeout_us, _late(workflow_id, key))
 
 
 def _wait_base(target: str, key: str) -> int:

@@ -127,7 +127,7 @@ class GuardedStepCommand(StepCommand):
         total_seconds: float | None = None,
     ) -> None:
         super().__init__(run, step, args, kwargs, future)
-        self.asked_us = run.time_us()
+        self.asked_us = run.code_time_us()
         self.total_seconds = step.total_seconds if total_seconds is None else total_seconds
         self.deadline_us = self._deadline()
         self.current: GuardedAttempt | None = None

@@ -53,8 +53,8 @@ class LongLivedRun(ParentRun):
         return 0 if self.replay is None else sum(self.replay.counts.values())
 
     def is_cancel(self, entry: Entry) -> bool:
-        """Whether an entry that no command waits for asks the workflow to cancel (children named there are told), or
-        says that its time is over."""
+        """Whether an entry that no command waits for asks the workflow to cancel (the children named there are told),
+        or says that its time is over."""
         if entry.kind is EntryKind.CANCEL:
             waits = self.some_waits()
             waits.cancels.pop(entry.place, None)

@@ -139,7 +139,7 @@ class LimitedRun(RequestedRun):
             return  # it was cancelled and cleans up, for which it has a while
         if self.replay is None:
             self.replay = Replay(self.history)
-        self.record_mark(self.take_place(), EntryKind.TIMEOUT, "timeout")
+        self._record_mark(self.take_place(), EntryKind.TIMEOUT, "timeout")
         self.unpause(waits)  # what is to end is not to be held up
 
     def expire(self) -> None:

@@ -187,10 +187,8 @@ def _here() -> tuple[AsyncRun, App]:
 
 async def own_child(run: AsyncRun, id_: str, bound: Bound[Any], kind: type[ChildCommand] = ChildCommand) -> Any:
     """Await a child that is the code's own, under a given ID."""
-    start = Start(
-        id_, bound.name, bound.capability, bound.queue, 0, bound.input, None, run.id,
-        deadline=child_deadline(run, bound.timeout_seconds),
-    )  # fmt: skip
+    deadline = child_deadline(run, bound.timeout_seconds)
+    start = Start(id_, bound.name, bound.capability, bound.queue, 0, bound.input, None, run.id, deadline=deadline)
     command = kind(run, start, bound.result, run.new_future())
     run.issue(command, mmh3.hash64(id_, _ITEM_SEED)[0])
     try:

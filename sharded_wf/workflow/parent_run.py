@@ -66,7 +66,7 @@ class ParentRun(Run):
     def start_child(self, command: ChildCommand) -> None:
         waits = self.some_waits()
         waits.children[command.start.id] = command
-        self._start(waits, command.start)
+        self._start(waits, command.start, ends_with_us=True)
 
     def start_beside(self, command: StartCommand) -> None:
         """Start a child beside which the code goes on."""
@@ -74,11 +74,14 @@ class ParentRun(Run):
         waits.starts[command.start.id] = command
         if command.closes:
             waits.closing[command.start.id] = None
-        self._start(waits, command.start)
+        self._start(waits, command.start, ends_with_us=command.closes)
 
-    def _start(self, waits: Waits, start: Start) -> None:
+    def _start(self, waits: Waits, start: Start, *, ends_with_us: bool) -> None:
         waits.starting.add(start.id)
         self.busy += 1
+        limit = waits.limit_us
+        if limit is not None and ends_with_us and (start.deadline is None or limit < start.deadline):
+            start = replace(start, deadline=limit)  # it has no more time than the workflow itself
         # Of a resumed workflow: the child may have ended, and its outcome been received, or lost, before.
         again = waits.epoch > 0 and start.parent_id is not None
         self.host.start_child(self, replace(start, again=True) if again else start)

@@ -110,12 +110,11 @@ class RequestedRun(LongLivedRun):
             return
         if self.replaying():  # in a thread: whether it is in a saga will be seen
             waits.cleanup_alarm = self.host.loop.call_later(CLEANUP_REPLAY_LOOK_SECONDS, self._cleanup_over)
-            return
-        if waits.timed_out:
+        elif waits.timed_out:
             self.end(self.failed(asyncio.CancelledError()))
-            return
-        text = f"workflow {self.id!r} was cancelled, and its clean-up took too long"
-        self.end(self._ended(WorkflowTerminated("WorkflowTerminated", text)))
+        else:
+            text = f"workflow {self.id!r} was cancelled, and its clean-up took too long"
+            self.end(self._ended(WorkflowTerminated("WorkflowTerminated", text)))
 
     def _ended(self, error: WorkflowTerminated) -> Outcome:
         return Outcome(Status.CANCELLED, None, encode_error(error), self.open_children())

@@ -24,11 +24,7 @@ from sharded_wf.model.workflow import EVENT_TOPIC, OUTCOME_TOPIC, Message, Outco
 from sharded_wf.serialization.exceptions import encode_error
 from sharded_wf.workflow.blame import causes_of
 from sharded_wf.workflow.child_commands import CancelChildCommand
-from sharded_wf.workflow.commands import (
-    ReceiveCommand,
-    SendCommand,
-    TimerCommand,
-)
+from sharded_wf.workflow.commands import ReceiveCommand, SendCommand, TimerCommand
 from sharded_wf.workflow.context import Context
 from sharded_wf.workflow.durability import explained
 from sharded_wf.workflow.guarded import GuardedAttempt

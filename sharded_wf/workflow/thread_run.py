@@ -213,11 +213,11 @@ class ThreadRun(WorkflowRun):
             self.issue(command, base)
         return self._wait(command, answer, timer)
 
-    def sleep(self, delay_us: int) -> None:
+    def sleep(self, delay_us: int, base: int | None = None, timer_class: type[TimerCommand] = TimerCommand) -> None:
         self._check()
         answer = ThreadAnswer()
-        command = TimerCommand(self, self.now_us, delay_us, wake, (answer,), None)
-        self.issue(command, command.delay_ms)
+        command = timer_class(self, self.now_us, delay_us, wake, (answer,), None)
+        self.issue(command, command.delay_ms if base is None else base)
         self._wait(command, answer)
 
     def send_message(self, receiver: str, topic: str, base: int, payload: bytes) -> None:
@@ -228,17 +228,17 @@ class ThreadRun(WorkflowRun):
         self.number_sends([command])
         self._wait(command, answer)
 
-    def ask(self, command: Any, answer: ThreadAnswer, base: int, timeout_us: int | None = None, late: str = "") -> Any:
-        """Ask for anything else and wait for its answer. Raises ``TimeoutError(late)``."""
+    def ask(self, command: Any, base: int, timeout_us: int | None = None, late: str = "") -> Any:
+        """Ask for something, and wait for its result. Raises ``TimeoutError(late)``."""
         self._check()
         timer = None
         if timeout_us is not None:
-            timer = TimerCommand(self, self.now_us, timeout_us, time_out, (answer, late), None)
+            timer = TimerCommand(self, self.now_us, timeout_us, time_out, (command.future, late), None)
             self.issue(timer, timer.delay_ms)
         self.issue(command, base)
         if command.kind is EntryKind.STEP and command.phase == ISSUED:
             command.prepare()
-        return self._wait(command, answer, timer)
+        return self._wait(command, command.future, timer)
 
     def call_child(self, start: Start, base: int, codec: ValueCodec[Any]) -> Any:
         answer = ThreadAnswer()
@@ -379,7 +379,7 @@ class ThreadRun(WorkflowRun):
     def on_loop(self, callback: Callable[..., Any], *args: Any) -> None:
         self._post(callback, *args)
 
-    def time_us(self) -> Microseconds:
+    def code_time_us(self) -> Microseconds:
         return self.now_us
 
     def replaying(self) -> bool:

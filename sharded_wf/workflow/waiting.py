@@ -72,8 +72,7 @@ class SleepUntil:
         run = blocking_run("sleep_until")
         delay_us, base = _until(run, moment)
         if delay_us > 0:
-            answer = ThreadAnswer()
-            run.ask(MomentCommand(run, run.now_us, delay_us, wake, (answer,), None), answer, base)
+            run.sleep(delay_us, base, MomentCommand)
 
 
 def _until(run: WorkflowRun, moment: datetime) -> tuple[int, int]:
@@ -82,7 +81,7 @@ def _until(run: WorkflowRun, moment: datetime) -> tuple[int, int]:
     if moment.tzinfo is None or moment.utcoffset() is None:
         raise NaiveMoment(f"sleep_until({moment.isoformat()}) names no moment without a time zone; give it a tzinfo")
     moment_us: Microseconds = (moment - UNIX_EPOCH) // timedelta(microseconds=1)
-    delay_us = min(moment_us - run.time_us(), TIMER_MAX_SECONDS * SECOND_US)
+    delay_us = min(moment_us - run.code_time_us(), TIMER_MAX_SECONDS * SECOND_US)
     return delay_us, int(mmh3.hash64(str(moment_us), _UNTIL_SEED)[0])
 
 
@@ -177,7 +176,7 @@ class WaitUntil:
         every_us, base = _sensor(step, args, every)
         answer = ThreadAnswer()
         command = SensorCommand(run, step, args, answer, every_us, None if timeout is None else seconds_of(timeout))
-        return run.ask(command, answer, base)
+        return run.ask(command, base)
 
 
 def _sensor(step: Any, args: tuple[Any, ...], every: timedelta | float) -> tuple[int, int]:

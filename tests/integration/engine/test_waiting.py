@@ -178,7 +178,8 @@ def test_the_time_of_workflows_and_their_children_is_over(two_shards: TestCluste
 
     asyncio.run(start())
     with two_shards.worker("--park-after", "0.1", "--queue", "default", app=APP) as first:
-        wait_until(lambda: statuses(two_shards).count(2) >= 4, "most of them parked", 20)
+        # Where the machine is slow the time of some is over before they are parked.
+        wait_until(lambda: sum(status in (2, 4) for status in statuses(two_shards)) >= 4, "most of them parked", 20)
         first.kill()
     with two_shards.worker("--park-after", "0.1", "--queue", "default", app=APP):
         asyncio.run(check())
