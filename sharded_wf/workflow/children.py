@@ -165,8 +165,7 @@ class StartChild:
             )
         _check(id, queue, priority, parent_close, detached)
         start, base = child_start(run, bound, id, queue, priority, delay, detached)
-        answer = ThreadAnswer()
-        child_id = run.ask(StartCommand(run, start, parent_close == "cancel", answer), answer, base)
+        child_id = run.ask(StartCommand(run, start, parent_close == "cancel", ThreadAnswer()), base)
         return BlockingChildHandle(run, child_id, start, bound.result)
 
 
@@ -203,8 +202,9 @@ def child_start(
 ) -> tuple[Start, int]:
     """The child as it is to be started, and what its request's fingerprint is made of."""
     child_id = next_child_id(run, bound.name) if id_ is None else id_
-    delay_us = 0 if delay is None else max(0, round(seconds_of(delay) * SECOND_US))
-    not_before = run.host.clock.now_us() + delay_us if delay_us else None
+    not_before: Microseconds | None = None
+    if delay is not None and (seconds := seconds_of(delay)) > 0:
+        not_before = run.host.clock.now_us() + round(seconds * SECOND_US)
     start = Start(
         child_id, bound.name, bound.capability, queue or bound.queue or DEFAULT_QUEUE, priority, bound.input,
         not_before, None if detached else run.id,
@@ -212,18 +212,6 @@ def child_start(
     )  # fmt: skip
     asked = f"{bound.name}\0{id_ or ''}\0".encode() + bound.input
     return start, mmh3.hash64(asked, _START_SEED)[0]
-
-
-def child_deadline(
-    run: AsyncRun | ThreadRun, timeout_seconds: float | None, delay_us: int = 0, *, inherits: bool = True
-) -> Microseconds | None:
-    """When the time of a child is over that is started now: with its parent's (``inherits``), or after its own."""
-    waits = run.waits
-    limit = waits.limit_us if inherits and waits is not None else None
-    if timeout_seconds is None:
-        return limit
-    own = run.time_us() + delay_us + round(min(timeout_seconds, TIMER_MAX_SECONDS) * SECOND_US)
-    return own if limit is None else min(own, limit)
 
 
 def next_child_id(run: AsyncRun | ThreadRun, name: str) -> str:

@@ -27,7 +27,6 @@ from sharded_wf.workflow.durability import not_durable
 from sharded_wf.workflow.guarded import GuardedStepCommand
 from sharded_wf.workflow.host import Host, Run
 from sharded_wf.workflow.loop import WorkflowLoop
-from sharded_wf.workflow.on_first_use import on_first_use
 from sharded_wf.workflow.retry import ONCE, Retry
 from sharded_wf.workflow.signatures import Signature
 from sharded_wf.workflow.steps import StepCommand
@@ -55,6 +54,21 @@ class Bound(msgspec.Struct, Generic[R_co], frozen=True):
     input: bytes
     result: ValueCodec[R_co]
     timeout_seconds: float | None = None
+
+
+class _on_first_use(Generic[T]):  # noqa: N801 - a decorator, as cached_property is
+    """Computes an attribute once, when it is first asked for. (``cached_property`` locks on Python 3.11, and a
+    ``__getattr__`` slows every attribute of the object down.)"""
+
+    def __init__(self, compute: Callable[[Any], T]) -> None:
+        self._compute = compute
+        self._name = compute.__name__
+        self.__doc__ = compute.__doc__
+
+    def __get__(self, owner: Any, kind: type | None = None) -> T:
+        value = self._compute(owner)
+        owner.__dict__[self._name] = value  # from now on found there, before this descriptor
+        return value
 
 
 class Definition(Generic[P, R]):
@@ -88,13 +102,13 @@ class Definition(Generic[P, R]):
 
     _TYPED_ARGUMENTS = True
 
-    @on_first_use
+    @_on_first_use
     def arguments(self) -> ArgumentsCodec:
         """How the arguments are stored."""
         hints = self._signature.hints if self._TYPED_ARGUMENTS else {}
         return ArgumentsCodec(self.function, hints, self.name, typed=self._TYPED_ARGUMENTS)
 
-    @on_first_use
+    @_on_first_use
     def result(self) -> ValueCodec[R]:
         """How the result is stored."""
         return ValueCodec(self._signature.result, f"the result of {self.name}")

@@ -70,9 +70,9 @@ class LongLivedRun(ParentRun):
 
     def mark(self, kind: EntryKind, name: str) -> None:
         """Record that the code came by here, and go on at once."""
-        self.on_loop(self.record_mark, self.take_place(), kind, name)
+        self.on_loop(self._record_mark, self.take_place(), kind, name)
 
-    def record_mark(self, place: int, kind: EntryKind, name: str) -> None:
+    def _record_mark(self, place: int, kind: EntryKind, name: str) -> None:
         if self.stopped:
             return
         self.busy += 1

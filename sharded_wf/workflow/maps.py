@@ -17,7 +17,7 @@ from sharded_wf.limits import (
 )
 from sharded_wf.model.workflow import Start
 from sharded_wf.workflow.async_run import AsyncRun
-from sharded_wf.workflow.children import child_deadline, next_child_id
+from sharded_wf.workflow.children import next_child_id
 from sharded_wf.workflow.definitions import Bound, StepDefinition, WorkflowDefinition
 from sharded_wf.workflow.loop import WorkflowLoop
 from sharded_wf.workflow.mapping import MAP_NAME, MapItem, MapResult, MapSpec, own_child
@@ -75,9 +75,8 @@ class MapWorkflow:
             raise OutsideWorkflow("map_workflow.blocking() works only in a def workflow")
         bound = self.bind(workflow, items, concurrency=concurrency, tolerated_failures=tolerated_failures)
         start = Start(
-            next_child_id(run, "/map"), bound.name, bound.capability, bound.queue, 0, bound.input, None, run.id,
-            deadline=child_deadline(run, bound.timeout_seconds),
-        )  # fmt: skip
+            next_child_id(run, "/map"), bound.name, bound.capability, bound.queue, 0, bound.input, None, run.id
+        )
         result: MapResult = run.call_child(start, mmh3.hash64(bound.input, _MAP_SEED)[0], bound.result)
         return result.check()
 

@@ -39,7 +39,7 @@ class RequestedRun(LongLivedRun):
         """Whether recorded results are still to be handed back."""
 
     @abstractmethod
-    def time_us(self) -> Microseconds:
+    def code_time_us(self) -> Microseconds:
         """The workflow's time, as its code sees it: the same on replay."""
 
     def honour(self, waits: Waits, topic: str) -> None:
@@ -91,7 +91,7 @@ class RequestedRun(LongLivedRun):
         if waits is not None and not self.stopped:
             waits.sagas -= 1
             if not waits.sagas:
-                self.on_loop(self._limit_cleanup_anew, self.time_us())
+                self.on_loop(self._limit_cleanup_anew, self.code_time_us())
 
     def _limit_cleanup_anew(self, now_us: Microseconds) -> None:
         waits = self.waits

@@ -294,15 +294,6 @@ class Threaded(Protocol):
     def run_and_report(self, variables: VariableContext) -> None: ...
 
 
-class InThisThread:
-    """Stands for a step that the workflow's own thread runs; it can't be stopped."""
-
-    __slots__ = ()
-
-    def cancel(self) -> bool:
-        return False
-
-
 class OwnThread:
     """Runs a ``def`` step in a thread of its own; looks like the future of a pool."""
 

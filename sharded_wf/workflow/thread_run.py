@@ -31,7 +31,7 @@ from sharded_wf.workflow.guarded import GuardedAttempt
 from sharded_wf.workflow.loop import current_task
 from sharded_wf.workflow.replay import ENDED, ISSUED, LIVE, Replay
 from sharded_wf.workflow.run import WorkflowRun
-from sharded_wf.workflow.steps import InThisThread, OwnThread, StepCommand
+from sharded_wf.workflow.steps import OwnThread, StepCommand
 from sharded_wf.workflow.stop import RunDropped
 from sharded_wf.workflow.thread_answers import ThreadAnswer, time_out, wake
 from sharded_wf.workflow.waits import Waits
@@ -129,7 +129,7 @@ class ThreadRun(WorkflowRun):
         if command.step.timeout_seconds is not None or type(command) is GuardedAttempt:
             return OwnThread(command, variables)
         self._give((command, variables))
-        return InThisThread()
+        return _InThisThread()
 
     def _report_first(self, command: StepCommand, succeeded: bool, result: Any, taken: int) -> None:
         """The workflow's thread has made the first attempt of a step without asking the loop, and waits."""
@@ -241,10 +241,9 @@ class ThreadRun(WorkflowRun):
         return self._wait(command, command.future, timer)
 
     def call_child(self, start: Start, base: int, codec: ValueCodec[Any]) -> Any:
-        answer = ThreadAnswer()
-        command = ChildCommand(self, start, codec, answer)
+        command = ChildCommand(self, start, codec, ThreadAnswer())
         try:
-            return self.ask(command, answer, base)
+            return self.ask(command, base)
         except asyncio.CancelledError:
             self.cancel_child(start.id, command.fingerprint, None)
             raise
@@ -384,6 +383,15 @@ class ThreadRun(WorkflowRun):
 
     def replaying(self) -> bool:
         return self.replay.position < self.replay.total
+
+
+class _InThisThread:
+    """Stands for a step that the workflow's own thread runs; it can't be stopped."""
+
+    __slots__ = ()
+
+    def cancel(self) -> bool:
+        return False
 
 
 def thread_run_here() -> ThreadRun | None:

@@ -21,10 +21,9 @@ from sharded_wf.limits import TRANSACTION_TIMEOUT_SECONDS
 from sharded_wf.model.history import Entry
 from sharded_wf.serialization.arguments import ArgumentsCodec
 from sharded_wf.workflow.context import scope
-from sharded_wf.workflow.definitions import StepDefinition
+from sharded_wf.workflow.definitions import StepDefinition, _on_first_use
 from sharded_wf.workflow.durability import not_durable
 from sharded_wf.workflow.loop import WorkflowLoop
-from sharded_wf.workflow.on_first_use import on_first_use
 from sharded_wf.workflow.replay import ENDED, LIVE, RECORDING
 from sharded_wf.workflow.retry import Retry
 from sharded_wf.workflow.steps import UNCHANGEABLE, StepCommand
@@ -66,7 +65,7 @@ class TransactionDefinition(StepDefinition[P, R]):
         ):  # fmt: skip
             raise DefinitionError(f"transaction {name!r}: its first parameter is the connection, which it lacks")
 
-    @on_first_use
+    @_on_first_use
     def arguments(self) -> ArgumentsCodec:
         """How the arguments after the connection are stored."""
         signature = inspect.signature(self.function)

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from sharded_wf import ResultTimeout, Status, WorkflowTimedOut, connect_blocking
-from sharded_wf.model.history import Cancellation, EntryKind, read_cancellation
+from sharded_wf.model.history import Cancellation, EntryKind
 from sharded_wf.workflow import requests
 from tests.integration.reshard.test_moves import move
 from tests.support.cluster import TestCluster
