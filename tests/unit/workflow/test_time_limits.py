@@ -10,10 +10,21 @@ from typing import Any
 
 import pytest
 
-from sharded_wf import App, DefinitionError, OutsideWorkflow, Retry, WorkflowTimedOut, current, heartbeat, wait_until
+from sharded_wf import (
+    App,
+    DefinitionError,
+    OutsideWorkflow,
+    Retry,
+    WorkflowTimedOut,
+    current,
+    heartbeat,
+    map_workflow,
+    start_child,
+    wait_until,
+)
 from sharded_wf.clock import UNIX_EPOCH
 from tests.unit.workflow.lives import lives
-from tests.unit.workflow.memory_host import START_US, MemoryHost, run_workflow
+from tests.unit.workflow.memory_host import START_US, MemoryHost, run_virtual, run_workflow
 
 app = App("limits")
 seen: list[Any] = []
@@ -229,3 +240,37 @@ def test_a_def_workflow_has_its_time() -> None:
 
     with pytest.raises(WorkflowTimedOut):
         asyncio.run(main())
+
+
+@app.workflow(timeout=3600)
+async def long_patient(pause: float) -> None:
+    await asyncio.sleep(pause)
+
+
+@app.workflow(run_timeout=10)
+async def parent_of_many() -> None:
+    await start_child(patient.bind(50), id="tied", parent_close="cancel")
+    await start_child(long_patient.bind(50), id="tied-too", parent_close="cancel")
+    await start_child(long_patient.bind(50), id="abandoned")
+    await start_child(patient.bind(50), id="detached", detached=True)
+    await map_workflow(long_patient, [50.0])
+
+
+def test_children_that_may_outlive_the_parent_have_their_own_time() -> None:
+    async def main() -> dict[str, int | None]:
+        host = MemoryHost(app)
+        try:
+            host.begin(parent_of_many.bind())
+            await host.until(lambda: any("/item-" in id_ for id_ in host.stored))
+            return {
+                id_.rpartition("/")[2]: None if (at := stored.start.deadline) is None else (at - START_US) // 1_000_000
+                for id_, stored in host.stored.items()
+            }
+        finally:
+            host.close()
+
+    own, inherited = 3600, 10
+    found = run_virtual(main())
+    assert {key: found[key] for key in ("tied", "tied-too", "abandoned", "detached", "item-0")} == {
+        "tied": inherited, "tied-too": inherited, "abandoned": own, "detached": None, "item-0": inherited,
+    }  # fmt: skip
