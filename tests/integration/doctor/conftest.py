@@ -9,9 +9,9 @@ import pytest
 from sharded_wf.cluster.initialize import init_cluster
 from sharded_wf.config import ClusterConfig, ShardConfig
 from sharded_wf.dev import EmbeddedServer
-from tests.integration.engine.conftest import cluster, cluster_and_far, cluster_templates, make_cluster, two_shards
+from tests.integration.engine.conftest import cluster, cluster_and_far, make_cluster, two_shards
 
-__all__ = ["cluster", "cluster_and_far", "cluster_templates", "make_cluster", "two_shards"]
+__all__ = ["cluster", "cluster_and_far", "make_cluster", "two_shards"]
 
 Own = tuple[ClusterConfig, EmbeddedServer]
 

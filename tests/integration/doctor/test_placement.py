@@ -54,7 +54,7 @@ def test_a_file_that_does_not_name_every_shard(two_shards: TestCluster) -> None:
 def test_a_move_that_hangs(two_shards: TestCluster, state: str) -> None:
     config = config_of(two_shards)
     path = str(two_shards.config_file())
-    with WorkerProcess(COORDINATOR, path, state, "run") as coordinator:
+    with WorkerProcess(COORDINATOR, path, state, "run", "pg2") as coordinator:
         coordinator.wait_line(f"at {state}")
         assert not findings(config, "unfinished-move")  # somebody drives it
         coordinator.kill()

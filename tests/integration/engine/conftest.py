@@ -12,24 +12,6 @@ from tests.support.cluster import TestCluster
 from tests.support.flows import LEDGER_VARIABLE
 
 
-@pytest.fixture(scope="session")
-def cluster_templates(postgres_server: EmbeddedServer) -> Callable[[int, int], list[str]]:
-    """``cluster_templates(shards, slots)`` names databases that hold an initialised cluster, and its ledger last. To
-    copy them takes a fraction of the time of making them."""
-    made: dict[tuple[int, int], list[str]] = {}
-
-    def template(shards: int, slots: int) -> list[str]:
-        names = made.get((shards, slots))
-        if names is None:
-            names = [f"cluster_{shards}_{slots}_{number}" for number in range(shards + 1)]
-            *dsns, ledger = [postgres_server.create_database(name) for name in names]
-            TestCluster.initialise(dsns, ledger, slots)
-            made[shards, slots] = names
-        return names
-
-    return template
-
-
 @pytest.fixture
 def make_cluster(
     databases: Callable[..., list[str]],

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.integration.engine.conftest import cluster, cluster_templates, make_cluster, two_shards
+from tests.integration.engine.conftest import cluster, make_cluster, two_shards
 
-__all__ = ["cluster", "cluster_templates", "make_cluster", "two_shards"]
+__all__ = ["cluster", "make_cluster", "two_shards"]

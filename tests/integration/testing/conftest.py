@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.integration.engine.conftest import cluster_templates, make_cluster
+from tests.integration.engine.conftest import make_cluster
 
-__all__ = ["cluster_templates", "make_cluster"]
+__all__ = ["make_cluster"]
