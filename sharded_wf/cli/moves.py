@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from sharded_wf.cli.options import ClusterOption, JsonOption
-from sharded_wf.cli.output import console, duration, print_error, print_json, table
+from sharded_wf.cli.output import console, duration, print_error, print_json, ranges, table
 from sharded_wf.cluster.directory import load_map
 from sharded_wf.config import ClusterConfig, find_config
 from sharded_wf.errors import ConfigError, MoveRefused
@@ -247,24 +247,13 @@ def _print_plan(config: ClusterConfig, wishes: Sequence[Wish]) -> None:
         takes = [wish.slot for wish in wishes if wish.target == shard.name]
         now = len(shard_map.slots_of(shard.name))
         after = now - len(gives) + len(takes)
-        rows.add_row(Text(shard.name, "bold"), str(now), str(after), _ranges(gives), _ranges(takes))
+        rows.add_row(Text(shard.name, "bold"), str(now), str(after), ranges(gives) or "-", ranges(takes) or "-")
     out = console()
     count = "1 slot moves" if len(wishes) == 1 else f"{len(wishes)} slots move"
     out.print(Text(f"{count}; each is in use all the time but for a moment's switch"))
     out.print()
     out.print(rows)
     out.print()
-
-
-def _ranges(slots: Sequence[int]) -> str:
-    """``0-3, 7``."""
-    runs: list[list[int]] = []
-    for slot in sorted(slots):
-        if runs and runs[-1][-1] == slot - 1:
-            runs[-1].append(slot)
-        else:
-            runs.append([slot])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs) or "-"
 
 
 @contextmanager

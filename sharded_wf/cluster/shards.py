@@ -9,9 +9,10 @@ the map names a shard that this process does not know.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -22,6 +23,7 @@ from sharded_wf.clock import SYSTEM_CLOCK, Clock
 from sharded_wf.cluster.directory import Directory, load_map
 from sharded_wf.cluster.shard import Shard
 from sharded_wf.cluster.shard_map import Placement, merge
+from sharded_wf.cluster.timelines import seen_by_this_process, spread
 from sharded_wf.cluster.writer import SlotMoved
 from sharded_wf.config import ClusterConfig, ShardConfig
 from sharded_wf.errors import ShardedWfError, ShardUnavailable
@@ -32,8 +34,9 @@ from sharded_wf.limits import (
     WRITE_DEADLINE_SECONDS,
 )
 from sharded_wf.model.workflow import Message, Start
-from sharded_wf.postgres.failures import moved_slot
+from sharded_wf.postgres.failures import moved_slot, unavailable
 from sharded_wf.postgres.session import ConnectionLost, Result, Statement
+from sharded_wf.postgres.timeline import Timeline, primary_of
 from sharded_wf.routing import ShardMap, new_id, new_id_avoiding
 from sharded_wf.store.starts import Existing
 
@@ -60,6 +63,10 @@ class ShardSet:
         """Slots that are nowhere at this moment: they are being moved."""
         self.on_change: list[Callable[[], None]] = []
         """Called when the map, the shards or the slots that are away have changed."""
+        self.on_failover: list[Callable[[Shard], None]] = []
+        """Called when another server has become a shard's primary."""
+        self._subscriptions: dict[Shard, Callable[[], None]] = {}
+        self._spreading: asyncio.Task[None] | None = None
         self._by_slot = [self.shards.get(name) for name in shard_map.placement]
         self._reloading = asyncio.Lock()
         self._reload_begun = 0.0
@@ -75,10 +82,15 @@ class ShardSet:
         opened.cluster_id = directory.cluster_id
         opened._placements = directory.placements
         opened.away = directory.away(directory.shard_map)
+        opened._follow_primaries()
         return opened
 
     async def close(self) -> None:
         """Close every connection. Closing twice is fine."""
+        while self._subscriptions:
+            self._subscriptions.popitem()[1]()
+        if self._spreading is not None:
+            await self._spreading
         await asyncio.gather(*(shard.close() for shard in (*self.shards.values(), *self._left)))
 
     # --- when slots move ----------------------------------------------------------------------------------------
@@ -93,6 +105,7 @@ class ShardSet:
             self._reload_begun = self.clock.monotonic()
             try:
                 self._adopt(await asyncio.to_thread(self._load))
+                self._follow_primaries()
             except ShardedWfError as error:
                 logger.info("the shard map could not be read anew: %s", error)
 
@@ -163,9 +176,40 @@ class ShardSet:
             try:
                 return await shard.reader.transact(statements, deadline=deadline)
             except ConnectionLost as error:
-                raise ShardUnavailable(shard.name, str(error)) from None
+                raise unavailable(shard.name, error) from None
 
         return await self.ask(slot, question)
+
+    # --- when a shard gets another primary ----------------------------------------------------------------------
+
+    def _follow_primaries(self) -> None:
+        loop = asyncio.get_running_loop()
+        for shard in self.shards.values() - self._subscriptions.keys():
+
+            def tell(shard: Shard = shard) -> None:
+                with contextlib.suppress(RuntimeError):  # the loop is closed
+                    loop.call_soon_threadsafe(self._failed_over, shard)
+
+            self._subscriptions[shard] = primary_of(shard.dsn).subscribe(tell)
+
+    def _failed_over(self, shard: Shard) -> None:
+        if shard not in self._subscriptions:
+            return
+        logger.warning("shard %s has another primary: %s", shard.name, primary_of(shard.dsn).known)
+        for told in self.on_failover:
+            told(shard)
+        if self._spreading is None or self._spreading.done():
+            self._spreading = asyncio.create_task(self._spread(), name="spread timelines")
+
+    async def _spread(self) -> None:
+        """Let the other shards know, for the processes that start later."""
+        await asyncio.to_thread(spread, self.config.shards, seen_by_this_process(self.config))
+
+    def heard_of(self, timelines: Mapping[str, Timeline]) -> None:
+        """A shard has heard that the shards are on these timelines."""
+        for name, timeline in timelines.items():
+            if (shard := self.shards.get(name)) is not None:
+                primary_of(shard.dsn).learn(timeline)
 
     # --- routing ------------------------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from sharded_wf.limits import (
     WRITE_SUSPICIOUS_SECONDS,
 )
 from sharded_wf.model.workflow import Message, Start
-from sharded_wf.postgres.failures import is_transient, moved_slot
+from sharded_wf.postgres.failures import is_transient, moved_slot, unavailable
 from sharded_wf.postgres.link import Link
 from sharded_wf.postgres.session import ConnectionLost, Result, Statement
 from sharded_wf.routing import slot_schema
@@ -83,7 +83,7 @@ class Writer:
         self._pump: asyncio.Task[None] | None = None
         self._last_created_at: Microseconds = 0
         self._begun: float | None = None
-        self._reason = ""
+        self._trouble: Exception | None = None
         self._lost: str | None = None
 
     async def start(
@@ -135,8 +135,8 @@ class Writer:
 
     def _give_up(self, done: asyncio.Future[Written], waited_seconds: float) -> None:
         if not done.done():
-            reason = self._reason or f"no answer within {waited_seconds:g} s"
-            done.set_exception(ShardUnavailable(self._shard, reason))
+            trouble = self._trouble or TimeoutError(f"no answer within {waited_seconds:g} s")
+            done.set_exception(unavailable(self._shard, trouble))
 
     @property
     def healthy(self) -> bool:
@@ -178,10 +178,10 @@ class Writer:
                     await self._end_lost(self._lost, patience)
                 while not await self._write_once(batch, patience):
                     pass  # what stood in the way of a start has been removed meanwhile: start it again
-                self._reason = ""
+                self._trouble = None
                 return
             except ConnectionLost as error:
-                self._reason = str(error)
+                self._trouble = error
                 if error.commit_unknown:
                     self._lost = self._lost or (None if self.link.pooled else self.link.token)
                     patience = min(2 * patience, STATEMENT_DEADLINE_SECONDS)
@@ -192,7 +192,7 @@ class Writer:
                 if not is_transient(error):
                     await self._bisect(batch, error)
                     return
-                self._reason = str(error)
+                self._trouble = error
             finally:
                 self._begun = None
             await self.link.pause()

@@ -115,6 +115,7 @@ class Executor:
         self._exits.push_async_callback(self._end_bare)
         self._serve_shards()
         self.shards.on_change.append(self._follow_map)
+        self.shards.on_failover.append(self._follow_primary)
 
     def _serve_shards(self) -> None:
         """Serve every shard that is ours to serve, also those without slots: one may be on its way there."""
@@ -137,6 +138,13 @@ class Executor:
             else:
                 part.drain()  # the shard has left the cluster
         self._serve_shards()
+
+    def _follow_primary(self, shard: Shard) -> None:
+        """Another server is the shard's primary. What it does not have, if its replication was not synchronous, must
+        not be built upon: everything is read anew."""
+        for part in self.parts:
+            if part.shard is shard:
+                part.give_up_lease()
 
     def _carry_from_outboxes(self) -> None:
         """From outboxes in databases that are no shards."""

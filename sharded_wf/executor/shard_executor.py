@@ -180,9 +180,13 @@ class ShardExecutor:
         loop = RetentionLoop(self.shard, self._executor.shards, self.moving, policy, self._clock)
         return [asyncio.create_task(loop.run(), name=f"{self.shard.name} retention")]
 
+    def give_up_lease(self) -> None:
+        """Drop everything, and begin anew from the rows."""
+        self._lost.set()
+
     async def _wait_lost(self) -> None:
         await self._lost.wait()
-        raise LeaseLost("another executor took it over")
+        raise LeaseLost("it was taken over, or given up")
 
     async def _leave(self, lease_id: bytes, *, wait: bool, blameless: bool) -> None:
         """Give the lease up. An unfinished flush of ours is waited for by this, or fenced. What the claims still name
