@@ -140,7 +140,7 @@ class ShardSet:
         for changed in self.on_change:
             changed()
 
-    async def find_slot(self, slot: int, until: float | None, attempt: int) -> None:
+    async def find_slot(self, slot: int, until: float, attempt: int) -> None:
         """After a slot was not where we looked for it: read the map anew, until the slot lies somewhere. ``until``: the
         monotonic time to give up (``ShardUnavailable``)."""
         pause = MAP_RELOAD_FIRST_SECONDS * 2 ** min(attempt, 10)
@@ -150,7 +150,7 @@ class ShardSet:
             await self.reload()
             if slot not in self.away:
                 return
-            if until is not None and self.clock.monotonic() > until:
+            if self.clock.monotonic() > until:
                 raise ShardUnavailable(self.map.shard_of_slot(slot), f"slot {slot} is being moved")
             pause = min(pause * 2, MAP_RELOAD_MAX_SECONDS)
             await asyncio.sleep(pause)
@@ -237,13 +237,11 @@ class ShardSet:
 
     # --- writing ------------------------------------------------------------------------------------------------
 
-    async def start(
-        self, starts: Collection[Start], *, wait_seconds: float | None = WRITE_DEADLINE_SECONDS
-    ) -> dict[str, Existing]:
+    async def start(self, starts: Collection[Start], *, wait_seconds: float | None = None) -> dict[str, Existing]:
         """Start workflows, no ID twice: one transaction a shard. Returns those that existed before, by ID.
 
-        Raises ``ShardUnavailable`` if a shard does not answer, or a slot is nowhere, within ``wait_seconds`` (None:
-        waits for ever); the other shards' workflows are started then."""
+        Raises ``ShardUnavailable`` if a shard does not answer, or a slot is nowhere, within ``wait_seconds`` (as
+        ``Writer.start``); the other shards' workflows are started then."""
         existing: dict[str, Existing] = {}
 
         async def write(shard: Shard, rows: Sequence[tuple[int, Start]], seconds: float | None) -> None:
@@ -253,7 +251,7 @@ class ShardSet:
         return existing
 
     async def start_with_message(
-        self, start: Start, message: Message, *, wait_seconds: float | None = WRITE_DEADLINE_SECONDS
+        self, start: Start, message: Message, *, wait_seconds: float | None = None
     ) -> dict[str, Existing]:
         """Start a workflow and deliver a message to it in one transaction; to one of the same name that exists, just
         the message. Raises as ``start``."""
@@ -266,9 +264,7 @@ class ShardSet:
         await self._write([(self.map.slot_of(start.id), start)], write, wait_seconds)
         return existing
 
-    async def deliver(
-        self, messages: Sequence[Message], *, wait_seconds: float | None = WRITE_DEADLINE_SECONDS
-    ) -> set[str]:
+    async def deliver(self, messages: Sequence[Message], *, wait_seconds: float | None = None) -> set[str]:
         """Deliver messages. Returns the receivers that do not exist. Raises as ``start``."""
         unknown: set[str] = set()
 
@@ -287,7 +283,7 @@ class ShardSet:
     ) -> None:
         """Write rows to the shards of their slots; those of slots that have moved meanwhile, again where they are
         now."""
-        until = None if wait_seconds is None else self.clock.monotonic() + wait_seconds
+        until = self.clock.monotonic() + (WRITE_DEADLINE_SECONDS if wait_seconds is None else wait_seconds)
         attempt = 0
         while True:
             by_shard: dict[Shard, list[tuple[int, T]]] = {}
@@ -316,5 +312,4 @@ class ShardSet:
                 await self.find_slot(slot, until, attempt)
             attempt += 1
             rows = [row for part in moved.values() for row in part]
-            if until is not None:
-                wait_seconds = max(until - self.clock.monotonic(), 0.0)
+            wait_seconds = max(until - self.clock.monotonic(), 0.0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Coroutine
 from typing import Any
 
@@ -82,7 +83,7 @@ class Courier:
         existing: dict[str, Existing] = {}
         refused: dict[str, ShardedWfError] = {}
         try:
-            existing = await self._shards.start([start for _, start in rows], wait_seconds=None)
+            existing = await self._shards.start([start for _, start in rows], wait_seconds=math.inf)
         except ShardUnavailable:
             return  # the executor is closing
         except ShardedWfError as error:

@@ -21,7 +21,7 @@ from sharded_wf.postgres.failures import is_moved, moved_slot
 from sharded_wf.postgres.link import Link
 from sharded_wf.postgres.session import ConnectionLost
 from sharded_wf.routing import slot_schema
-from sharded_wf.store.moves import moves_of, read_timelines, timelines_of, watch_moves
+from sharded_wf.store.moves import moves_of, watch_moves
 
 if TYPE_CHECKING:
     from sharded_wf.cluster.shards import ShardSet
@@ -101,9 +101,8 @@ class Moving:
         """Watch for ever, until cancelled."""
         while True:
             try:
-                moves, timelines = await self._link.transact([watch_moves(MOVE_STALE_SECONDS), read_timelines()])
-                version, leaving = moves_of(moves)
-                self._shards.heard_of(timelines_of(timelines))
+                version, leaving, timelines = moves_of(await self._link.fetch(watch_moves(MOVE_STALE_SECONDS)))
+                self._shards.heard_of(timelines)
             except (ConnectionLost, psycopg.Error) as error:
                 self.moved(error)
                 await self._link.pause()

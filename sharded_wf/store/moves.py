@@ -9,7 +9,6 @@ from sharded_wf.postgres.session import Result, Statement
 from sharded_wf.postgres.timeline import Timeline
 
 _WATCH = load("moves")["watch_moves"]
-_READ_TIMELINES = load("timelines")["read_all_timelines"]
 
 MOVES_CHANNEL = "sharded_wf_moves"
 """Notified when a slot is to be given back, or has moved."""
@@ -20,19 +19,11 @@ def watch_moves(stale_seconds: float) -> Statement:
     return Statement(_WATCH, "", (binary.int4(int(stale_seconds)),))
 
 
-def read_timelines() -> Statement:
-    """Ask which timelines the shards are on, as far as this one has heard."""
-    return Statement(_READ_TIMELINES, "")
-
-
-def timelines_of(result: Result) -> dict[str, Timeline]:
-    """The answer, by the name of the shard."""
-    ((names, *columns),) = result.rows()
-    rows = zip(*(map(int, binary.read_text_array(column)) for column in columns), strict=True)
-    return {name: Timeline(*row) for name, row in zip(binary.read_text_array(names), rows, strict=True)}
-
-
-def moves_of(result: Result) -> tuple[int, frozenset[int]]:
-    """The answer: a number that grows with each change of the map, and the slots to give back."""
-    ((version, leaving),) = result.rows()
-    return binary.read_int(version), frozenset(map(int, binary.read_text_array(leaving)))
+def moves_of(result: Result) -> tuple[int, frozenset[int], dict[str, Timeline]]:
+    """The answer: a number that grows with each change of the map, the slots to give back, and each shard's timeline
+    as far as this one has heard."""
+    ((version, leaving, timelines),) = result.rows()
+    heard: dict[str, Timeline] = {}
+    for shard, *numbers in map(str.split, binary.read_text_array(timelines)):
+        heard[shard] = Timeline(*map(int, numbers))
+    return binary.read_int(version), frozenset(map(int, binary.read_text_array(leaving))), heard

@@ -15,9 +15,3 @@ on conflict (shard) do update
 set system = excluded.system, number = excluded.number, term = excluded.term, seen_at = clock_timestamp()
 where known.term < excluded.term
     or (known.term = excluded.term and known.system = excluded.system and known.number < excluded.number)
-
--- name: read_all_timelines
--- The same for executors, who look now and then whether a shard has another primary.
-select coalesce(array_agg(shard), '{}'), coalesce(array_agg(system::text), '{}'), coalesce(array_agg(number::text), '{}'),
-    coalesce(array_agg(term::text), '{}')
-from {control}.timeline

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -20,9 +22,12 @@ from sharded_wf.cluster.timelines import accept_primary, read_copy
 from sharded_wf.dev import EmbeddedServer
 from sharded_wf.postgres import timeline
 from sharded_wf.postgres.connect import connection
+from sharded_wf.postgres.queries import Query
+from sharded_wf.postgres.session import ConnectionLost, Session, Statement
 from sharded_wf.postgres.timeline import primary_of
 from tests.support.cluster import TestCluster
 from tests.support.flows import app, chain, echo
+from tests.support.pgbouncer import PROGRAM, PgBouncer
 from tests.support.processes import until
 from tests.support.standby import Pair, standby_of
 
@@ -188,3 +193,50 @@ def test_a_person_may_say_that_an_earlier_timeline_is_right(
     assert load_map(restored.config).unreachable == {}
     with connection(cluster.direct[0], purpose="test") as conn:
         assert read_copy(conn)["pg2"] == accepted
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="PgBouncer is not on this machine: NOTHING behind a pooler is tested")
+def test_a_pooler_that_goes_back_to_the_old_primary_is_noticed_in_each_transaction(pair: Pair) -> None:
+    pair.primary.create_database("far")
+    with psycopg.connect(pair.primary.dsn("far"), autocommit=True) as conn:
+        conn.execute("create table note (line int)")
+    pair.wait_replayed()
+    pair.promote()
+    write = Statement(Query("write", "insert into note values (1)"), "")
+    read = Statement(Query("read", "select count(*) from note"), "")
+
+    async def lost_by(session: Session, statement: Statement) -> ConnectionLost:
+        while True:  # the pooler follows when it has read its file
+            try:
+                await session.transact([statement])
+            except ConnectionLost as error:
+                return error
+
+    async def go(bouncer: PgBouncer) -> None:
+        session = await Session.connect(bouncer.through(pair.standby.dsn("far")), purpose="test")
+        assert session.pooled
+        await session.transact([write])
+        for statement in (write, read):
+            await asyncio.to_thread(bouncer.lead_to, pair.primary.dsn("far"))
+            lost = await lost_by(session, statement)
+            assert not lost.commit_unknown
+            assert session.closed
+            with pytest.raises(ConnectionLost, match="old primary"):
+                await Session.connect(bouncer.through(pair.standby.dsn("far")), purpose="test")
+            await asyncio.to_thread(bouncer.lead_to, pair.standby.dsn("far"))
+            async with asyncio.timeout(10):
+                while True:
+                    try:
+                        session = await Session.connect(bouncer.through(pair.standby.dsn("far")), purpose="test")
+                        break
+                    except ConnectionLost:
+                        await asyncio.sleep(0.02)
+        session.close()
+
+    with (
+        tempfile.TemporaryDirectory(prefix="sharded_wf-pgbouncer-") as directory,
+        PgBouncer(Path(directory), [pair.standby.dsn("far")]) as bouncer,
+    ):
+        asyncio.run(go(bouncer))
+    with psycopg.connect(pair.primary.dsn("far")) as conn:
+        assert conn.execute("select count(*) from note").fetchone() == (0,)
