@@ -8,6 +8,7 @@ ShardedWfError
 ├── AppNotFound
 ├── DefinitionError
 ├── ShardUnavailable
+│   └── OldPrimary
 ├── LeaseLost
 ├── SchemaOutOfDate
 ├── MigrationBlocked
@@ -85,6 +86,12 @@ class ShardUnavailable(ShardedWfError):
         super().__init__(f"shard {shard!r} can't be reached: {reason}")
         self.shard = shard
         self.reason = reason
+
+
+class OldPrimary(ShardUnavailable):
+    """The server that answers for this shard is not its primary any more: it is on an earlier timeline than was seen
+    before (or another database system, or a standby), and what it is told would be lost. Nothing was written. See
+    docs/runbooks/failover.md."""
 
 
 class LeaseLost(ShardedWfError):

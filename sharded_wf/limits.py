@@ -45,6 +45,8 @@ POSTGRES_VERSION_MIN_NUM = 140000
 MIGRATION_LOCK_TIMEOUT_SECONDS = 2.0
 MIGRATION_PATIENCE_SECONDS = 60.0
 STATUS_DEADLINE_SECONDS = 10.0
+TIMELINES_PATIENCE_SECONDS = 2.0
+"""How long a process that starts waits until the shards have written down which timelines it saw."""
 VERSIONS_DEADLINE_SECONDS = 120.0
 STATUS_LANES_MAX = 1_000
 STATUS_COUNT_MAX_ROWS = 10_000
@@ -74,10 +76,13 @@ whenever a machine fails."""
 
 # Deadlines and back-off of one shard's connections
 CONNECT_TIMEOUT_SECONDS = 5.0
+HOST_CONNECT_TIMEOUT_SECONDS = 3.0
+"""For each host of a DSN that names several: after a failover the dead one must not hold up the other."""
 STATEMENT_DEADLINE_SECONDS = 30.0
 FLUSH_LOCK_TIMEOUT_SECONDS = 5.0
 BACKOFF_FIRST_SECONDS = 0.05
-BACKOFF_MAX_SECONDS = 5.0
+BACKOFF_MAX_SECONDS = 2.0
+"""Also how late a shard that is back, or has another primary, is noticed."""
 
 # Polling
 IDLE_POLL_SECONDS = 1.5
@@ -192,6 +197,8 @@ GC_THRESHOLDS_OBJECTS = (200_000, 20, 100)
 """For ``gc.set_threshold``, in a process that is all ours."""
 RESTART_FIRST_SECONDS = 0.5
 RESTART_MAX_SECONDS = 10.0
+HEALTH_REQUEST_SECONDS = 5.0
+HEALTH_REQUEST_MAX_BYTES = 8 * 1024
 
 # Maps
 MAP_CONCURRENCY_DEFAULT = 100

@@ -14,8 +14,8 @@ import typer
 from rich.text import Text
 
 from sharded_wf.cli.options import ClusterOption, JsonOption
-from sharded_wf.cli.output import console, print_json, table
-from sharded_wf.cli.resharding import DryRun, FullSpeed, Yes, bars, confirm, print_outcome, ranges, settle
+from sharded_wf.cli.output import console, print_json, ranges, table
+from sharded_wf.cli.resharding import DryRun, FullSpeed, Yes, bars, confirm, print_outcome, settle
 from sharded_wf.cluster.directory import load_map
 from sharded_wf.config import ClusterConfig, ShardConfig, find_config
 from sharded_wf.errors import ConfigError, MoveRefused
@@ -220,7 +220,7 @@ def _print_plan(config: ClusterConfig, wishes: Sequence[Wish]) -> None:
         takes = [wish.slot for wish in wishes if wish.target == shard.name]
         now = len(shard_map.slots_of(shard.name))
         after = now - len(gives) + len(takes)
-        rows.add_row(Text(shard.name, "bold"), str(now), str(after), ranges(gives), ranges(takes))
+        rows.add_row(Text(shard.name, "bold"), str(now), str(after), ranges(gives) or "-", ranges(takes) or "-")
     out = console()
     count = "1 slot moves" if len(wishes) == 1 else f"{len(wishes)} slots move"
     out.print(Text(f"{count}; each is in use all the time but for a moment's switch"))

@@ -6,6 +6,7 @@ Text that comes from outside (names, messages) is never printed as markup: ``[[s
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 
 import msgspec
 from rich.console import Console
@@ -41,6 +42,17 @@ def table(*columns: str, numbers: frozenset[str] = frozenset(), wraps: frozenset
             column, justify="right" if column in numbers else "left", no_wrap=column not in wraps, overflow="fold"
         )
     return made
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Numbers for people: ``0-3, 7``."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1] = [parts[-1][0], number]
+        else:
+            parts.append([number])
+    return ", ".join("-".join(map(str, part)) for part in parts)
 
 
 def duration(seconds: float) -> str:

@@ -48,17 +48,6 @@ def confirm(yes: bool, question: str) -> None:
         typer.confirm(question, abort=True)
 
 
-def ranges(slots: Sequence[int]) -> str:
-    """``0-3, 7``."""
-    runs: list[list[int]] = []
-    for slot in sorted(slots):
-        if runs and runs[-1][-1] == slot - 1:
-            runs[-1].append(slot)
-        else:
-            runs.append([slot])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs) or "-"
-
-
 @contextmanager
 def bars(slots: Sequence[tuple[int, str, str]]) -> Generator[Callable[[Step], None]]:
     """A bar for each slot that is on its way, and one for all."""

@@ -11,9 +11,10 @@ from rich.text import Text
 
 from sharded_wf.cli import moves, resharding, splits, top
 from sharded_wf.cli.options import ClusterOption, JsonOption
-from sharded_wf.cli.output import console, duration, print_error, print_json, table
+from sharded_wf.cli.output import console, duration, print_error, print_json, ranges, table
 from sharded_wf.cluster.fleet import Count, FleetStatus, ShardStatus, fleet_status, migrate_fleet
 from sharded_wf.cluster.initialize import init_cluster
+from sharded_wf.cluster.timelines import accept_primary
 from sharded_wf.config import find_config
 from sharded_wf.errors import ShardedWfError
 from sharded_wf.limits import SLOTS_DEFAULT
@@ -87,6 +88,26 @@ def status(cluster: ClusterOption = None, json: JsonOption = False) -> None:
         resharding.print_unfinished(hanging)
     if not found.healthy or stuck:
         raise typer.Exit(1)
+
+
+@app.command()
+def accept(
+    shard: Annotated[str, typer.Argument(help="The shard.")],
+    cluster: ClusterOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+) -> None:
+    """Say that the server which the shard's DSN leads to is its primary, though another or a later one was seen: after
+    a restore, or an upgrade in place. Not after a failover, which is noticed."""
+    config = find_config(cluster)
+    found = config.shard(shard)
+    if not yes:
+        typer.confirm(
+            f"{shard} is {found.address} from now on; what any other server of this shard has is given up. "
+            "Is every other one stopped for good?",
+            abort=True,
+        )
+    accepted = accept_primary(config, shard)
+    console().print(Text(f"{shard}: {accepted or 'has no timelines; nothing to accept'}"))
 
 
 @app.command()
@@ -164,6 +185,9 @@ def _notes(shard: ShardStatus) -> Iterator[Text]:
 
     if shard.problem:
         yield note(shard.problem if shard.reachable else f"unreachable: {shard.problem}", bad=True)
+    if shard.affected:
+        few = len(shard.affected) == 1
+        yield note(f"affected: {'slot' if few else 'slots'} {ranges(shard.affected)}", bad=True)
     for left in shard.stranded:
         ready = _lower_bound(left.ready)
         yield note(f"{ready} ready in queue {left.queue!r}, and no live executor runs {left.capability!r}")

@@ -9,8 +9,8 @@ import typer
 from rich.text import Text
 
 from sharded_wf.cli.options import ClusterOption
-from sharded_wf.cli.output import console, table
-from sharded_wf.cli.resharding import DryRun, FullSpeed, Yes, bars, confirm, print_outcome, ranges, settle
+from sharded_wf.cli.output import console, ranges, table
+from sharded_wf.cli.resharding import DryRun, FullSpeed, Yes, bars, confirm, print_outcome, settle
 from sharded_wf.cluster.directory import load_map
 from sharded_wf.config import ClusterConfig, find_config
 from sharded_wf.errors import ConfigError

@@ -31,7 +31,7 @@ def worker(
         int, typer.Option(min=1, help="Workflows that each process holds in memory at most.")
     ] = CONCURRENCY_DEFAULT_WORKFLOWS,
     threads: Annotated[
-        int, typer.Option(min=1, help="Plain def steps and workflows that each process runs at once.")
+        int, typer.Option(min=1, help="Plain def steps and workflows of each shard that each process runs at once.")
     ] = SYNC_THREADS_DEFAULT,
     park_after: Annotated[
         float, typer.Option(help="Seconds that a workflow waits in memory before it is parked.")
@@ -39,6 +39,17 @@ def worker(
     drain_seconds: Annotated[
         float, typer.Option(help="Seconds that unfinished work may take after SIGTERM before it is given back.")
     ] = DRAIN_DEADLINE_SECONDS,
+    health_port: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=65535,
+            show_default=False,
+            help="Tell at /healthz and /readyz of this port how it fares, and which slots are affected. Further "
+            "processes take the ports after it.",
+        ),
+    ] = 0,
+    health_host: Annotated[str, typer.Option(help="The address of that port.")] = "127.0.0.1",
     isolated: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Run the workflows of an app until SIGTERM, then drain. Run as many workers, on as many machines, as you like."""
@@ -47,12 +58,14 @@ def worker(
     loaded = load_app(app)
     again = [sys.executable, "-m", "sharded_wf", *sys.argv[1:]]
     if processes > 1:
-        supervise([*again, "--processes", "1"], processes)
+        ports = [health_port and health_port + place for place in range(processes)]
+        supervise([[*again, "--processes", "1", "--health-port", str(port)] for port in ports])
         return
     run(
         Executor(
             loaded, config, shards=shard or None, queues=queue or None, concurrency=concurrency, threads=threads,
             park_after=park_after, drain_seconds=drain_seconds, isolated=isolated,
-            isolation_command=[*again, "--processes", "1", "--isolated"],
-        )
+            isolation_command=[*again, "--processes", "1", "--health-port", "0", "--isolated"],
+        ),
+        (health_host, health_port) if health_port else None,
     )  # fmt: skip

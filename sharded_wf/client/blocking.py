@@ -21,7 +21,6 @@ from sharded_wf.client.progress import MapProgress
 from sharded_wf.client.repair import Failed, Repaired
 from sharded_wf.clock import Microseconds
 from sharded_wf.config import ClusterConfig
-from sharded_wf.limits import WRITE_DEADLINE_SECONDS
 from sharded_wf.model.attributes import Value, Where
 from sharded_wf.model.history import History
 from sharded_wf.model.status import Status
@@ -140,7 +139,7 @@ class BlockingClient:
         on_conflict: OnConflict = "error",
         message: tuple[str, object] | None = None,
         idempotency_key: str | None = None,
-        wait_seconds: float = WRITE_DEADLINE_SECONDS,
+        wait_seconds: float | None = None,
     ) -> BlockingHandle[T]:
         """As ``Client.start``."""
         starting = self._client.start(
@@ -198,7 +197,7 @@ class BlockingClient:
         priority: int = 0,
         attributes: Mapping[str, Value] | None = None,
         on_conflict: OnConflict = "error",
-        wait_seconds: float = WRITE_DEADLINE_SECONDS,
+        wait_seconds: float | None = None,
     ) -> list[BlockingHandle[T]]:
         """As ``Client.start_many``."""
         starting = self._client.start_many(

@@ -23,7 +23,7 @@ from sharded_wf.clock import SECOND_US, SYSTEM_CLOCK, Clock, Microseconds, secon
 from sharded_wf.cluster.shards import ShardSet
 from sharded_wf.config import ClusterConfig
 from sharded_wf.errors import WorkflowNotFound
-from sharded_wf.limits import READ_DEADLINE_SECONDS, START_MANY_CHUNK_ROWS, WRITE_DEADLINE_SECONDS
+from sharded_wf.limits import READ_DEADLINE_SECONDS, START_MANY_CHUNK_ROWS
 from sharded_wf.model.attributes import Value, Where, attributes_of
 from sharded_wf.model.history import EMPTY_HISTORY, History
 from sharded_wf.model.status import Status
@@ -85,7 +85,7 @@ class Client:
         on_conflict: OnConflict = "error",
         message: tuple[str, object] | None = None,
         idempotency_key: str | None = None,
-        wait_seconds: float = WRITE_DEADLINE_SECONDS,
+        wait_seconds: float | None = None,
     ) -> Handle[T]:
         """Start a workflow; when this returns, it is durable.
 
@@ -97,7 +97,9 @@ class Client:
         ``on_conflict``: "error" raises ``IdConflict`` if the ID exists with another name or other arguments, "existing"
         returns that workflow. ``message``: a topic and a value, sent to the workflow in the same transaction; one that
         exists gets just the message, whatever its arguments (``IdConflict`` if its name is another: then it gets
-        nothing), once for each ``idempotency_key``. ``wait_seconds``: how long to wait for a shard that doesn't answer.
+        nothing), once for each ``idempotency_key``. ``wait_seconds``: how long to wait for a shard that doesn't answer;
+        None is 10 s, less what it has been away already: an ID of yours on a shard that is known to be away is refused
+        at once. (IDs that are made here avoid such shards.)
 
         Raises ``IdConflict``, ``LimitExceeded``, ``ShardUnavailable`` (then it is unknown whether it was started:
         starting it again with the same ID makes sure).
@@ -195,7 +197,7 @@ class Client:
         priority: int = 0,
         attributes: Mapping[str, Value] | None = None,
         on_conflict: OnConflict = "error",
-        wait_seconds: float = WRITE_DEADLINE_SECONDS,
+        wait_seconds: float | None = None,
     ) -> list[Handle[T]]:
         """Start many workflows, given as ``function.bind(...)`` or as pairs ``(id, function.bind(...))``: grouped by
         slot, one round trip a shard for each 10,000. Options and errors as ``start``; on an error those before it, and

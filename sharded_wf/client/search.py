@@ -10,11 +10,10 @@ import psycopg
 from sharded_wf.clock import SECOND_US, Microseconds
 from sharded_wf.cluster.shard import Shard
 from sharded_wf.cluster.shards import ShardSet
-from sharded_wf.errors import ShardUnavailable
 from sharded_wf.limits import READ_DEADLINE_SECONDS
 from sharded_wf.model.attributes import Where
 from sharded_wf.model.status import Status
-from sharded_wf.postgres.failures import moved_slot
+from sharded_wf.postgres.failures import moved_slot, unavailable
 from sharded_wf.postgres.session import ConnectionLost
 from sharded_wf.store import attributes, workflows
 from sharded_wf.store.workflows import Description
@@ -46,7 +45,7 @@ async def list_workflows(
         try:
             answers = await shard.reader.transact(asked, deadline=READ_DEADLINE_SECONDS)
         except ConnectionLost as error:
-            raise ShardUnavailable(shard.name, str(error)) from None
+            raise unavailable(shard.name, error) from None
         return [one for answer in answers for one in workflows.descriptions_of(answer)]
 
     parts: list[list[Description]] = []

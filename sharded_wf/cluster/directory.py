@@ -10,7 +10,6 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sharded_wf.cluster.fanout import ask_each
 from sharded_wf.cluster.shard_map import (
     PLANNED_EPOCH,
     Placement,
@@ -21,6 +20,7 @@ from sharded_wf.cluster.shard_map import (
     merge,
     read_record,
 )
+from sharded_wf.cluster.timelines import ask_primaries, write_down
 from sharded_wf.config import ClusterConfig, ShardConfig
 from sharded_wf.errors import ClusterMismatch, ClusterNotInitialized, SchemaOutOfDate, ShardUnavailable
 from sharded_wf.limits import CONNECT_TIMEOUT_SECONDS, MAP_RELOAD_PATIENCE_SECONDS
@@ -60,13 +60,14 @@ def load_map(config: ClusterConfig, *, lenient: bool = False) -> Directory:
     Raises ``ClusterNotInitialized``; ``ClusterMismatch`` if cluster, shards, slots or hash are not what the databases
     hold; ``SchemaOutOfDate``; ``ShardUnavailable`` if no shard answers that knows the cluster.
     """
-    answers = ask_each(
+    answers, copies = ask_primaries(
         config.shards,
         _look,
         purpose="directory",
         deadline_seconds=CONNECT_TIMEOUT_SECONDS,
         patience_seconds=MAP_RELOAD_PATIENCE_SECONDS if lenient else None,
     )
+    write_down(config.shards, copies)
     unreachable: dict[str, str] = {}
     for name, error in answers.failed.items():
         if not isinstance(error, ShardUnavailable):
@@ -77,7 +78,7 @@ def load_map(config: ClusterConfig, *, lenient: bool = False) -> Directory:
     if not identities:
         if unreachable:
             # Those that answer may be new ones, and the cluster on those that don't.
-            raise ShardUnavailable(*next(iter(unreachable.items())))
+            raise next(iter(answers.failed.values()))
         raise ClusterNotInitialized(f"the shards of {config.source} hold no cluster yet; run: sharded-wf shards init")
     for name, identity in identities.items():
         check_identity(config, config.shard(name), identity)

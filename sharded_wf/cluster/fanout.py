@@ -12,8 +12,8 @@ import psycopg
 
 from sharded_wf.config import ShardConfig
 from sharded_wf.errors import ShardUnavailable
-from sharded_wf.limits import CONNECT_TIMEOUT_SECONDS
-from sharded_wf.postgres.connect import Connection, connection
+from sharded_wf.postgres.connect import Connection, connect_seconds, connection
+from sharded_wf.postgres.failures import unavailable
 
 T = TypeVar("T")
 
@@ -58,7 +58,10 @@ def ask_each(
     threads = {shard.name: threading.Thread(target=ask, args=(shard,), daemon=True) for shard in asked}
     for thread in threads.values():
         thread.start()
-    give_up = None if deadline_seconds is None else time.monotonic() + deadline_seconds + 2 * CONNECT_TIMEOUT_SECONDS
+    give_up = None
+    if deadline_seconds is not None:
+        slowest = max((connect_seconds(shard.dsn) for shard in asked), default=0.0)
+        give_up = time.monotonic() + deadline_seconds + slowest
     if patience_seconds is not None:
         give_up = time.monotonic() + patience_seconds
     for thread in threads.values():
@@ -79,13 +82,15 @@ def ask_one(
     *,
     purpose: str,
     deadline_seconds: float | None,
+    accept_any: bool = False,
 ) -> T:
-    """Ask one shard, in this thread. Raises ``ShardUnavailable`` if it can't be reached or breaks off."""
+    """Ask one shard, in this thread; with ``accept_any`` also an old primary of it. Raises ``ShardUnavailable`` if it
+    can't be reached or breaks off."""
     try:
-        with connection(shard.dsn, purpose=purpose, deadline_seconds=deadline_seconds) as conn:
+        with connection(shard.dsn, purpose=purpose, deadline_seconds=deadline_seconds, accept_any=accept_any) as conn:
             return question(shard, conn)
     except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-        raise ShardUnavailable(shard.name, reason_of(error)) from None
+        raise unavailable(shard.name, error, reason_of(error)) from None
 
 
 def reason_of(error: Exception) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import psycopg
@@ -23,6 +23,7 @@ from sharded_wf.cluster.shard_map import (
     merge,
     read_record,
 )
+from sharded_wf.cluster.timelines import ask_primaries
 from sharded_wf.config import ClusterConfig, ShardConfig
 from sharded_wf.errors import ConfigError, ShardUnavailable
 from sharded_wf.limits import (
@@ -85,7 +86,8 @@ class Stranded:
 @dataclass(frozen=True, slots=True)
 class ShardStatus:
     """One shard. ``problem``: what is wrong with it, in one line; a shard that can't be used has nothing but that.
-    ``slots``: those that are live here. ``backlog``: workflows ready to run. ``running``: claimed by executors.
+    ``slots``: those that are live here. ``affected``: those that lie here by the shard map, and can't be used, because
+    the shard can't. ``backlog``: workflows ready to run. ``running``: claimed by executors.
     ``parked``: waiting, in no executor's memory. ``pending_migrations``: how many are to be applied."""
 
     name: str
@@ -95,6 +97,7 @@ class ShardStatus:
     answer_seconds: float | None = None
     server_version: str | None = None
     slots: tuple[int, ...] = ()
+    affected: tuple[int, ...] = ()
     backlog: Count = Count()
     running: int = 0
     parked: Count = Count()
@@ -127,7 +130,7 @@ def fleet_status(config: ClusterConfig) -> FleetStatus:
         record = read_record(conn)
         return record, _inspect(config, shard, record, conn)
 
-    answers = ask_each(config.shards, inspect, purpose="status", deadline_seconds=STATUS_DEADLINE_SECONDS)
+    answers, _ = ask_primaries(config.shards, inspect, purpose="status", deadline_seconds=STATUS_DEADLINE_SECONDS)
     shards = tuple(
         answers.given[shard.name][1] if shard.name in answers.given else _failed(shard, answers.failed[shard.name])
         for shard in config.shards
@@ -145,6 +148,10 @@ def fleet_status(config: ClusterConfig) -> FleetStatus:
     problem = None
     if shard_map.epoch == PLANNED_EPOCH:
         problem = "the making of this cluster was interrupted, or is under way: run sharded-wf shards init"
+    shards = tuple(
+        shard if shard.reachable and shard.problem is None else replace(shard, affected=shard_map.slots_of(shard.name))
+        for shard in shards
+    )
     return FleetStatus(config.name, identity.cluster_id, shard_map.epoch, shard_map.slots, problem, shards)
 
 
@@ -162,6 +169,8 @@ def migrate_fleet(config: ClusterConfig, phase: Phase = "all") -> Answers[list[S
         check_identity(config, shard, identity)
         return migrate(conn, phase=phase)
 
+    # No old primary gets the migrations that the new one needs.
+    ask_primaries(config.shards, lambda _, __: None, purpose="migrate", deadline_seconds=STATUS_DEADLINE_SECONDS)
     return ask_each(config.shards, bring_up, purpose="migrate", deadline_seconds=None)
 
 

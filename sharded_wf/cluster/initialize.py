@@ -34,10 +34,12 @@ from sharded_wf.cluster.shard_map import (
     read_record,
     write_record,
 )
+from sharded_wf.cluster.timelines import accept_primary
 from sharded_wf.config import ClusterConfig, ShardConfig
-from sharded_wf.errors import ClusterMismatch, ConfigError, MigrationBlocked, ShardUnavailable
+from sharded_wf.errors import ClusterMismatch, ConfigError, MigrationBlocked
 from sharded_wf.limits import MIGRATION_PATIENCE_SECONDS, POSTGRES_VERSION_MIN_NUM, SLOTS_DEFAULT, SLOTS_MAX
 from sharded_wf.postgres.connect import Connection, connection
+from sharded_wf.postgres.failures import unavailable
 from sharded_wf.postgres.migrate import migrate, pending
 from sharded_wf.postgres.queries import load
 from sharded_wf.routing import HASH_NAME, HASH_SEED, ShardMap
@@ -96,6 +98,8 @@ def init_cluster(config: ClusterConfig, slots: int | None = None) -> Initialized
         ask_each(
             config.shards, lambda shard, conn: _build(plan, shard, conn), purpose="init", deadline_seconds=None
         ).all_or_raise()
+        for name in joined:  # a shard of this name may have been on another server before
+            accept_primary(config, name)
         if not plan.live:
             shard_map = _go_live(config, plan)
     return Initialized(plan.identity.cluster_id, shard_map, created=not plan.live, joined=joined)
@@ -125,7 +129,7 @@ def _locked(config: ClusterConfig) -> Generator[None]:
                     f"somebody else has been initialising shard {shard.name!r} for {MIGRATION_PATIENCE_SECONDS:g} s"
                 ) from None
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-                raise ShardUnavailable(shard.name, reason_of(error)) from None
+                raise unavailable(shard.name, error, reason_of(error)) from None
         yield
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable
 
 from sharded_wf.cluster.shards import ShardSet
@@ -44,4 +45,4 @@ async def revive_children(
         for id_, outcome in outcomes.outcomes_of(results[0])
     ]
     if told:
-        await shards.deliver(told, wait_seconds=None)
+        await shards.deliver(told, wait_seconds=math.inf)

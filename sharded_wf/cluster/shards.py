@@ -9,9 +9,10 @@ found in the same way: the file is read again when the map names a shard that th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -23,6 +24,7 @@ from sharded_wf.clock import SYSTEM_CLOCK, Clock
 from sharded_wf.cluster.directory import Directory, load_map
 from sharded_wf.cluster.shard import Shard
 from sharded_wf.cluster.shard_map import Placement, live_slots, merge
+from sharded_wf.cluster.timelines import seen_by_this_process, spread
 from sharded_wf.cluster.writer import SlotMoved
 from sharded_wf.config import ClusterConfig, ShardConfig
 from sharded_wf.errors import ShardedWfError, ShardUnavailable
@@ -35,6 +37,7 @@ from sharded_wf.limits import (
 from sharded_wf.model.workflow import Message, Start
 from sharded_wf.postgres.failures import moved_slot
 from sharded_wf.postgres.session import ConnectionLost, Result, Statement
+from sharded_wf.postgres.timeline import Timeline, primary_of
 from sharded_wf.routing import ShardMap, new_id, new_id_avoiding
 from sharded_wf.store.starts import Existing
 
@@ -69,6 +72,10 @@ class ShardSet:
         """Of each shard's copy of the map, when we last read it."""
         self.on_change: list[Callable[[], None]] = []
         """Called when the map, the shards or the slots that are away have changed."""
+        self.on_failover: list[Callable[[Shard], None]] = []
+        """Called when another server has become a shard's primary."""
+        self._subscriptions: dict[Shard, Callable[[], None]] = {}
+        self._spreading: asyncio.Task[None] | None = None
         self._by_slot = {slot: self.shards.get(name) for slot, name in shard_map.placement.items()}
         self._reloading = asyncio.Lock()
         self._reload_begun = 0.0
@@ -85,10 +92,15 @@ class ShardSet:
         opened._placements = directory.placements
         opened.versions.update(directory.versions)
         opened.away = directory.away(directory.shard_map)
+        opened._follow_primaries()
         return opened
 
     async def close(self) -> None:
         """Close every connection. Closing twice is fine."""
+        while self._subscriptions:
+            self._subscriptions.popitem()[1]()
+        if self._spreading is not None:
+            await self._spreading
         await asyncio.gather(*(shard.close() for shard in (*self.shards.values(), *self._left)))
 
     # --- when slots move ----------------------------------------------------------------------------------------
@@ -103,6 +115,7 @@ class ShardSet:
             self._reload_begun = self.clock.monotonic()
             try:
                 self._adopt(await asyncio.to_thread(self._load))
+                self._follow_primaries()
             except ShardedWfError as error:
                 logger.info("the shard map could not be read anew: %s", error)
 
@@ -138,7 +151,7 @@ class ShardSet:
         for changed in self.on_change:
             changed()
 
-    async def find_slot(self, slot: int, until: float | None, attempt: int) -> None:
+    async def find_slot(self, slot: int, until: float, attempt: int) -> None:
         """After a slot was not where we looked for it: read the map anew, until the slot lies somewhere. ``until``: the
         monotonic time to give up (``ShardUnavailable``)."""
         pause = MAP_RELOAD_FIRST_SECONDS * 2 ** min(attempt, 10)
@@ -148,7 +161,7 @@ class ShardSet:
             await self.reload()
             if slot not in self.away:
                 return
-            if until is not None and self.clock.monotonic() > until:
+            if self.clock.monotonic() > until:
                 raise ShardUnavailable(self.map.shard_of_slot(slot), f"slot {slot} is being moved")
             pause = min(pause * 2, MAP_RELOAD_MAX_SECONDS)
             await asyncio.sleep(pause)
@@ -196,6 +209,37 @@ class ShardSet:
             attempt += 1
         raise SlotSplit(slot)
 
+    # --- when a shard gets another primary ----------------------------------------------------------------------
+
+    def _follow_primaries(self) -> None:
+        loop = asyncio.get_running_loop()
+        for shard in self.shards.values() - self._subscriptions.keys():
+
+            def tell(shard: Shard = shard) -> None:
+                with contextlib.suppress(RuntimeError):  # the loop is closed
+                    loop.call_soon_threadsafe(self._failed_over, shard)
+
+            self._subscriptions[shard] = primary_of(shard.dsn).subscribe(tell)
+
+    def _failed_over(self, shard: Shard) -> None:
+        if shard not in self._subscriptions:
+            return
+        logger.warning("shard %s has another primary: %s", shard.name, primary_of(shard.dsn).known)
+        for told in self.on_failover:
+            told(shard)
+        if self._spreading is None or self._spreading.done():
+            self._spreading = asyncio.create_task(self._spread(), name="spread timelines")
+
+    async def _spread(self) -> None:
+        """Let the other shards know, for the processes that start later."""
+        await asyncio.to_thread(spread, self.config.shards, seen_by_this_process(self.config))
+
+    def heard_of(self, timelines: Mapping[str, Timeline]) -> None:
+        """A shard has heard that the shards are on these timelines."""
+        for name, timeline in timelines.items():
+            if (shard := self.shards.get(name)) is not None:
+                primary_of(shard.dsn).learn(timeline)
+
     # --- routing ------------------------------------------------------------------------------------------------
 
     def shard_of_slot(self, slot: int) -> Shard:
@@ -222,13 +266,11 @@ class ShardSet:
 
     # --- writing ------------------------------------------------------------------------------------------------
 
-    async def start(
-        self, starts: Collection[Start], *, wait_seconds: float | None = WRITE_DEADLINE_SECONDS
-    ) -> dict[str, Existing]:
+    async def start(self, starts: Collection[Start], *, wait_seconds: float | None = None) -> dict[str, Existing]:
         """Start workflows, no ID twice: one transaction a shard. Returns those that existed before, by ID.
 
-        Raises ``ShardUnavailable`` if a shard does not answer, or a slot is nowhere, within ``wait_seconds`` (None:
-        waits for ever); the other shards' workflows are started then."""
+        Raises ``ShardUnavailable`` if a shard does not answer, or a slot is nowhere, within ``wait_seconds`` (as
+        ``Writer.start``); the other shards' workflows are started then."""
         existing: dict[str, Existing] = {}
 
         async def write(shard: Shard, rows: Sequence[tuple[int, Start]], seconds: float | None) -> None:
@@ -238,7 +280,7 @@ class ShardSet:
         return existing
 
     async def start_with_message(
-        self, start: Start, message: Message, *, wait_seconds: float | None = WRITE_DEADLINE_SECONDS
+        self, start: Start, message: Message, *, wait_seconds: float | None = None
     ) -> dict[str, Existing]:
         """Start a workflow and deliver a message to it in one transaction; to one of the same name that exists, just
         the message. Raises as ``start``."""
@@ -251,9 +293,7 @@ class ShardSet:
         await self._write([(self.map.slot_of(start.id), start)], _ID, write, wait_seconds)
         return existing
 
-    async def deliver(
-        self, messages: Sequence[Message], *, wait_seconds: float | None = WRITE_DEADLINE_SECONDS
-    ) -> set[str]:
+    async def deliver(self, messages: Sequence[Message], *, wait_seconds: float | None = None) -> set[str]:
         """Deliver messages. Returns the receivers that do not exist. Raises as ``start``."""
         unknown: set[str] = set()
 
@@ -274,7 +314,7 @@ class ShardSet:
     ) -> None:
         """Write rows to the shards of their slots; those of slots that have moved or were split meanwhile, again where
         they belong now, which is known by the workflow ``id_of`` each."""
-        until = None if wait_seconds is None else self.clock.monotonic() + wait_seconds
+        until = self.clock.monotonic() + (WRITE_DEADLINE_SECONDS if wait_seconds is None else wait_seconds)
         attempt = 0
         while True:
             by_shard: dict[Shard, list[tuple[int, T]]] = {}
@@ -303,5 +343,4 @@ class ShardSet:
                 await self.find_slot(slot, until, attempt)
             attempt += 1
             rows = [(self.map.slot_of(id_of(row)), row) for part in moved.values() for _, row in part]
-            if until is not None:
-                wait_seconds = max(until - self.clock.monotonic(), 0.0)
+            wait_seconds = max(until - self.clock.monotonic(), 0.0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -26,7 +27,7 @@ from sharded_wf.limits import (
     WRITE_SUSPICIOUS_SECONDS,
 )
 from sharded_wf.model.workflow import Message, Start
-from sharded_wf.postgres.failures import is_transient, moved_slot
+from sharded_wf.postgres.failures import is_transient, moved_slot, unavailable
 from sharded_wf.postgres.link import Link
 from sharded_wf.postgres.session import ConnectionLost, Result, Statement
 from sharded_wf.routing import slot_schema
@@ -83,29 +84,28 @@ class Writer:
         self._pump: asyncio.Task[None] | None = None
         self._last_created_at: Microseconds = 0
         self._begun: float | None = None
-        self._reason = ""
+        self._away_since: float | None = None
+        self._trouble: Exception | None = None
         self._lost: str | None = None
 
     async def start(
-        self, rows: Sequence[tuple[int, Start]], *, wait_seconds: float | None = WRITE_DEADLINE_SECONDS
+        self, rows: Sequence[tuple[int, Start]], *, wait_seconds: float | None = None
     ) -> dict[str, starts.Existing]:
         """Start workflows, each given with its slot, no ID twice. Returns those that existed before, by ID.
 
-        ``wait_seconds``: how long to wait for a shard that does not answer; None: for ever. Raises
-        ``ShardUnavailable``.
+        ``wait_seconds``: how long to wait for a shard that does not answer (``math.inf``: for ever); None: for
+        ``WRITE_DEADLINE_SECONDS``, less what it has been away already. Raises ``ShardUnavailable``.
         """
         return (await self._submit(rows, (), wait_seconds)).existing
 
     async def start_with_message(
-        self, slot: int, start: Start, message: Message, *, wait_seconds: float | None = WRITE_DEADLINE_SECONDS
+        self, slot: int, start: Start, message: Message, *, wait_seconds: float | None = None
     ) -> dict[str, starts.Existing]:
         """Start a workflow and deliver its first message in one transaction; to one that exists under the same name,
         just the message. As ``start`` for the rest."""
         return (await self._submit(((slot, start),), (), wait_seconds, (slot, start, message))).existing
 
-    async def deliver(
-        self, rows: Sequence[tuple[int, Message]], *, wait_seconds: float | None = WRITE_DEADLINE_SECONDS
-    ) -> set[str]:
+    async def deliver(self, rows: Sequence[tuple[int, Message]], *, wait_seconds: float | None = None) -> set[str]:
         """Deliver messages, each given with its receiver's slot. Returns the receivers that do not exist. As ``start``
         for the rest."""
         return (await self._submit((), rows, wait_seconds)).unknown
@@ -118,13 +118,19 @@ class Writer:
         first: tuple[int, Start, Message] | None = None,
     ) -> Written:
         loop = asyncio.get_running_loop()
+        if wait_seconds is None:
+            # A short absence (a failover) is sat out. Of a longer one callers learn at once: waiting would help nobody.
+            away = self.away_seconds
+            wait_seconds = WRITE_DEADLINE_SECONDS - away
+            if wait_seconds <= 0:
+                raise unavailable(self._shard, self._trouble or TimeoutError(f"no answer for {away:.0f} s"))
         done: asyncio.Future[Written] = loop.create_future()
         request = _Request(done, start_rows, message_rows)
         request.first = first
         self._waiting.append(request)
         if self._pump is None or self._pump.done():
             self._pump = asyncio.create_task(self._write_waiting(), name=f"writer {self._shard}")
-        if wait_seconds is None:
+        if wait_seconds == math.inf:
             return await done
         # Counted from here, whatever is under way before it: a hung shard gives no sign of its own for long.
         timer = loop.call_later(wait_seconds, self._give_up, done, wait_seconds)
@@ -135,8 +141,8 @@ class Writer:
 
     def _give_up(self, done: asyncio.Future[Written], waited_seconds: float) -> None:
         if not done.done():
-            reason = self._reason or f"no answer within {waited_seconds:g} s"
-            done.set_exception(ShardUnavailable(self._shard, reason))
+            trouble = self._trouble or TimeoutError(f"no answer within {waited_seconds:g} s")
+            done.set_exception(unavailable(self._shard, trouble))
 
     @property
     def healthy(self) -> bool:
@@ -144,6 +150,13 @@ class Writer:
         if self._begun is not None and self._clock.monotonic() - self._begun > WRITE_SUSPICIOUS_SECONDS:
             return False
         return self.link.healthy
+
+    @property
+    def away_seconds(self) -> float:
+        """For how long the shard has not answered; 0 if it did when it was last asked."""
+        if self.healthy or self._away_since is None:
+            return 0.0
+        return self._clock.monotonic() - self._away_since
 
     async def _write_waiting(self) -> None:
         while self._waiting:
@@ -173,15 +186,17 @@ class Writer:
         patience = WRITE_ATTEMPT_SECONDS
         while batch:
             self._begun = self._clock.monotonic()
+            if self._away_since is None or self.link.healthy:
+                self._away_since = self._begun
             try:
                 if self._lost is not None:
                     await self._end_lost(self._lost, patience)
                 while not await self._write_once(batch, patience):
                     pass  # what stood in the way of a start has been removed meanwhile: start it again
-                self._reason = ""
+                self._trouble = self._away_since = None
                 return
             except ConnectionLost as error:
-                self._reason = str(error)
+                self._trouble = error
                 if error.commit_unknown:
                     self._lost = self._lost or (None if self.link.pooled else self.link.token)
                     patience = min(2 * patience, STATEMENT_DEADLINE_SECONDS)
@@ -192,7 +207,7 @@ class Writer:
                 if not is_transient(error):
                     await self._bisect(batch, error)
                     return
-                self._reason = str(error)
+                self._trouble = error
             finally:
                 self._begun = None
             await self.link.pause()

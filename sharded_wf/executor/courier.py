@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Coroutine
 from typing import Any
 
@@ -97,7 +98,7 @@ class Courier:
         existing: dict[str, Existing] = {}
         refused: dict[str, ShardedWfError] = {}
         try:
-            existing = await self._shards.start([start for _, start in rows], wait_seconds=None)
+            existing = await self._shards.start([start for _, start in rows], wait_seconds=math.inf)
         except ShardUnavailable:
             return  # the executor is closing
         except ShardedWfError as error:
@@ -176,7 +177,7 @@ class Courier:
             return  # the executor is closing
         except psycopg.Error as error:
             slot = moved_slot(error)
-            await self._shards.find_slot(by_slot.popitem()[0] if slot is None else slot, None, 1)
+            await self._shards.find_slot(by_slot.popitem()[0] if slot is None else slot, math.inf, 1)
             self._looks += rows
             self._schedule()
             return

@@ -15,6 +15,7 @@ from sharded_wf.cluster.shards import ShardSet
 from sharded_wf.config import ClusterConfig
 from sharded_wf.errors import ConfigError
 from sharded_wf.executor.courier import Courier
+from sharded_wf.executor.health import Health
 from sharded_wf.executor.isolation import Isolation
 from sharded_wf.executor.room import Room
 from sharded_wf.executor.shard_executor import ShardExecutor
@@ -42,11 +43,10 @@ class Executor:
 
     ``config``: the cluster. ``shards``: names of the shards to serve (None: all). ``queues``: the queues to serve
     (None: every queue). ``concurrency``: how many workflows it holds in memory at most. ``threads``: how many ``def``
-    steps and workflows run at once. ``park_after``: seconds that a workflow waits in memory before it is parked.
-    ``drain_seconds``: how long unfinished work may take when it stops. ``isolation_command``: the command line of an
-    executor with
-    ``isolated=True``, which runs suspects (workflows whose executors died) one at a time; None: they wait.
-    ``retention``: how long finished workflows are kept (None: as ``config`` says).
+    steps and workflows of each shard run at once. ``park_after``: seconds that a workflow waits in memory before it is
+    parked. ``drain_seconds``: how long unfinished work may take when it stops. ``isolation_command``: the command line
+    of an executor with ``isolated=True``, which runs suspects (workflows whose executors died) one at a time; None:
+    they wait. ``retention``: how long finished workflows are kept (None: as ``config`` says).
 
     Use it as an async context manager, or call ``start`` and ``stop``. Any number of executors may serve the same
     shards.
@@ -95,6 +95,13 @@ class Executor:
         self._stopping: asyncio.Task[None] | None = None
         self.state: object = None
 
+    def new_threads(self) -> ThreadPoolExecutor:
+        """Threads for one shard: those of ``def`` workflows on a shard that does not answer wait for it, and must not
+        be missing elsewhere."""
+        threads = ThreadPoolExecutor(self._thread_count, thread_name_prefix="sharded_wf def")
+        self._exits.callback(threads.shutdown, wait=False, cancel_futures=True)
+        return threads
+
     async def start(self) -> None:
         """Check the app, read the shard map, open what the app's lifespan opens, and begin to serve. Raises
         ``DefinitionError`` if an annotation of the app names nothing; of the cluster, as ``load_map``."""
@@ -102,8 +109,6 @@ class Executor:
         self.app.check()
         self.shards = await ShardSet.open(self.config, self._clock)
         self._exits.push_async_callback(self.shards.close)
-        self.threads = ThreadPoolExecutor(self._thread_count, thread_name_prefix="sharded_wf def")
-        self._exits.callback(self.threads.shutdown, wait=False, cancel_futures=True)
         self.state = await self._exits.enter_async_context(self.app.open_lifespan())
         self.keeper = LeaseKeeper(self._clock)
         self.keeper.start()
@@ -115,6 +120,7 @@ class Executor:
         self._exits.push_async_callback(self._end_bare)
         self._serve_shards()
         self.shards.on_change.append(self._follow_map)
+        self.shards.on_failover.append(self._follow_primary)
 
     def _serve_shards(self) -> None:
         """Serve every shard that is ours to serve, also those without slots: one may be on its way there."""
@@ -137,6 +143,13 @@ class Executor:
             else:
                 part.drain()  # the shard has left the cluster
         self._serve_shards()
+
+    def _follow_primary(self, shard: Shard) -> None:
+        """Another server is the shard's primary. What it does not have, if its replication was not synchronous, must
+        not be built upon: everything is read anew."""
+        for part in self.parts:
+            if part.shard is shard:
+                part.give_up_lease()
 
     def _carry_from_outboxes(self) -> None:
         """From outboxes in databases that are no shards."""
@@ -205,6 +218,13 @@ class Executor:
             for part in self.parts:
                 if part.runs.offer_if_held(message):
                     break
+
+    def health(self) -> Health:
+        """How it fares on each shard that it serves, without asking any."""
+        return Health(
+            alive=self.keeper.runs, draining=self._stopping is not None or any(part.is_draining for part in self.parts),
+            shards=tuple(part.health() for part in self.parts), **self.statistics(),
+        )  # fmt: skip
 
     def statistics(self) -> dict[str, int]:
         """How many workflows it holds now, has finished so far, and has taken over from dead executors so far."""

@@ -31,7 +31,7 @@ class ShardHost:
         self.loop = executor.loop
         self.stage = Stage(executor.loop)
         self.attempts = Attempts(executor.loop)
-        self.threads: Threads = executor.threads
+        self.threads: Threads = executor.new_threads()
         self._executor = executor
         self._shard_executor = shard_executor
         self._save: Callable[[Op], None] = shard_executor.flusher.add

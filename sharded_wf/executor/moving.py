@@ -100,7 +100,8 @@ class Moving:
         """Watch for ever, until cancelled."""
         while True:
             try:
-                version, leaving = moves_of(await self._link.fetch(watch_moves(MOVE_STALE_SECONDS)))
+                version, leaving, timelines = moves_of(await self._link.fetch(watch_moves(MOVE_STALE_SECONDS)))
+                self._shards.heard_of(timelines)
             except (ConnectionLost, psycopg.Error) as error:
                 self.moved(error)
                 await self._link.pause()

@@ -25,7 +25,7 @@ class Room:
     @property
     def is_short(self) -> bool:
         """Whether hardly any is left: then what only waits should be parked soon."""
-        return sum(share.held for share in self.shares) >= self.concurrency * 0.9
+        return sum(share.held for share in self.shares if share.answers()) >= self.concurrency * 0.9
 
 
 class Share:

@@ -19,6 +19,7 @@ from sharded_wf.cluster.shard import Shard
 from sharded_wf.errors import LeaseLost
 from sharded_wf.executor.claiming import Claiming
 from sharded_wf.executor.flusher import Flusher
+from sharded_wf.executor.health import ShardHealth
 from sharded_wf.executor.held import Hold
 from sharded_wf.executor.intake import Intake
 from sharded_wf.executor.lookups import Lookups
@@ -27,6 +28,7 @@ from sharded_wf.executor.ops import Op, OpKind
 from sharded_wf.executor.runs import Runs
 from sharded_wf.executor.transactions import Transactions
 from sharded_wf.executor.watch import Watch
+from sharded_wf.limits import LEASE_SECONDS
 from sharded_wf.maintenance.relay import Relay
 from sharded_wf.maintenance.requests import Carrier
 from sharded_wf.maintenance.retention import RetentionLoop
@@ -86,8 +88,24 @@ class ShardExecutor:
 
     @property
     def answers(self) -> bool:
-        """Whether the shard answered when it was last asked."""
-        return self._flushes.healthy and self._claims.healthy
+        """Whether the shard answered when it was last asked, the heartbeat included, which is asked all the time."""
+        return self._flushes.healthy and self._claims.healthy and self._silent_seconds() < LEASE_SECONDS
+
+    def _silent_seconds(self) -> float:
+        return 0.0 if self._lease_id is None else self._executor.keeper.silent_seconds(self._lease_id)
+
+    def health(self) -> ShardHealth:
+        """How it fares here."""
+        silent, failure = self._silent_seconds(), self._flushes.failure or self._claims.failure
+        problem: str | None = None
+        if failure is not None:
+            problem = str(failure)
+        elif silent >= LEASE_SECONDS:
+            problem = f"no answer for {silent:.0f} s"
+        elif self._lease_id is None:
+            problem = "no lease yet"
+        affected = set(self.shard.slots) if problem else set(self.shard.slots) & self._executor.shards.away
+        return ShardHealth(self.shard.name, self.shard.slots, tuple(sorted(affected)), len(self.held), problem)
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -180,9 +198,13 @@ class ShardExecutor:
         loop = RetentionLoop(self.shard, self._executor.shards, self.moving, policy, self._clock)
         return [asyncio.create_task(loop.run(), name=f"{self.shard.name} retention")]
 
+    def give_up_lease(self) -> None:
+        """Drop everything, and begin anew from the rows."""
+        self._lost.set()
+
     async def _wait_lost(self) -> None:
         await self._lost.wait()
-        raise LeaseLost("another executor took it over")
+        raise LeaseLost("it was taken over, or given up")
 
     async def _leave(self, lease_id: bytes, *, wait: bool, blameless: bool) -> None:
         """Give the lease up. An unfinished flush of ours is waited for by this, or fenced. What the claims still name
@@ -232,6 +254,11 @@ class ShardExecutor:
     def drain(self) -> None:
         """Claim nothing more, let what runs come to an end, give back the rest. Draining twice is fine."""
         self._draining.set()
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether it was told to drain."""
+        return self._draining.is_set()
 
     async def _drain(self) -> None:
         await self._draining.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -14,14 +15,16 @@ from collections.abc import Sequence
 from sharded_wf.clock import SYSTEM_CLOCK
 from sharded_wf.executor import lifeline
 from sharded_wf.executor.executor import Executor
+from sharded_wf.executor.health import serve_health
 from sharded_wf.limits import GC_THRESHOLDS_OBJECTS, ISOLATED_IDLE_SECONDS, RESTART_FIRST_SECONDS, RESTART_MAX_SECONDS
 
 logger = logging.getLogger("sharded_wf.worker")
 
 
-async def work(executor: Executor) -> None:
+async def work(executor: Executor, health: tuple[str, int] | None = None) -> None:
     """Run an executor until SIGTERM or SIGINT, then drain; a second signal ends it at once (its work is taken over). An
-    isolated executor also ends when it has nothing to do."""
+    isolated executor also ends when it has nothing to do. ``health``: host and port at which its health is told. Raises
+    as ``Executor.start`` and ``serve_health``."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -42,7 +45,11 @@ async def work(executor: Executor) -> None:
     supervisor = lifeline.descriptor()
     if supervisor is not None:
         loop.add_reader(supervisor, on_supervisor_gone, supervisor)
-    async with executor:
+    async with contextlib.AsyncExitStack() as opened:
+        await opened.enter_async_context(executor)
+        if health is not None:
+            port = await opened.enter_async_context(serve_health(executor.health, *health))
+            logger.info("health is told at http://%s:%d/readyz", health[0], port)
         if executor.isolated:
             await _until_idle(executor, stop)
         else:
@@ -69,21 +76,21 @@ def calm_garbage_collector() -> None:
     gc.set_threshold(*GC_THRESHOLDS_OBJECTS)
 
 
-def run(executor: Executor) -> None:
+def run(executor: Executor, health: tuple[str, int] | None = None) -> None:
     """``work`` on an event loop of its own: uvloop's, if it is installed (extra ``fast``)."""
     calm_garbage_collector()
     try:
         import uvloop
     except ImportError:
-        asyncio.run(work(executor))
+        asyncio.run(work(executor, health))
     else:
-        uvloop.run(work(executor))
+        uvloop.run(work(executor, health))
 
 
-def supervise(command: Sequence[str], processes: int) -> None:
-    """Keep ``processes`` children with this command line running until SIGTERM or SIGINT, which they get as well. A
-    child that dies is replaced, with growing pauses if it dies again at once."""
-    stopping = False
+def supervise(commands: Sequence[Sequence[str]]) -> None:
+    """Keep a child with each of these command lines running until SIGTERM or SIGINT, which they get as well. A child
+    that dies is replaced, with growing pauses if it dies again at once."""
+    stopping, processes = False, len(commands)
 
     def on_signal(number: int, _frame: object) -> None:
         nonlocal stopping
@@ -115,7 +122,7 @@ def supervise(command: Sequence[str], processes: int) -> None:
             if place not in children and not stopping and now >= due[place]:
                 # A group of its own: the terminal's Ctrl-C reaches the children once, through us.
                 children[place] = subprocess.Popen(
-                    command,
+                    commands[place],
                     start_new_session=True,
                     pass_fds=[life],
                     env=lifeline.environment_with(life),

@@ -68,6 +68,7 @@ class LeaseKeeper:
         self._loop = asyncio.new_event_loop()
         self._thread: threading.Thread | None = None
         self._kept: dict[bytes, asyncio.Task[None]] = {}
+        self._beaten: dict[bytes, _Keeping] = {}
         self._ending: set[asyncio.Task[None]] = set()
         """Of leases that were released: they close their connections."""
 
@@ -109,14 +110,28 @@ class LeaseKeeper:
         """Keep a lease that was just taken. ``lost`` is called once if it is found gone, ``recovered`` with the number
         of workflows that were taken over from others; both from this thread."""
         keeping = _Keeping(self._clock, lease_id, shard, dsn, schemas, lost, recovered)
+        self._beaten[lease_id] = keeping
 
         def begin() -> None:
             self._kept[lease_id] = self._loop.create_task(keeping.keep())
 
         self._loop.call_soon_threadsafe(begin)
 
+    @property
+    def runs(self) -> bool:
+        """Whether the thread does its work."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def silent_seconds(self, lease_id: bytes) -> float:
+        """How long ago the last beat of this lease was begun that succeeded: for so long the shard may have been
+        silent."""
+        keeping = self._beaten.get(lease_id)
+        return 0.0 if keeping is None else self._clock.monotonic() - keeping.beaten_at
+
     def release(self, lease_id: bytes) -> None:
         """Keep this lease no longer."""
+
+        self._beaten.pop(lease_id, None)
 
         def end() -> None:
             task = self._kept.pop(lease_id, None)
@@ -151,6 +166,7 @@ class _Keeping:
         self._taker = Link(dsn, "takeover", clock)
         self._helper = Link(dsn, "takeover-helper", clock)
         self._takeover: asyncio.Task[None] | None = None
+        self.beaten_at = clock.monotonic()
 
     async def keep(self) -> None:
         observation = Observation()
@@ -166,6 +182,7 @@ class _Keeping:
                     observation.forget()
                     await self._heart.pause()
                     continue
+                self.beaten_at = begun
                 alive, beats = leases.beats_of(beat)
                 if not alive:
                     self._lost()

@@ -38,7 +38,7 @@ from sharded_wf.limits import (
 from sharded_wf.maintenance.export import Export
 from sharded_wf.maintenance.sweep import Sweep, cutoffs_at
 from sharded_wf.postgres import binary
-from sharded_wf.postgres.connect import conninfo_of
+from sharded_wf.postgres.connect import open_async
 from sharded_wf.postgres.session import ConnectionLost
 from sharded_wf.retention import Retention
 from sharded_wf.store import retention as rows
@@ -201,9 +201,7 @@ class RetentionLoop:
         left = binary.read_int((await self._link.fetch(rows.estimate_rows(schema))).value() or b"")
         if self._dead_rows[slot] < left * RETENTION_VACUUM_PART:
             return
-        conn: psycopg.AsyncConnection[tuple[object, ...]] = await psycopg.AsyncConnection.connect(
-            conninfo_of(self._shard.dsn, "sharded_wf retention vacuum"), autocommit=True
-        )
+        conn, _ = await open_async(self._shard.dsn, "sharded_wf retention vacuum")
         try:
             for command in rows.vacuums(schema):
                 await conn.execute(command.encode())

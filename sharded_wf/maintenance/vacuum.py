@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import psycopg
 
 from sharded_wf.limits import VACUUM_AFTER_ROWS, VACUUM_CLAIMS_AFTER_ROWS, VACUUM_EVERY_SECONDS
-from sharded_wf.postgres.connect import conninfo_of
+from sharded_wf.postgres.connect import open_async
 from sharded_wf.store.slots import vacuums
 
 logger = logging.getLogger("sharded_wf.vacuum")
@@ -48,9 +48,7 @@ class Vacuum:
                     continue
                 try:
                     if conn is None or conn.closed:
-                        conn = await psycopg.AsyncConnection.connect(
-                            conninfo_of(self._dsn, "sharded_wf vacuum"), autocommit=True
-                        )
+                        conn, _ = await open_async(self._dsn, "sharded_wf vacuum")
                     for slot, table in due:
                         if slot not in self._schemas:  # it has moved
                             del self._churned[slot, table]

@@ -1,28 +1,39 @@
-"""Blocking connections, for what is done now and then: making, checking and migrating shards, status.
+"""Opening connections: with deadlines, to the host that is the primary, and to no old one.
 
-(Work on workflows goes through the pipelined sessions of ``session``.) A server can stop answering without closing
-anything: a frozen process, a dropped route. Its own timeouts don't fire then, and neither do TCP's while its kernel
-still acknowledges. So a connection has a deadline of ours, after which its socket is shut.
+Whatever connects to a shard does so here. (``connection`` is for what is done now and then: making, checking and
+migrating shards, status. Work on workflows goes through the pipelined sessions of ``session``.) A server can stop
+answering without closing anything: a frozen process, a dropped route. Its own timeouts don't fire then, and neither do
+TCP's while its kernel still acknowledges. So a connection has a deadline of ours, after which its socket is shut.
 """
 
 from __future__ import annotations
 
-import os
-import socket
+import asyncio
+import contextlib
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from typing import Any, cast
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from sharded_wf.limits import CONNECT_TIMEOUT_SECONDS, STATEMENT_DEADLINE_SECONDS
+from sharded_wf.limits import (
+    CONNECT_TIMEOUT_SECONDS,
+    HOST_CONNECT_TIMEOUT_SECONDS,
+    STATEMENT_DEADLINE_SECONDS,
+)
+from sharded_wf.postgres.queries import load
+from sharded_wf.postgres.timeline import OldPrimaryFound, Primary, Reading, Timeline, primary_of, shut
 
 Connection = psycopg.Connection[tuple[object, ...]]
 """A connection in autocommit mode whose statements take ``$1``, ``$2`` …"""
+AsyncConnection = psycopg.AsyncConnection[tuple[object, ...]]
+
+Host = tuple[str, str, str]
+"""One host of a DSN: its name, its address and its port, each as the DSN has it (empty: not given)."""
 
 DEFAULTS: dict[str, str | int] = {
-    "connect_timeout": int(CONNECT_TIMEOUT_SECONDS),  # per host of a multi-host DSN
     "keepalives": 1,
     "keepalives_idle": 5,
     "keepalives_interval": 2,
@@ -31,59 +42,257 @@ DEFAULTS: dict[str, str | int] = {
 }
 """Connection parameters that make a dead server noticed within seconds; what a DSN itself says wins."""
 
+_SQL = load("sessions")
+_CANT_SAY = (
+    psycopg.errors.FeatureNotSupported,
+    psycopg.errors.InsufficientPrivilege,
+    psycopg.errors.UndefinedFunction,
+    psycopg.errors.ObjectNotInPrerequisiteState,
+)
+"""Some services are no plain Postgres here: their primary is what their DSN leads to, and their business."""
 
-def conninfo_of(dsn: str, application_name: str) -> str:
-    """The DSN with ``DEFAULTS`` for what it leaves open, under this application name."""
+
+def hosts_of(dsn: str) -> list[Host]:
+    """The hosts of a DSN, in its order; one without a name where it names none."""
     given = conninfo_to_dict(dsn)
-    wanted = {key: value for key, value in DEFAULTS.items() if key not in given}
+    names, addresses = (str(given.get(key) or "").split(",") for key in ("host", "hostaddr"))
+    count = max(len(names), len(addresses))
+    ports = str(given.get("port") or "").split(",")
+    ports = ports * count if len(ports) == 1 else ports
+    names, addresses = (part if len(part) == count else [""] * count for part in (names, addresses))
+    return list(zip(names, addresses, ports, strict=False))
+
+
+def conninfo_of(dsn: str, application_name: str, hosts: Sequence[Host] = ()) -> str:
+    """The DSN with our defaults for what it leaves open, under this application name; if given, with these of its
+    hosts, in this order."""
+    given = conninfo_to_dict(dsn)
+    several = len(hosts_of(dsn)) > 1
+    defaults = {"connect_timeout": _patience(several=several), **DEFAULTS}
+    wanted = {key: value for key, value in defaults.items() if key not in given}
+    for key, values in zip(("host", "hostaddr", "port"), zip(*hosts, strict=True), strict=False):
+        if any(values):
+            wanted[key] = ",".join(values)
     return make_conninfo(dsn, application_name=application_name, **wanted)
+
+
+def connect_seconds(dsn: str) -> float:
+    """How long connecting may take in all: the patience with each host, and a margin."""
+    given = conninfo_to_dict(dsn).get("connect_timeout")
+    count = len(hosts_of(dsn))
+    return float(given or _patience(several=count > 1)) * count + CONNECT_TIMEOUT_SECONDS
+
+
+def _patience(*, several: bool) -> int:
+    return int(HOST_CONNECT_TIMEOUT_SECONDS if several else CONNECT_TIMEOUT_SECONDS)
+
+
+class _Search:
+    """The search for the primary among the hosts of a DSN: who answered last is asked first, and who turns out not to
+    be the primary is left out."""
+
+    def __init__(self, dsn: str, application_name: str) -> None:
+        self.primary = primary_of(dsn)
+        self._dsn = dsn
+        self._name = application_name
+        self._hosts = sorted(hosts_of(dsn), key=lambda host: host != self.primary.host)
+        self._refusal: OldPrimaryFound | None = None
+
+    def conninfo(self) -> str:
+        return conninfo_of(self._dsn, self._name, self._hosts if len(self._hosts) > 1 or self._refusal else ())
+
+    def failed(self, error: psycopg.OperationalError) -> psycopg.OperationalError:
+        """What to raise when none of the hosts that are left can be reached."""
+        if self._refusal is None:
+            return error
+        return OldPrimaryFound(f"{self._refusal}. And the other hosts: {error}")
+
+    def found(self, conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
+        self.primary.host = self._asked(conn)
+
+    def refused(self, conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], error: OldPrimaryFound) -> None:
+        """Go on without this host; raises if it was the last."""
+        host = self._asked(conn)
+        self._refusal = self._refusal or OldPrimaryFound(f"{conn.info.host}:{conn.info.port}: {error}")
+        conn.pgconn.finish()
+        self._hosts = [one for one in self._hosts if one != host]
+        if host is None or not self._hosts:
+            raise self._refusal
+
+    def _asked(self, conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> Host | None:
+        name, port = conn.info.host, str(conn.info.port)
+        for host in self._hosts:
+            if name in host[:2] and (host[2] or port) == port:
+                return host
+        return None
+
+
+async def open_async(dsn: str, application_name: str, **options: Any) -> tuple[AsyncConnection, Reading]:
+    """A connection in autocommit mode to the primary, and what that says of itself. ``options``: of
+    ``psycopg.AsyncConnection.connect``.
+
+    Raises ``OldPrimaryFound`` if only other servers answer, ``psycopg.Error``, ``OSError``, ``TimeoutError``.
+    """
+    search = _Search(dsn, application_name)
+    async with asyncio.timeout(connect_seconds(dsn)):
+        while True:
+            try:
+                conn: AsyncConnection = await psycopg.AsyncConnection.connect(
+                    search.conninfo(), autocommit=True, **options
+                )
+            except psycopg.OperationalError as error:
+                raise search.failed(error) from None
+            try:
+                reading = await _read_async(conn, search.primary)
+                search.primary.admit(reading, conn, asyncio.get_running_loop())
+            except OldPrimaryFound as error:
+                search.refused(conn, error)
+                continue
+            except BaseException:  # cancelled, perhaps: nobody else knows of this connection
+                conn.pgconn.finish()
+                raise
+            search.found(conn)
+            return conn, reading
+
+
+def open_blocking(
+    dsn: str, application_name: str, *, accept_any: bool = False, **options: Any
+) -> tuple[psycopg.Connection[Any], Reading]:
+    """As ``open_async``, with the options of ``psycopg.connect``. ``accept_any``: also a server that would be refused
+    (for whoever tells us that it is right)."""
+    search = _Search(dsn, application_name)
+    while True:
+        try:
+            conn = psycopg.connect(search.conninfo(), autocommit=True, **options)
+        except psycopg.OperationalError as error:
+            raise search.failed(error) from None
+        try:
+            with _deadline(conn, CONNECT_TIMEOUT_SECONDS):
+                reading = _read_blocking(conn, search.primary)
+            if not accept_any:
+                search.primary.admit(reading, conn, None)
+        except OldPrimaryFound as error:
+            search.refused(conn, error)
+            continue
+        except BaseException:
+            conn.close()
+            raise
+        search.found(conn)
+        return conn, reading
+
+
+async def check_again_async(conn: psycopg.AsyncConnection[Any], primary: Primary) -> None:
+    """Within a transaction behind a pooler, which may lead to another server than before. Raises
+    ``OldPrimaryFound``."""
+    cursor = await psycopg.AsyncCursor(conn).execute(_SQL["read_server"].on(), prepare=False)
+    _check(primary, _reading_of(await cursor.fetchone()))
+
+
+def check_again(conn: psycopg.Connection[Any], primary: Primary) -> None:
+    """As ``check_again_async``."""
+    _check(primary, _reading_of(psycopg.Cursor(conn).execute(_SQL["read_server"].on(), prepare=False).fetchone()))
+
+
+def read_server(conn: psycopg.Connection[Any]) -> Reading:
+    """What the server says of itself."""
+    try:
+        return _reading_of(conn.execute(_SQL["read_server"].on(), prepare=False).fetchone())
+    except _CANT_SAY:
+        return _reading_of(conn.execute(_SQL["read_backend"].on(), prepare=False).fetchone())
+
+
+def _check(primary: Primary, reading: Reading) -> None:
+    if reason := primary.refusal(reading):
+        raise OldPrimaryFound(reason)
+
+
+async def _read_async(conn: AsyncConnection, primary: Primary) -> Reading:
+    try:
+        row = await (await conn.execute(_SQL["read_server"].on(), prepare=False)).fetchone()
+    except _CANT_SAY:
+        row = await (await conn.execute(_SQL["read_backend"].on(), prepare=False)).fetchone()
+    reading = _reading_of(row)
+    if _may_be_accepted(primary, reading):
+        with contextlib.suppress(psycopg.ProgrammingError):  # it has no such table
+            own = await conn.execute(_SQL["read_own_timeline"].on(), prepare=False)
+            _learn_accepted(primary, await own.fetchone())
+    return reading
+
+
+def _read_blocking(conn: psycopg.Connection[Any], primary: Primary) -> Reading:
+    reading = read_server(conn)
+    if _may_be_accepted(primary, reading):
+        with contextlib.suppress(psycopg.ProgrammingError):
+            _learn_accepted(primary, conn.execute(_SQL["read_own_timeline"].on(), prepare=False).fetchone())
+    return reading
+
+
+def _reading_of(row: Any) -> Reading:
+    pid, standby, system, number = row
+    return Reading(pid, standby, None if number is None else Timeline(int(system), int(number, 16)))
+
+
+def _may_be_accepted(primary: Primary, reading: Reading) -> bool:
+    return not reading.standby and primary.refusal(reading) is not None
+
+
+def _learn_accepted(primary: Primary, row: Any) -> None:
+    """A server that was accepted by a person says so itself, with a higher term."""
+    if row is not None and primary.known is not None and row[2] > primary.known.term:
+        primary.learn(Timeline(*row))
 
 
 @contextmanager
 def connection(
-    dsn: str, *, purpose: str, deadline_seconds: float | None = STATEMENT_DEADLINE_SECONDS
+    dsn: str,
+    *,
+    purpose: str,
+    deadline_seconds: float | None = STATEMENT_DEADLINE_SECONDS,
+    accept_any: bool = False,
 ) -> Generator[Connection]:
     """A connection, closed at the end. ``purpose`` shows in ``pg_stat_activity``.
 
     ``deadline_seconds`` bounds all that is done on it (``None``: unbounded, for migrations); when it passes, what is
-    under way raises ``psycopg.OperationalError``, as does a server that can't be reached.
+    under way raises ``psycopg.OperationalError``, as does a server that can't be reached; one that must not be used
+    raises its subclass ``OldPrimaryFound``, unless ``accept_any``.
     """
-    conn: Connection = psycopg.connect(
-        conninfo_of(dsn, f"sharded_wf {purpose}"),
-        autocommit=True,
+    opened, _ = open_blocking(
+        dsn,
+        f"sharded_wf {purpose}",
+        accept_any=accept_any,
         prepare_threshold=None,  # a transaction-pooling proxy may stand in between
         cursor_factory=psycopg.RawCursor[tuple[object, ...]],
     )
+    conn = cast(Connection, opened)
     conn.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
-    guard = _Deadline(conn)
-    timer = threading.Timer(deadline_seconds, guard.cut) if deadline_seconds is not None else None
-    if timer is not None:
-        timer.daemon = True
-        timer.start()
     try:
-        yield conn
+        with _deadline(conn, deadline_seconds):
+            yield conn
     finally:
-        if timer is not None:
-            timer.cancel()
-        guard.close()
+        primary_of(dsn).forget(conn)
+        conn.close()
 
 
-class _Deadline:
-    """Shuts a connection's socket from another thread, unless the connection was closed first: by then the descriptor
-    may be somebody else's."""
+@contextmanager
+def _deadline(conn: psycopg.Connection[Any], seconds: float | None) -> Generator[None]:
+    """Shuts the connection's socket if the block is not left in time: from another thread, and never after it."""
+    if seconds is None:
+        yield
+        return
+    lock = threading.Lock()
+    over = False
 
-    def __init__(self, conn: Connection) -> None:
-        self._conn = conn
-        self._lock = threading.Lock()
-        self._closed = False
+    def cut() -> None:
+        with lock:
+            if not over:
+                shut(conn)
 
-    def cut(self) -> None:
-        with self._lock:
-            if not self._closed and not self._conn.closed:
-                with socket.socket(fileno=os.dup(self._conn.fileno())) as twin:
-                    twin.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            self._conn.close()
+    timer = threading.Timer(seconds, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        with lock:  # from here on the descriptor may be somebody else's
+            over = True
+        timer.cancel()

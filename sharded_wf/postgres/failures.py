@@ -6,6 +6,10 @@ import re
 
 import psycopg
 
+from sharded_wf.errors import OldPrimary, ShardUnavailable
+from sharded_wf.postgres.session import ConnectionLost
+from sharded_wf.postgres.timeline import OldPrimaryFound
+
 _TRANSIENT_CLASSES = ("08", "40", "53", "55", "57", "58")
 _MOVED = ("42P01", "3F000", "42883")
 _SLOT = re.compile(r"\bwf_(\d{4,})\b")
@@ -24,6 +28,13 @@ def is_transient(error: psycopg.Error) -> bool:
 def is_moved(error: psycopg.Error) -> bool:
     """Whether the tables are not where we looked for them: the shard map that we used is old."""
     return error.sqlstate in _MOVED
+
+
+def unavailable(shard: str, error: Exception, reason: str | None = None) -> ShardUnavailable:
+    """What to tell a caller when a connection to this shard failed, or could not be made, with this error; ``reason``:
+    in other words than the error's own."""
+    found_old = isinstance(error, OldPrimaryFound) or (isinstance(error, ConnectionLost) and error.old_primary)
+    return (OldPrimary if found_old else ShardUnavailable)(shard, str(error) if reason is None else reason)
 
 
 def moved_slot(error: psycopg.Error) -> int | None:

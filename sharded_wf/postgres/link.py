@@ -34,7 +34,7 @@ class Link:
         self._lock = asyncio.Lock()
         self._failures = 0
         self._not_before = 0.0
-        self._reason = ""
+        self._failure = ConnectionLost("not connected yet")
         self._closed = False
         self._recovers = recovers
         self._recovery: asyncio.Task[None] | None = None
@@ -43,6 +43,11 @@ class Link:
     def healthy(self) -> bool:
         """Whether the last attempt to reach the shard succeeded (or none was made yet)."""
         return self._failures == 0
+
+    @property
+    def failure(self) -> ConnectionLost | None:
+        """Why the shard can't be reached at present."""
+        return self._failure if self._failures else None
 
     @property
     def retry_in(self) -> float:
@@ -66,17 +71,17 @@ class Link:
         if session is not None and not session.closed:
             return session
         if self.retry_in > 0:
-            raise ConnectionLost(self._reason)
+            raise ConnectionLost(str(self._failure), old_primary=self._failure.old_primary)
         try:
             self._session = session = await Session.connect(self._dsn, purpose=self._purpose)
         except ConnectionLost as error:
-            self._note_failure(str(error))
+            self._note_failure(error)
             raise
         self._failures = 0
         return session
 
-    def _note_failure(self, reason: str) -> None:
-        self._reason = reason
+    def _note_failure(self, failure: ConnectionLost) -> None:
+        self._failure = failure
         pause = min(BACKOFF_MAX_SECONDS, BACKOFF_FIRST_SECONDS * 2**self._failures)
         self._failures = min(self._failures + 1, 20)
         # Jitter: executors that lost a shard together must not come back together.
@@ -103,7 +108,7 @@ class Link:
             try:
                 return await session.transact(statements, deadline=deadline)
             except ConnectionLost as error:
-                self._note_failure(str(error))
+                self._note_failure(error)
                 raise
 
     async def fetch(self, statement: Statement, *, deadline: float = STATEMENT_DEADLINE_SECONDS) -> Result:
@@ -113,7 +118,7 @@ class Link:
             try:
                 return await session.fetch(statement, deadline=deadline)
             except ConnectionLost as error:
-                self._note_failure(str(error))
+                self._note_failure(error)
                 raise
 
     async def wait_backend_gone(self, token: str | None, *, deadline: float = STATEMENT_DEADLINE_SECONDS) -> None:

@@ -14,7 +14,7 @@ import psycopg
 from psycopg import sql
 
 from sharded_wf.limits import BACKOFF_FIRST_SECONDS, BACKOFF_MAX_SECONDS, CONNECT_TIMEOUT_SECONDS
-from sharded_wf.postgres.connect import conninfo_of
+from sharded_wf.postgres.connect import open_async
 
 
 class Listener:
@@ -61,16 +61,12 @@ class Listener:
 
     async def _listen(self) -> bool:
         """Listen until the connection ends; True at once if a proxy makes it pointless."""
-        async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS * 2):
-            conn: psycopg.AsyncConnection[tuple[object, ...]] = await psycopg.AsyncConnection.connect(
-                conninfo_of(self._dsn, "sharded_wf listener"), autocommit=True
-            )
+        conn, reading = await open_async(self._dsn, "sharded_wf listener")
         try:
+            if reading.backend_pid != conn.info.backend_pid:
+                self.ready.set()
+                return True
             async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
-                row = await (await conn.execute("select pg_backend_pid()", prepare=False)).fetchone()
-                if row is None or row[0] != conn.info.backend_pid:
-                    self.ready.set()
-                    return True
                 for channel in self._channels:
                     await conn.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
             self.works = True

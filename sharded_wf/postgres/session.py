@@ -14,7 +14,8 @@ What a caller must know about failure:
   that sure (``end_backend``), then look.
 
 Behind a transaction-pooling proxy (PgBouncer) a session is not a backend: we notice that the backend's process ID is
-not the one that the handshake gave, and then prepare nothing and repeat the settings in every transaction.
+not the one that the handshake gave, and then prepare nothing and repeat the settings in every transaction. The proxy
+may also lead to another server from one transaction to the next; so each makes itself read-only on an old primary.
 
 https://www.postgresql.org/docs/current/libpq-pipeline-mode.html
 """
@@ -35,8 +36,9 @@ from sharded_wf.limits import (
     FLUSH_LOCK_TIMEOUT_SECONDS,
     STATEMENT_DEADLINE_SECONDS,
 )
-from sharded_wf.postgres.connect import conninfo_of
+from sharded_wf.postgres.connect import open_async
 from sharded_wf.postgres.queries import Query
+from sharded_wf.postgres.timeline import OldPrimaryFound, Primary, primary_of
 
 _BINARY = pq.Format.BINARY
 _OK = (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK)
@@ -57,11 +59,12 @@ SETTINGS: dict[str, str] = {
 
 class ConnectionLost(Exception):
     """The connection ended. ``commit_unknown``: a transaction was under way, and whether it was committed is
-    unknown."""
+    unknown. ``old_primary``: a server answers, but it must not be used."""
 
-    def __init__(self, reason: str, *, commit_unknown: bool = False) -> None:
+    def __init__(self, reason: str, *, commit_unknown: bool = False, old_primary: bool = False) -> None:
         super().__init__(reason)
         self.commit_unknown = commit_unknown
+        self.old_primary = old_primary
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,18 +101,24 @@ class Result:
 _BEGIN = Query("begin", "begin isolation level read committed")
 _COMMIT = Query("commit", "commit")
 _ROLLBACK = Query("rollback", "rollback")
-_SET_LOCAL = Query(
-    "set_local",
-    "select "
-    + ", ".join(
-        f"set_config('{name}', '{value}', true)"
-        for name, value in SETTINGS.items()
-        if name != "default_transaction_isolation"
-    ),
+_SET_LOCAL_TEXT = "select " + ", ".join(
+    f"set_config('{name}', '{value}', true)"
+    for name, value in SETTINGS.items()
+    if name != "default_transaction_isolation"
+)
+_SET_LOCAL = Query("set_local", _SET_LOCAL_TEXT)
+# $1: the latest timeline that was seen, as Postgres writes it in names of WAL files. On an earlier one nothing can be
+# written from here to the end of the transaction.
+_SET_LOCAL_GUARDED = Query(
+    "set_local_guarded",
+    f"{_SET_LOCAL_TEXT}, "
+    "case when number collate \"C\" < $1::text then set_config('transaction_read_only', 'on', true) end "
+    "from substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) number",
 )
 _BEGIN_STATEMENT = Statement(_BEGIN, "")
 _COMMIT_STATEMENT = Statement(_COMMIT, "")
 _SET_LOCAL_STATEMENT = Statement(_SET_LOCAL, "")
+_READ_ONLY_SQLSTATE = "25006"
 
 
 def _settings_for(server_version: int) -> dict[str, str]:
@@ -121,8 +130,16 @@ def _settings_for(server_version: int) -> dict[str, str]:
 class Session:
     """One connection in pipeline mode. Not for concurrent use: one transaction at a time."""
 
-    def __init__(self, conn: psycopg.AsyncConnection[tuple[object, ...]], token: str, *, pooled: bool) -> None:
+    def __init__(
+        self,
+        conn: psycopg.AsyncConnection[tuple[object, ...]],
+        token: str,
+        *,
+        pooled: bool,
+        primary: Primary | None = None,
+    ) -> None:
         self._conn = conn
+        self._primary = primary
         self._pgconn = conn.pgconn
         self._loop = asyncio.get_running_loop()
         self._fd = self._pgconn.socket
@@ -132,34 +149,31 @@ class Session:
         self.token = token
         """The application name of this session alone, by which another session can find and end its backend."""
         self.pooled = pooled
-        """Whether a transaction-pooling proxy stands between us and the server."""
+        """Whether a transaction-pooling proxy stands between us and the server (a pooler in session mode looks the
+        same from here, and is treated alike)."""
 
     @classmethod
     async def connect(cls, dsn: str, *, purpose: str) -> Session:
         """Open a session; ``purpose`` shows in ``pg_stat_activity``. Raises ``ConnectionLost``."""
         token = f"sharded_wf {purpose} {uuid.uuid4().hex[:16]}"
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS * 2):
-                conn: psycopg.AsyncConnection[tuple[object, ...]] = await psycopg.AsyncConnection.connect(
-                    conninfo_of(dsn, token), autocommit=True
-                )
+            conn, reading = await open_async(dsn, token)
+        except OldPrimaryFound as error:
+            raise ConnectionLost(str(error), old_primary=True) from None
         except (psycopg.Error, OSError, TimeoutError) as error:
             raise ConnectionLost(str(error).strip() or "connecting took too long") from None
+        pooled = reading.backend_pid != conn.info.backend_pid
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
-                cursor = await conn.execute("select pg_backend_pid()", prepare=False)
-                row = await cursor.fetchone()
-                pooled = row is None or row[0] != conn.info.backend_pid
-                if not pooled:
-                    for name, value in _settings_for(conn.info.server_version).items():
-                        await conn.execute("select set_config(%s, %s, false)", (name, value), prepare=False)
+                for name, value in () if pooled else _settings_for(conn.info.server_version).items():
+                    await conn.execute("select set_config(%s, %s, false)", (name, value), prepare=False)
         except (psycopg.Error, OSError, TimeoutError) as error:
             conn.pgconn.finish()
             raise ConnectionLost(str(error).strip() or "the server did not answer") from None
         except BaseException:  # cancelled: nobody else knows of this connection
             conn.pgconn.finish()
             raise
-        session = cls(conn, token, pooled=pooled)
+        session = cls(conn, token, pooled=pooled, primary=primary_of(dsn) if reading.timeline else None)
         session._enter()
         return session
 
@@ -248,6 +262,10 @@ class Session:
         finally:
             timer.cancel()
         if error is not None:
+            if error.sqlstate == _READ_ONLY_SQLSTATE:
+                # No primary (any more); nothing was written. The next connection looks for the one that is.
+                self._fail(str(error))
+                raise ConnectionLost(str(error))
             raise error
         return results
 
@@ -297,14 +315,22 @@ class Session:
 
         Raises ``psycopg.Error`` (rolled back) or ``ConnectionLost``.
         """
-        opening = [_BEGIN_STATEMENT, _SET_LOCAL_STATEMENT] if self.pooled else [_BEGIN_STATEMENT]
+        opening = [_BEGIN_STATEMENT, self._settings()] if self.pooled else [_BEGIN_STATEMENT]
         try:
             results = await self._round_trip([*opening, *statements, _COMMIT_STATEMENT], deadline)
         except psycopg.Error:
             if self._pgconn.transaction_status != pq.TransactionStatus.IDLE:
                 await self._round_trip([Statement(_ROLLBACK, "")], deadline)
             raise
+        if self.pooled and results[1].rows()[0][-1] == b"on":
+            self._fail("the proxy leads to an old primary")
+            raise ConnectionLost("the proxy leads to an old primary", old_primary=True)
         return results[len(opening) : -1]
+
+    def _settings(self) -> Statement:
+        if self._primary is None or self._primary.known is None:
+            return _SET_LOCAL_STATEMENT
+        return Statement(_SET_LOCAL_GUARDED, "", (b"%08X" % self._primary.known.number,))
 
     async def fetch(self, statement: Statement, *, deadline: float = STATEMENT_DEADLINE_SECONDS) -> Result:
         """Run one statement in a transaction of its own. ``deadline`` in seconds."""

@@ -23,9 +23,10 @@ from psycopg.rows import tuple_row
 
 from sharded_wf.limits import TRANSACTION_CONNECTIONS_MAX
 from sharded_wf.postgres import borrowed
-from sharded_wf.postgres.connect import conninfo_of
+from sharded_wf.postgres.connect import check_again, check_again_async, open_async, open_blocking
 from sharded_wf.postgres.refusal import RefusingAsyncCursor, RefusingCursor
 from sharded_wf.postgres.session import Result, Statement
+from sharded_wf.postgres.timeline import Primary, Reading, primary_of
 
 T = TypeVar("T")
 
@@ -42,6 +43,7 @@ class OpenTransaction:
         self._threads = threads
         self._busy: asyncio.Future[Any] | None = None
         self._unwanted = False
+        self._primary: Primary | None = None
         self._block: Any = None
         self.conn: Any = None
 
@@ -69,20 +71,21 @@ class OpenTransaction:
             if self._unwanted and self.conn is not None:
                 self.conn.close()
 
-    def _open(self, conninfo: str) -> Any:
-        self.conn = psycopg.connect(conninfo, autocommit=True, prepare_threshold=None)
-        return self.conn.execute("select pg_backend_pid()").fetchone()
+    def _open(self, dsn: str) -> Reading:
+        self.conn, reading = open_blocking(dsn, self.token, prepare_threshold=None)
+        return reading
 
     async def connect(self, dsn: str) -> None:
         """Open the connection. Raises ``psycopg.Error``."""
-        conninfo = conninfo_of(dsn, self.token)
-        if self.is_async:
-            conn = await psycopg.AsyncConnection.connect(conninfo, autocommit=True, prepare_threshold=None)
-            self.conn = conn
-            row = await (await conn.execute("select pg_backend_pid()")).fetchone()
-        else:
-            row = await self._in_thread(self._open, conninfo)
-        self.pooled = row is None or row[0] != self.conn.info.backend_pid
+        try:
+            if self.is_async:
+                self.conn, reading = await open_async(dsn, self.token, prepare_threshold=None)
+            else:
+                reading = await self._in_thread(self._open, dsn)
+        except (OSError, TimeoutError) as error:
+            raise psycopg.OperationalError(str(error) or "connecting took too long") from None
+        self.pooled = reading.backend_pid != self.conn.info.backend_pid
+        self._primary = primary_of(dsn) if self.pooled and reading.timeline is not None else None
 
     async def begin(self, isolation: str, opening: Statement) -> None:
         """Begin a transaction with its first statement. Raises ``psycopg.Error``."""
@@ -94,6 +97,8 @@ class OpenTransaction:
             await conn.set_isolation_level(_LEVELS[isolation])
             self._block = conn.transaction()
             await self._block.__aenter__()
+            if self._primary is not None:
+                await check_again_async(conn, self._primary)
             await borrowed.run_async(conn, opening)
         else:
             self._make_like_new(RefusingCursor)
@@ -110,6 +115,8 @@ class OpenTransaction:
         self.conn.isolation_level = _LEVELS[isolation]
         self._block = self.conn.transaction()
         self._block.__enter__()
+        if self._primary is not None:
+            check_again(self.conn, self._primary)
         borrowed.run(self.conn, opening)
 
     async def call(self, function: Callable[[Any], Any], run_in_context: Callable[..., Any]) -> Any:

@@ -26,6 +26,7 @@ from sharded_wf.limits import (
     MOVE_SHORT_PASS_SECONDS,
 )
 from sharded_wf.postgres.connect import Connection, connection
+from sharded_wf.postgres.failures import unavailable
 from sharded_wf.postgres.migrate import make_copy
 from sharded_wf.reshard.copying import Copier, begin_capture, end_capture
 from sharded_wf.reshard.cutover import Cutover, drop, milliseconds, rename
@@ -243,11 +244,11 @@ class Coordinator:
                 except (psycopg.OperationalError, psycopg.InterfaceError) as error:
                     # Two connections are open at a time: which of them broke?
                     if conn.closed:
-                        raise ShardUnavailable(shard, reason_of(error)) from None
+                        raise unavailable(shard, error, reason_of(error)) from None
                     raise
         except psycopg.OperationalError as error:
             if conn is None:
-                raise ShardUnavailable(shard, reason_of(error)) from None
+                raise unavailable(shard, error, reason_of(error)) from None
             raise
 
     @contextmanager

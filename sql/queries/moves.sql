@@ -5,11 +5,12 @@
 -- on the source since the copy began), {retired} (the slot's old tables on the source), and {table}, {columns}, {key} …
 
 -- name: watch_moves
--- For executors: a number that grows with each change of this shard's copy of the map, and the slots to give back. A
--- coordinator that was not heard of for $1 seconds asks for nothing.
+-- For executors, every few seconds: a number that grows with each change of this shard's copy of the map; the slots to
+-- give back (a coordinator that was not heard of for $1 seconds asks for nothing); and on which timeline each shard is.
 select (select coalesce(sum(epoch), 0)::bigint from {control}.shard_map),
     (select coalesce(array_agg(slot::text), '{}') from {control}.move
-     where state = 'retired' or (state = 'draining' and beat_at > clock_timestamp() - make_interval(secs => $1::int)))
+     where state = 'retired' or (state = 'draining' and beat_at > clock_timestamp() - make_interval(secs => $1::int))),
+    (select coalesce(array_agg(concat_ws(' ', shard, system, number, term)), '{}') from {control}.timeline)
 
 -- name: notify_moves
 -- Executors look at once.

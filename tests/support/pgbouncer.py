@@ -1,15 +1,16 @@
-"""PgBouncer in transaction mode in front of a test's databases, as a process of its own."""
+"""PgBouncer in front of a test's databases, as a process of its own."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -25,11 +26,15 @@ class PgBouncer:
     Args:
         directory: for its configuration; readable by an unprivileged user if we are root, as whom it refuses to run.
         dsns: connection strings of the databases, over a Unix socket or TCP.
+        mode: when a server connection is given back. In session mode each client connection needs one of its own.
     """
 
-    def __init__(self, directory: Path, dsns: Iterable[str]) -> None:
+    def __init__(
+        self, directory: Path, dsns: Iterable[str], mode: Literal["transaction", "session"] = "transaction"
+    ) -> None:
         self._directory = directory
         self._dsns = list(dsns)
+        self._mode = mode
         self._process: subprocess.Popen[bytes] | None = None
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -40,8 +45,15 @@ class PgBouncer:
         given = conninfo_to_dict(dsn)
         return f"postgresql://{given.get('user') or 'postgres'}@127.0.0.1:{self._port}/{given['dbname']}"
 
-    def __enter__(self) -> Self:
-        assert PROGRAM is not None
+    def lead_to(self, dsn: str) -> None:
+        """From now on the database of this name is that one, also for clients that are connected."""
+        name = conninfo_to_dict(dsn)["dbname"]
+        self._dsns = [dsn if conninfo_to_dict(one)["dbname"] == name else one for one in self._dsns]
+        self._configure()
+        assert self._process is not None
+        self._process.send_signal(signal.SIGHUP)
+
+    def _configure(self) -> None:
         databases, users = [], set()
         for dsn in self._dsns:
             given = conninfo_to_dict(dsn)
@@ -54,9 +66,15 @@ class PgBouncer:
         (directory / "pgbouncer.ini").write_text(
             "[databases]\n" + "\n".join(databases) + "\n[pgbouncer]\n"
             f"listen_addr = 127.0.0.1\nlisten_port = {self._port}\nunix_socket_dir =\nauth_type = any\n"
-            f"auth_file = {directory}/users.txt\npool_mode = transaction\n"
-            "max_client_conn = 200\ndefault_pool_size = 8\nignore_startup_parameters = extra_float_digits\n"
+            f"auth_file = {directory}/users.txt\npool_mode = {self._mode}\n"
+            f"max_client_conn = 200\ndefault_pool_size = {8 if self._mode == 'transaction' else 60}\n"
+            "ignore_startup_parameters = extra_float_digits\n"
         )
+
+    def __enter__(self) -> Self:
+        assert PROGRAM is not None
+        directory = self._directory
+        self._configure()
         command = [PROGRAM, str(directory / "pgbouncer.ini")]
         if os.geteuid() == 0:
             for path in (directory, directory / "users.txt", directory / "pgbouncer.ini"):

@@ -1,4 +1,5 @@
-"""All of it through PgBouncer in transaction mode: no notifications, no prepared statements, no own session."""
+"""All of it through PgBouncer, in transaction mode (no notifications, no prepared statements, no own session) and in
+session mode, which looks the same from here."""
 
 from __future__ import annotations
 
@@ -26,11 +27,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
-def pooled(two_shards: TestCluster) -> Iterator[TestCluster]:
+@pytest.fixture(params=["transaction", "session"])
+def pooled(two_shards: TestCluster, request: pytest.FixtureRequest) -> Iterator[TestCluster]:
     with (
         tempfile.TemporaryDirectory(prefix="sharded_wf-pgbouncer-") as directory,
-        PgBouncer(Path(directory), two_shards.direct) as bouncer,
+        PgBouncer(Path(directory), two_shards.direct, request.param) as bouncer,
     ):
         yield two_shards.through(*(bouncer.through(dsn) for dsn in two_shards.direct))
 

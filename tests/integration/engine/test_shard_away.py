@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import statistics
+import threading
 import time
 
 import pytest
 
-from sharded_wf import ShardUnavailable
+from sharded_wf import App, ShardUnavailable
 from sharded_wf.client import Client
+from sharded_wf.cluster import writer
 from sharded_wf.dev import EmbeddedServer
 from tests.support.cluster import TestCluster
 from tests.support.flows import app, chain, echo
@@ -70,6 +72,77 @@ def test_i8_a_shard_that_is_away_delays_only_its_slots(
                 # It is found healthy again without being asked for by ID: made IDs fall there again.
                 await until(lambda: homes_of_made_ids(client) == {"pg1", "pg2"}, "made IDs on both shards")
                 assert await (await client.start(chain.bind(1), id=there.pop())).result() == 1
+
+    asyncio.run(go())
+
+
+def test_i8_fixed_ids_are_refused_at_once_when_the_shard_has_been_away_for_long(
+    cluster_and_far: tuple[TestCluster, EmbeddedServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A short absence is sat out, unless the caller says for how long; a longer one is told at once."""
+    cluster, server = cluster_and_far
+    monkeypatch.setattr(writer, "WRITE_DEADLINE_SECONDS", 2.0)
+    there = cluster.ids_on(2, 20)
+
+    async def go() -> None:
+        async with app.connect(cluster.config) as client:
+            await client.start(echo.bind("x"), id=there.pop())
+            await asyncio.to_thread(server.pause)
+            try:
+                begun = time.monotonic()
+                waiting = [asyncio.create_task(client.start(echo.bind("x"), id=there.pop())) for _ in range(3)]
+                refused = await asyncio.gather(*waiting, return_exceptions=True)
+                assert 1.9 < time.monotonic() - begun < 5
+                assert {type(error) for error in refused} == {ShardUnavailable}
+                begun = time.monotonic()
+                for _ in range(5):
+                    with pytest.raises(ShardUnavailable, match="pg2"):
+                        await client.start(echo.bind("x"), id=there.pop())
+                assert time.monotonic() - begun < 0.5
+                patient = asyncio.create_task(client.start(echo.bind("x"), id=there.pop(), wait_seconds=60))
+            finally:
+                await asyncio.to_thread(server.resume)
+            async with asyncio.timeout(30):
+                await patient
+                await until(lambda: client._shards.shards["pg2"].healthy, "that pg2 is back")
+            await client.start(echo.bind("x"), id=there.pop())
+
+    asyncio.run(go())
+
+
+def test_i8_def_workflows_of_a_hung_shard_take_no_threads_from_the_others(
+    cluster_and_far: tuple[TestCluster, EmbeddedServer],
+) -> None:
+    cluster, server = cluster_and_far
+    here, there = cluster.ids_on(1, 10), cluster.ids_on(2, 10)
+    blocking, gate, inside = App("blocking"), threading.Event(), threading.Semaphore(0)
+
+    @blocking.step
+    def wait(where: str) -> str:
+        inside.release()
+        if where == "there":
+            gate.wait(30)
+        return where
+
+    @blocking.workflow
+    def flow(where: str) -> str:
+        return wait(where)
+
+    async def go() -> None:
+        async with blocking.connect(cluster.config) as client, blocking.executor(cluster.config, threads=2):
+            late = [await client.start(flow.bind("there"), id=id_) for id_ in there]
+            await until(lambda: inside.acquire(blocking=False), "the first of them")
+            await until(lambda: inside.acquire(blocking=False), "that both threads are taken")
+            await asyncio.to_thread(server.pause)
+            try:
+                gate.set()  # now they wait for their shard
+                handles = [await client.start(flow.bind("here"), id=id_) for id_ in here]
+                async with asyncio.timeout(20):
+                    assert await asyncio.gather(*(handle.result() for handle in handles)) == ["here"] * len(here)
+            finally:
+                await asyncio.to_thread(server.resume)
+            async with asyncio.timeout(20):
+                assert await asyncio.gather(*(handle.result() for handle in late)) == ["there"] * len(there)
 
     asyncio.run(go())
 
