@@ -18,7 +18,7 @@ from sharded_wf.client.in_transaction import LEFT, InTransaction, drive_async
 from sharded_wf.client.progress import MapProgress, map_progress
 from sharded_wf.client.repair import Failed, Repaired
 from sharded_wf.client.results import ShardResults
-from sharded_wf.client.validation import check_id, check_queue, check_same, check_start
+from sharded_wf.client.validation import check_conflict_option, check_id, check_queue, check_same, check_start
 from sharded_wf.clock import SECOND_US, SYSTEM_CLOCK, Clock, Microseconds, seconds_of
 from sharded_wf.cluster.shard import Shard
 from sharded_wf.cluster.shards import ShardSet
@@ -28,7 +28,7 @@ from sharded_wf.limits import READ_DEADLINE_SECONDS, START_MANY_CHUNK_ROWS, WRIT
 from sharded_wf.model.attributes import Value, Where, attributes_of
 from sharded_wf.model.history import EMPTY_HISTORY, History
 from sharded_wf.model.status import Status
-from sharded_wf.model.workflow import DEFAULT_QUEUE, Message, Outcome, Start
+from sharded_wf.model.workflow import Message, Outcome, Start
 from sharded_wf.postgres.session import Result, Statement
 from sharded_wf.routing import new_id, slot_schema
 from sharded_wf.serialization import codec_for
@@ -36,7 +36,7 @@ from sharded_wf.serialization.histories import StoredHistory
 from sharded_wf.store import attributes, steps, workflows
 from sharded_wf.store.starts import Existing
 from sharded_wf.store.workflows import Description
-from sharded_wf.workflow.definitions import Bound
+from sharded_wf.workflow.bound import Bound, check_bound
 
 T = TypeVar("T")
 OnConflict = Literal["error", "existing"]
@@ -101,6 +101,7 @@ class Client:
         Raises ``IdConflict``, ``LimitExceeded``, ``ShardUnavailable`` (then it is unknown whether it was started:
         starting it again with the same ID makes sure).
         """
+        check_conflict_option(on_conflict)
         id = self._shards.id_maker()() if id is None else id
         start = self.prepare_start(bound, id, queue, priority, delay, attributes)
         begun = self._clock.monotonic()
@@ -134,6 +135,7 @@ class Client:
         in the table ``request_refused`` beside the outbox. Raises as ``start``, but never ``ShardUnavailable``;
         ``TransactionRefused`` for a connection that is in no transaction or leads elsewhere; ``psycopg.Error``.
         """
+        check_conflict_option(on_conflict)
         start = self.prepare_start(bound, id, queue, priority, delay, attributes)
         asking = self.in_transaction.start(start, same=on_conflict == "error")
         return self.handle_of(bound, start, await drive_async(connection, asking, "start_in"), on_conflict)
@@ -163,16 +165,14 @@ class Client:
         attributes: Mapping[str, Value] | None,
     ) -> Start:
         """A start as the caller decided it, checked; without an ID it gets one."""
-        not_before: Microseconds | None = None
-        if delay is not None and (seconds := seconds_of(delay)) > 0:
-            not_before = self._clock.now_us() + int(seconds * SECOND_US)
-        start = Start(
+        check_bound(bound)
+        wait_us = int(seconds_of(delay or 0) * SECOND_US)
+        return check_start(Start(
             new_id(self._clock) if id_ is None else id_, bound.name, bound.capability,
-            queue or bound.queue or DEFAULT_QUEUE, priority, bound.input, not_before,
+            bound.queue if queue is None else queue, priority, bound.input,
+            self._clock.now_us() + wait_us if wait_us > 0 else None,
             attributes=attributes_of(attributes) if attributes else (),
-        )  # fmt: skip
-        check_start(start)
-        return start
+        ))  # fmt: skip
 
     def handle_of(
         self, bound: Bound[T], start: Start, found: Existing | str | None, on_conflict: OnConflict
@@ -196,6 +196,7 @@ class Client:
         """Start many workflows, given as ``function.bind(...)`` or as pairs ``(id, function.bind(...))``: grouped by
         slot, one round trip a shard for each 10,000. Options and errors as ``start``; on an error those before it, and
         some after it, are started, and starting all of them again with the same IDs is safe."""
+        check_conflict_option(on_conflict)
         handles: list[Handle[T]] = []
         iterator = iter(bound)
         while chunk := list(itertools.islice(iterator, START_MANY_CHUNK_ROWS)):

@@ -26,8 +26,14 @@ def check_queue(name: str, what: str = "queue") -> None:
         raise LimitExceeded(f"the {what} {name!r} begins with '$', which is reserved; choose another name")
 
 
-def check_start(start: Start) -> None:
-    """Whether a start can be stored. Raises ``LimitExceeded``."""
+def check_conflict_option(on_conflict: object) -> None:
+    """``on_conflict`` is "error" or "existing". Raises ``ValueError``."""
+    if on_conflict not in ("error", "existing"):
+        raise ValueError(f'on_conflict={on_conflict!r}: "error" or "existing"')
+
+
+def check_start(start: Start) -> Start:
+    """The start, if it can be stored. Raises ``LimitExceeded``."""
     check_id(start.id)
     check_queue(start.queue)
     if not PRIORITY_MIN <= start.priority <= PRIORITY_MAX:
@@ -37,6 +43,7 @@ def check_start(start: Start) -> None:
             f"the arguments of {start.id!r} are {len(start.input):,} bytes, more than {PAYLOAD_MAX_BYTES:,}: "
             "store them elsewhere and pass a reference"
         )
+    return start
 
 
 def _check_text(text: str, what: str, limit: int) -> None:

@@ -24,9 +24,10 @@ class EntryKind(IntEnum):
     START = 20
     PATCH = 30
     CONTINUED = 31
+    LOGGED = 32
 
 
-UNASKED = frozenset({EntryKind.CANCEL, EntryKind.RESUME, EntryKind.PATCH, EntryKind.CONTINUED})
+UNASKED = frozenset({EntryKind.CANCEL, EntryKind.RESUME, EntryKind.PATCH, EntryKind.CONTINUED, EntryKind.LOGGED})
 """What enters a history without a command of the code that waits for it."""
 
 

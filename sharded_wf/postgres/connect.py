@@ -33,10 +33,11 @@ DEFAULTS: dict[str, str | int] = {
 
 
 def conninfo_of(dsn: str, application_name: str) -> str:
-    """The DSN with ``DEFAULTS`` for what it leaves open, under this application name."""
+    """The DSN with ``DEFAULTS`` for what it leaves open, under this application name. Text is UTF-8, whatever the DSN
+    and ``PGCLIENTENCODING`` say: we pack it ourselves."""
     given = conninfo_to_dict(dsn)
     wanted = {key: value for key, value in DEFAULTS.items() if key not in given}
-    return make_conninfo(dsn, application_name=application_name, **wanted)
+    return make_conninfo(dsn, application_name=application_name, client_encoding="UTF8", **wanted)
 
 
 @contextmanager

@@ -6,12 +6,12 @@ from asyncio import _get_running_loop
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from sharded_wf.errors import DefinitionError, OutsideWorkflow
+from sharded_wf.workflow.bound import Bound, check_bound
 from sharded_wf.workflow.continuation import ContinueAsNew
 from sharded_wf.workflow.loop import WorkflowLoop
 from sharded_wf.workflow.thread_run import thread_run_here
 
 if TYPE_CHECKING:
-    from sharded_wf.workflow.definitions import Bound
     from sharded_wf.workflow.run import WorkflowRun
 
 
@@ -30,6 +30,7 @@ def continue_as_new(bound: Bound[Any]) -> NoReturn:
     workflow.
     """
     run = run_here("continue_as_new")
+    check_bound(bound)
     _check_same(run.definition.name, bound)
     raise ContinueAsNew(bound)
 

@@ -40,6 +40,7 @@ class Waits:
         "epoch",
         "host",
         "last_timer",
+        "logged",
         "mailbox",
         "patches",
         "pausing",
@@ -92,6 +93,8 @@ class Waits:
         """How often the workflow was resumed."""
         self.last_timer: int | None = None
         """The place of the timer that went off last."""
+        self.logged = False
+        """Whether the code has logged since it was parked or taken up."""
         self.cancels: dict[int, float] = {}
         """Requests to cancel that are being recorded: by place, the seconds to clean up."""
         self.patches: dict[str, bool] | None = None
