@@ -41,6 +41,7 @@ app = typer.Typer(
     name="bench",
     help="Measure a cluster, and prove that nothing was lost on the way.",
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

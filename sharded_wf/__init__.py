@@ -46,10 +46,11 @@ from sharded_wf.model.attributes import Where, attr
 from sharded_wf.model.status import Status
 from sharded_wf.retention import Retention
 from sharded_wf.workflow.attributes import set_attributes
+from sharded_wf.workflow.bound import Bound
 from sharded_wf.workflow.by_name import by_name
 from sharded_wf.workflow.children import BlockingChildHandle, ChildHandle, start_child
 from sharded_wf.workflow.context import Context, current
-from sharded_wf.workflow.definitions import AsyncStep, AsyncWorkflow, Bound, SyncStep, SyncWorkflow
+from sharded_wf.workflow.definitions import AsyncStep, AsyncWorkflow, SyncStep, SyncWorkflow
 from sharded_wf.workflow.events import set_event, wait_event
 from sharded_wf.workflow.mapping import MapFailure, MapItem, MapPage, MapResult
 from sharded_wf.workflow.maps import map_workflow

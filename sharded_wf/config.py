@@ -41,6 +41,8 @@ from sharded_wf.retention import Retention
 
 CONFIG_VARIABLE = "SHARDED_WF_CONFIG"
 CONFIG_FILE = "shards.toml"
+LONE_NAME = "main"
+"""What a cluster of one shard, and this shard, are called that only a DSN names."""
 EMBEDDED = "embedded:"
 """In place of a DSN: private Postgres servers of this machine, for development. Never found by accident."""
 
@@ -119,7 +121,7 @@ class ClusterConfig:
     def from_dsn(cls, dsn: str, source: str = "the argument") -> ClusterConfig:
         """A cluster of one shard; cluster and shard are named ``main``. ``ConfigError`` if it is no DSN."""
         _check_dsn(dsn, source)
-        return cls("main", (ShardConfig("main", dsn),), source)
+        return cls(LONE_NAME, (ShardConfig(LONE_NAME, dsn),), source)
 
     @classmethod
     def from_file(cls, path: str | Path, environ: Mapping[str, str] = os.environ) -> ClusterConfig:

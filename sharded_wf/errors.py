@@ -141,7 +141,8 @@ class WorkflowFailed(ShardedWfError):
     """The workflow ended with an error whose class can't be imported here; it carries type, message and traceback."""
 
     def __init__(self, type_name: str, message: str, traceback_text: str = "") -> None:
-        super().__init__(f"{type_name}: {message}" if message else type_name)
+        itself = type_name == type(self).__name__  # then whoever prints the error names the type
+        super().__init__(message if itself and message else f"{type_name}: {message}" if message else type_name)
         self.type_name = type_name
         self.message = message
         self.traceback_text = traceback_text

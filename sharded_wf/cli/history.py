@@ -238,7 +238,8 @@ def _lines(history: History) -> Iterator[_Line]:
     attempts: dict[int, list[FailedAttempt]] = {}
     for attempt in sorted(history.attempts, key=lambda attempt: (attempt.place, attempt.attempt)):
         attempts.setdefault(attempt.place, []).append(attempt)
-    for entry in sorted(history.entries, key=lambda entry: (entry.started_at, entry.ordinal)):
+    entries = [entry for entry in history.entries if entry.kind is not EntryKind.LOGGED]
+    for entry in sorted(entries, key=lambda entry: (entry.started_at, entry.ordinal)):
         failed = attempts.pop(entry.place, [])
         error = read_error(entry.error)
         told = Text(_excerpt(entry.output), "dim") if error is None else Text(f"✗ {error_text(error)}", "red")

@@ -24,8 +24,12 @@ from sharded_wf.limits import (
 def worker(
     app: Annotated[str, typer.Argument(metavar="MODULE:APP", help="The app, for example shop.flows:app.")],
     cluster: ClusterOption = None,
-    shard: Annotated[list[str] | None, typer.Option(help="A shard to serve; repeat for more. Default: all.")] = None,
-    queue: Annotated[list[str] | None, typer.Option(help="A queue to serve; repeat for more. Default: all.")] = None,
+    shard: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A shard to serve; repeat for more. Default: all.")
+    ] = None,
+    queue: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A queue to serve; repeat for more. Default: all.")
+    ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Executor processes; one uses about one core.")] = 1,
     concurrency: Annotated[
         int, typer.Option(min=1, help="Workflows that each process holds in memory at most.")
@@ -34,10 +38,10 @@ def worker(
         int, typer.Option(min=1, help="Plain def steps and workflows of each shard that each process runs at once.")
     ] = SYNC_THREADS_DEFAULT,
     park_after: Annotated[
-        float, typer.Option(help="Seconds that a workflow waits in memory before it is parked.")
+        float, typer.Option(min=0, help="Seconds that a workflow waits in memory before it is parked.")
     ] = PARK_AFTER_SECONDS,
     drain_seconds: Annotated[
-        float, typer.Option(help="Seconds that unfinished work may take after SIGTERM before it is given back.")
+        float, typer.Option(min=0, help="Seconds that unfinished work may take after SIGTERM before it is given back.")
     ] = DRAIN_DEADLINE_SECONDS,
     health_port: Annotated[
         int,

@@ -19,6 +19,7 @@ from sharded_wf.client.handle import Handle
 from sharded_wf.client.in_transaction import drive
 from sharded_wf.client.progress import MapProgress
 from sharded_wf.client.repair import Failed, Repaired
+from sharded_wf.client.validation import check_conflict_option
 from sharded_wf.clock import Microseconds
 from sharded_wf.config import ClusterConfig
 from sharded_wf.model.attributes import Value, Where
@@ -26,7 +27,7 @@ from sharded_wf.model.history import History
 from sharded_wf.model.status import Status
 from sharded_wf.serialization.histories import StoredHistory
 from sharded_wf.store.workflows import Description
-from sharded_wf.workflow.definitions import Bound
+from sharded_wf.workflow.bound import Bound
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -172,6 +173,7 @@ class BlockingClient:
     ) -> BlockingHandle[T]:
         """As ``Client.start_in``."""
         client = self._client
+        check_conflict_option(on_conflict)
         start = client.prepare_start(bound, id, queue, priority, delay, attributes, timeout)
         found = drive(connection, client.in_transaction.start(start, same=on_conflict == "error"), "start_in")
         return BlockingHandle(client.handle_of(bound, start, found, on_conflict), self._call)

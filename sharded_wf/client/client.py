@@ -18,8 +18,16 @@ from sharded_wf.client.in_transaction import LEFT, InTransaction, drive_async
 from sharded_wf.client.progress import MapProgress, map_progress
 from sharded_wf.client.repair import Failed, Repaired
 from sharded_wf.client.results import Results
-from sharded_wf.client.validation import check_id, check_queue, check_same, check_start, deadline_of
-from sharded_wf.clock import SECOND_US, SYSTEM_CLOCK, Clock, Microseconds, seconds_of
+from sharded_wf.client.validation import (
+    check_conflict_option,
+    check_id,
+    check_queue,
+    check_same,
+    check_start,
+    deadline_of,
+    not_before_of,
+)
+from sharded_wf.clock import SYSTEM_CLOCK, Clock, Microseconds
 from sharded_wf.cluster.shards import ShardSet
 from sharded_wf.config import ClusterConfig
 from sharded_wf.errors import WorkflowNotFound
@@ -27,7 +35,7 @@ from sharded_wf.limits import READ_DEADLINE_SECONDS, START_MANY_CHUNK_ROWS
 from sharded_wf.model.attributes import Value, Where, attributes_of
 from sharded_wf.model.history import EMPTY_HISTORY, History
 from sharded_wf.model.status import Status
-from sharded_wf.model.workflow import DEFAULT_QUEUE, Message, Outcome, Start
+from sharded_wf.model.workflow import Message, Outcome, Start
 from sharded_wf.postgres.session import Result, Statement
 from sharded_wf.routing import new_id, slot_schema
 from sharded_wf.serialization import codec_for
@@ -35,7 +43,7 @@ from sharded_wf.serialization.histories import StoredHistory
 from sharded_wf.store import attributes, steps, workflows
 from sharded_wf.store.starts import Existing
 from sharded_wf.store.workflows import Description
-from sharded_wf.workflow.definitions import Bound
+from sharded_wf.workflow.bound import Bound, check_bound
 
 T = TypeVar("T")
 OnConflict = Literal["error", "existing"]
@@ -104,6 +112,7 @@ class Client:
         Raises ``IdConflict``, ``LimitExceeded``, ``ShardUnavailable`` (then it is unknown whether it was started:
         starting it again with the same ID makes sure).
         """
+        check_conflict_option(on_conflict)
         id = self._shards.id_maker()() if id is None else id
         start = self.prepare_start(bound, id, queue, priority, delay, attributes, timeout)
         begun = self._clock.monotonic()
@@ -138,6 +147,7 @@ class Client:
         in the table ``request_refused`` beside the outbox. Raises as ``start``, but never ``ShardUnavailable``;
         ``TransactionRefused`` for a connection that is in no transaction or leads elsewhere; ``psycopg.Error``.
         """
+        check_conflict_option(on_conflict)
         start = self.prepare_start(bound, id, queue, priority, delay, attributes, timeout)
         asking = self.in_transaction.start(start, same=on_conflict == "error")
         return self.handle_of(bound, start, await drive_async(connection, asking, "start_in"), on_conflict)
@@ -168,17 +178,14 @@ class Client:
         timeout: timedelta | float | None = None,
     ) -> Start:
         """A start as the caller decided it, checked; without an ID it gets one."""
-        not_before: Microseconds | None = None
-        if delay is not None and (seconds := seconds_of(delay)) > 0:
-            not_before = self._clock.now_us() + int(seconds * SECOND_US)
-        start = Start(
+        check_bound(bound)
+        not_before = not_before_of(delay, self._clock)
+        return check_start(Start(
             new_id(self._clock) if id_ is None else id_, bound.name, bound.capability,
-            queue or bound.queue or DEFAULT_QUEUE, priority, bound.input, not_before,
+            bound.queue if queue is None else queue, priority, bound.input, not_before,
             attributes=attributes_of(attributes) if attributes else (),
             deadline=deadline_of(bound, timeout, not_before, self._clock),
-        )  # fmt: skip
-        check_start(start)
-        return start
+        ))  # fmt: skip
 
     def handle_of(
         self, bound: Bound[T], start: Start, found: Existing | str | None, on_conflict: OnConflict
@@ -202,6 +209,7 @@ class Client:
         """Start many workflows, given as ``function.bind(...)`` or as pairs ``(id, function.bind(...))``: grouped by
         slot, one round trip a shard for each 10,000. Options and errors as ``start``; on an error those before it, and
         some after it, are started, and starting all of them again with the same IDs is safe."""
+        check_conflict_option(on_conflict)
         handles: list[Handle[T]] = []
         iterator = iter(bound)
         while chunk := list(itertools.islice(iterator, START_MANY_CHUNK_ROWS)):
@@ -388,6 +396,5 @@ class Client:
         """The newest workflows of all shards (without ``where``, of those that failed, were cancelled or quarantined:
         the last to end), at most ``limit``. ``where``: only those whose attributes fit, as ``attr("stage") == "paid"``.
         ``before`` pages on: a moment (microseconds since the epoch), or, with ``where``, the last one of the page
-        before, which misses none that were created at the same moment. A shard that is away raises
-        ``ShardUnavailable``: a list with holes is not a list."""
+        before, which misses none of the same moment. Raises ``ShardUnavailable``: a list with holes is no list."""
         return await search.list_workflows(self._shards, where, name, status, queue, limit, before)

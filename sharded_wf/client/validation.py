@@ -17,7 +17,7 @@ from sharded_wf.limits import (
 )
 from sharded_wf.model.workflow import Start
 from sharded_wf.store.starts import Existing
-from sharded_wf.workflow.definitions import Bound
+from sharded_wf.workflow.bound import Bound
 
 
 def check_id(id_: str, what: str = "workflow ID") -> None:
@@ -32,8 +32,14 @@ def check_queue(name: str, what: str = "queue") -> None:
         raise LimitExceeded(f"the {what} {name!r} begins with '$', which is reserved; choose another name")
 
 
-def check_start(start: Start) -> None:
-    """Whether a start can be stored. Raises ``LimitExceeded``."""
+def check_conflict_option(on_conflict: object) -> None:
+    """``on_conflict`` is "error" or "existing". Raises ``ValueError``."""
+    if on_conflict not in ("error", "existing"):
+        raise ValueError(f'on_conflict={on_conflict!r}: "error" or "existing"')
+
+
+def check_start(start: Start) -> Start:
+    """The start, if it can be stored. Raises ``LimitExceeded``."""
     check_id(start.id)
     check_queue(start.queue)
     if not PRIORITY_MIN <= start.priority <= PRIORITY_MAX:
@@ -43,6 +49,13 @@ def check_start(start: Start) -> None:
             f"the arguments of {start.id!r} are {len(start.input):,} bytes, more than {PAYLOAD_MAX_BYTES:,}: "
             "store them elsewhere and pass a reference"
         )
+    return start
+
+
+def not_before_of(delay: timedelta | float | None, clock: Clock) -> Microseconds | None:
+    """When a workflow that is started now may begin; None: at once."""
+    wait_us = int(seconds_of(delay or 0) * SECOND_US)
+    return clock.now_us() + wait_us if wait_us > 0 else None
 
 
 def deadline_of(

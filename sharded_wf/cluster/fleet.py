@@ -25,7 +25,7 @@ from sharded_wf.cluster.shard_map import (
 )
 from sharded_wf.cluster.timelines import ask_primaries
 from sharded_wf.config import ClusterConfig, ShardConfig
-from sharded_wf.errors import ConfigError, ShardUnavailable
+from sharded_wf.errors import ClusterNotInitialized, ConfigError, ShardUnavailable
 from sharded_wf.limits import (
     LEASE_SECONDS,
     STATUS_COUNT_MAX_ROWS,
@@ -38,6 +38,7 @@ from sharded_wf.postgres.migrate import Phase, SchemaStep, migrate, pending, slo
 from sharded_wf.postgres.queries import load
 from sharded_wf.routing import slot_schema
 
+_NOT_YET = "not part of the cluster yet: run sharded-wf shards init"
 _FLEET = load("fleet")
 _MAP = load("shard_map")
 
@@ -159,13 +160,14 @@ def migrate_fleet(config: ClusterConfig, phase: Phase = "all") -> Answers[list[S
     """Apply what is pending on every shard at once; return what was applied, and why not, by shard.
 
     A shard that is away or blocked does not keep the others from going on: run it again for those. Databases that are
-    not what the configuration says they are fail with ``ClusterMismatch``, untouched.
+    not what the configuration says they are fail with ``ClusterMismatch``, those that are no shard yet with
+    ``ClusterNotInitialized``, untouched.
     """
 
     def bring_up(shard: ShardConfig, conn: Connection) -> list[SchemaStep]:
         identity = read_record(conn).identity
         if identity is None:
-            return []  # nothing to migrate: `shards init` makes it new
+            raise ClusterNotInitialized(f"shard {shard.name!r} is {_NOT_YET}")
         check_identity(config, shard, identity)
         return migrate(conn, phase=phase)
 
@@ -222,7 +224,7 @@ def _inspect(config: ClusterConfig, shard: ShardConfig, record: Record, conn: Co
 
 def _problem(config: ClusterConfig, shard: ShardConfig, record: Record) -> str | None:
     if record.identity is None:
-        return "not part of the cluster yet: run sharded-wf shards init"
+        return _NOT_YET
     try:
         check_identity(config, shard, record.identity)
     except ConfigError as error:

@@ -137,6 +137,13 @@ def _check_server(shard: ShardConfig, conn: Connection) -> None:
     if conn.info.server_version < POSTGRES_VERSION_MIN_NUM:
         found, wanted = conn.info.server_version // 10_000, POSTGRES_VERSION_MIN_NUM // 10_000
         raise ConfigError(f"shard {shard.name!r} is PostgreSQL {found}; {wanted} or later is needed")
+    encoding = conn.execute(_SQL["read_encoding"].on()).fetchone()
+    if encoding != ("UTF8",):
+        raise ConfigError(
+            f"the database of shard {shard.name!r} ({shard.address}) has the encoding {(encoding or ('?',))[0]}, which "
+            "can't hold every text; make it anew: "
+            f"create database {conn.info.dbname} encoding 'UTF8' template template0"
+        )
 
 
 def _look(_shard: ShardConfig, conn: Connection) -> Record:

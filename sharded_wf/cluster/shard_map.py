@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
-from sharded_wf.config import ClusterConfig, ShardConfig
+from sharded_wf.config import LONE_NAME, ClusterConfig, ShardConfig
 from sharded_wf.errors import ClusterMismatch
 from sharded_wf.limits import SLOTS_MAX
 from sharded_wf.postgres.connect import Connection
@@ -106,6 +106,11 @@ def check_identity(config: ClusterConfig, shard: ShardConfig, identity: Identity
     """Whether the database is the shard that the configuration says, and routes as this process does; raises
     ``ClusterMismatch`` if not."""
     where = f"shard {shard.name!r} ({shard.address})"
+    if identity.name != config.name and config.name == shard.name == LONE_NAME:
+        raise ClusterMismatch(
+            f"{where} belongs to the cluster {identity.name!r}; {config.source} is a DSN, which stands for a "
+            "cluster of one shard that was made by that DSN alone: name the cluster's shards.toml"
+        )
     if identity.name != config.name:
         raise ClusterMismatch(
             f"{where} belongs to the cluster {identity.name!r}, and {config.source} names the cluster {config.name!r}"

@@ -77,9 +77,10 @@ def _check_totals(result: Result) -> Check:
 
 
 def _told(sums: Counts) -> str:
+    invalid = f"; {sums.invalid:,} of the files no valid Python, on purpose" if sums.invalid else ""
     return (
         f"{sums.files:,} files, {sums.lines:,} lines, {sums.classes:,} classes, {sums.functions:,} functions, "
-        f"{sums.coroutines:,} coroutines; {sums.invalid} of the files no valid Python, on purpose"
+        f"{sums.coroutines:,} coroutines{invalid}"
     )
 
 

@@ -94,7 +94,10 @@ def _initialise(scratch: Path, binaries: Binaries, account: Account) -> None:
     command += ["--auth-local=trust", "--auth-host=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-instructions"]
     made = run_as(account, command)
     if made.returncode:
-        raise EmbeddedServerError(f"initdb failed as {account.name}: {made.stderr.strip() or made.stdout.strip()}")
+        said = made.stderr.strip() or made.stdout.strip()
+        if "could not look up effective user" in said:
+            said += "\nPostgreSQL wants its user to have a name: give it one in /etc/passwd, or use another user"
+        raise EmbeddedServerError(f"initdb failed as {account.name}: {said}")
 
 
 def write_settings(data: Path, account: Account, settings: Mapping[str, str]) -> None:

@@ -83,6 +83,7 @@ class Executor:
         self.retention = None if isolated else retention or config.retention
         self.taken_over = 0
         self.finished = 0
+        self.given_back = 0
         self._only = shards
         self.room = Room(1 if isolated else concurrency)
         self._thread_count = threads

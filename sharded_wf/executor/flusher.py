@@ -124,12 +124,16 @@ class Flusher:
         statements = [
             leases.fence(self._lease_id), leases.mark_flush(self._lease_id, self.number), *body, *self._asides(told)
         ]  # fmt: skip
+        lost = False
         while True:
             try:
                 await self._link.transact(statements)
                 break
             except ConnectionLost as error:
-                logger.warning("a flush lost its connection (%s); it will be completed", error)
+                if not lost:
+                    reason = " ".join(str(error).split())
+                    logger.warning("a flush lost its connection (%s); it will be completed", reason)
+                    lost = True
                 if error.commit_unknown and await self._was_committed(self._link.token):
                     break
             except psycopg.Error as error:

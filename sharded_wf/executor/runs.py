@@ -196,6 +196,8 @@ class Runs:
                 continue
             if waiting.deadline_us is not None and waiting.deadline_us < horizon:
                 continue  # it will go on before parking has paid off
+            if hold.run.settle():
+                continue  # and is parked when that is saved
             hold.leaving = True
             self._flusher.add(Op(OpKind.PARK, hold, due_at=waiting.deadline_us))
 

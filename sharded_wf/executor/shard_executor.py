@@ -80,7 +80,7 @@ class ShardExecutor:
             executor.app.capability, self.intake.lanes_of(executor.app.upgraded),
         )  # fmt: skip
         self.watch = Watch(
-            self._watches, self.listener, self._clock, here, moved, self.intake, self._claiming.work,
+            shard.name, self._watches, self.listener, self._clock, here, moved, self.intake, self._claiming.work,
             self.lookups.wakes, self.relay.sweep, self.relay.awaited, executor.isolation.wanted, self._carrier.look,
         )  # fmt: skip
         self.vacuum = Vacuum(shard.dsn, here)
@@ -271,6 +271,7 @@ class ShardExecutor:
         for hold in list(self.held.values()):
             if not hold.leaving and hasattr(hold, "run"):
                 hold.leaving = True
+                self._executor.given_back += 1
                 self._loop.call_soon(hold.run.drop)
                 self.flusher.add(Op(OpKind.GIVE_BACK, hold))
         await self.flusher.wait_quiet()

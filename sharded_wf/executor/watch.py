@@ -37,6 +37,7 @@ class Watch:
 
     def __init__(
         self,
+        shard: str,
         link: Link,
         listener: Listener,
         clock: Clock,
@@ -50,6 +51,7 @@ class Watch:
         suspects: Callable[[], None],
         requests: Callable[[], None],
     ) -> None:
+        self._shard = shard
         self._link = link
         self._listener = listener
         self._clock = clock
@@ -128,14 +130,21 @@ class Watch:
         self._lease_id = lease_id
         self._idle = False
         self._look = True
+        away = False
         while True:
             try:
                 await self._turn()
+                if away:
+                    logger.info("shard %s: answers again", self._shard)
+                    away = False
             except (ConnectionLost, psycopg.Error) as error:
-                logger.info("watching is put off: %s", error)
                 self._look = True
                 if self._moved(error):
                     continue
+                if not away:
+                    reason = " ".join(str(error).split())
+                    logger.warning("shard %s: does not answer; tried again until it does: %s", self._shard, reason)
+                    away = True
                 await self._link.pause()
 
     async def _turn(self) -> None:

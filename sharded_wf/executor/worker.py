@@ -47,6 +47,7 @@ async def work(executor: Executor, health: tuple[str, int] | None = None) -> Non
         loop.add_reader(supervisor, on_supervisor_gone, supervisor)
     async with contextlib.AsyncExitStack() as opened:
         await opened.enter_async_context(executor)
+        announce(executor)
         if health is not None:
             port = await opened.enter_async_context(serve_health(executor.health, *health))
             logger.info("health is told at http://%s:%d/readyz", health[0], port)
@@ -54,6 +55,18 @@ async def work(executor: Executor, health: tuple[str, int] | None = None) -> Non
             await _until_idle(executor, stop)
         else:
             await stop.wait()
+    logger.info("ended: %d workflows finished here, %d given back", executor.finished, executor.given_back)
+
+
+def announce(executor: Executor) -> None:
+    """Say what runs, and where."""
+    app = executor.app
+    if not app.workflows:
+        logger.warning("app %r has no workflows: is the module imported that defines them?", app.name)
+    shards = ", ".join(part.shard.name for part in executor.parts)
+    queues = "" if executor.queues is None else f", queues {', '.join(executor.queues)}"
+    count = "1 workflow" if len(app.workflows) == 1 else f"{len(app.workflows)} workflows"
+    logger.info("runs app %r (%s) on %s%s; Ctrl-C or SIGTERM drains", app.capability, count, shards, queues)
 
 
 async def _until_idle(executor: Executor, stop: asyncio.Event) -> None:
@@ -79,12 +92,11 @@ def calm_garbage_collector() -> None:
 def run(executor: Executor, health: tuple[str, int] | None = None) -> None:
     """``work`` on an event loop of its own: uvloop's, if it is installed (extra ``fast``)."""
     calm_garbage_collector()
-    try:
-        import uvloop
-    except ImportError:
-        asyncio.run(work(executor, health))
-    else:
-        uvloop.run(work(executor, health))
+    run_loop = asyncio.run
+    # Runs outside of the handler: else this would be the context of every error that a workflow records.
+    with contextlib.suppress(ImportError):
+        from uvloop import run as run_loop
+    run_loop(work(executor, health))
 
 
 def supervise(commands: Sequence[Sequence[str]]) -> None:

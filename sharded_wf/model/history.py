@@ -27,9 +27,14 @@ class EntryKind(IntEnum):
     TIMEOUT = 23
     PATCH = 30
     CONTINUED = 31
+    LOGGED = 32
 
 
-UNASKED = frozenset({EntryKind.CANCEL, EntryKind.RESUME, EntryKind.TIMEOUT, EntryKind.PATCH, EntryKind.CONTINUED})
+UNASKED = frozenset(
+    {
+        EntryKind.CANCEL, EntryKind.RESUME, EntryKind.TIMEOUT, EntryKind.PATCH, EntryKind.CONTINUED, EntryKind.LOGGED,
+    }
+)  # fmt: skip
 """What enters a history without a command of the code that waits for it."""
 
 

@@ -65,7 +65,7 @@ def hosts_of(dsn: str) -> list[Host]:
 
 def conninfo_of(dsn: str, application_name: str, hosts: Sequence[Host] = ()) -> str:
     """The DSN with our defaults for what it leaves open, under this application name; if given, with these of its
-    hosts, in this order."""
+    hosts, in this order. Text is UTF-8, whatever the DSN and ``PGCLIENTENCODING`` say: we pack it ourselves."""
     given = conninfo_to_dict(dsn)
     several = len(hosts_of(dsn)) > 1
     defaults = {"connect_timeout": _patience(several=several), **DEFAULTS}
@@ -73,7 +73,7 @@ def conninfo_of(dsn: str, application_name: str, hosts: Sequence[Host] = ()) -> 
     for key, values in zip(("host", "hostaddr", "port"), zip(*hosts, strict=True), strict=False):
         if any(values):
             wanted[key] = ",".join(values)
-    return make_conninfo(dsn, application_name=application_name, **wanted)
+    return make_conninfo(dsn, application_name=application_name, client_encoding="UTF8", **wanted)
 
 
 def connect_seconds(dsn: str) -> float:

@@ -40,7 +40,7 @@ class ArgumentsCodec:
         self._pack = _make_struct(function.__name__, parameters, hints if typed else {}, name)
         self.pack: Callable[..., Any] = self._pack if self._positional else self._pack_general
         """The arguments of one call as a value that encodes; raises ``TypeError`` as the call itself would."""
-        self._decode = make_decoder(self._pack, name).decode if typed else None
+        self._decode = _decoder(self._pack, parameters, hints, name).decode if typed else None
         self._unpack = msgspec.structs.astuple
 
     def fingerprint_text(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
@@ -125,6 +125,17 @@ class ArgumentsCodec:
             else:
                 args.append(value)
         return tuple(args), kwargs
+
+
+def _decoder(
+    pack: type[msgspec.Struct], parameters: list[Parameter], hints: dict[str, Any], name: str
+) -> msgspec.json.Decoder[Any]:
+    try:
+        return make_decoder(pack, name)
+    except DefinitionError:
+        for parameter in parameters:  # which is it?
+            make_decoder(hints.get(parameter.name, Any), f"{name}, parameter {parameter.name!r}")
+        raise
 
 
 def _make_struct(title: str, parameters: list[Parameter], hints: dict[str, Any], name: str) -> type[msgspec.Struct]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -31,6 +31,8 @@ class StoredError(msgspec.Struct, frozen=True, omit_defaults=True):
     notes: list[str] = []
     causes: list[int] = []
     """Of a workflow's own error: the places of the entries that it came from."""
+    exceptions: list[StoredError] = []
+    """Of a group: the errors in it, without their tracebacks, which the group's own shows."""
 
 
 _encode = msgspec.json.Encoder().encode
@@ -40,22 +42,32 @@ _decode = msgspec.json.Decoder(StoredError).decode
 def encode_error(error: BaseException, causes: Sequence[int] = ()) -> bytes:
     """The error as JSON text: type, module, message, arguments, traceback and notes; ``causes`` as ``StoredError`` has
     them. Never raises."""
-    kind = type(error)
-    args: list[Any] | None = list(error.args)
-    if isinstance(error, WorkflowFailed):
-        # It stands for an error from elsewhere: passed on, it still names the original.
-        args = [error.type_name, error.message, error.traceback_text]
-    notes = [_clean(note) for note in getattr(error, "__notes__", ()) if not str(note).startswith(_NOTE_PREFIX)]
-    stored = StoredError(
-        kind.__qualname__, kind.__module__, _message_of(error), args, _traceback_text(error), notes, list(causes)
-    )
+    stored = _stored(error, _traceback_text(error), list(causes))
     try:
         data = _encode(stored)
         if _decode(data) == stored:
             return data
     except Exception:  # noqa: BLE001 - arguments without a JSON form
         pass
-    return _encode(msgspec.structs.replace(stored, args=None))
+    return _encode(msgspec.structs.replace(stored, args=None, exceptions=[]))
+
+
+def _stored(error: BaseException, traceback_text: str, causes: list[int]) -> StoredError:
+    kind = type(error)
+    args: list[Any] = list(error.args)
+    exceptions: list[StoredError] = []
+    if isinstance(error, WorkflowFailed):
+        # It stands for an error from elsewhere: passed on, it still names the original.
+        args = [error.type_name, error.message, error.traceback_text]
+    elif isinstance(error, OSError) and isinstance(error.filename, str) and error.filename2 is None:
+        args = [error.errno, error.strerror, error.filename]  # its own `args` leave the file out
+    elif isinstance(error, BaseExceptionGroup):
+        args = [error.message]
+        exceptions = [_stored(one, "", []) for one in cast("BaseExceptionGroup[BaseException]", error).exceptions]
+    notes = [_clean(note) for note in getattr(error, "__notes__", ()) if not str(note).startswith(_NOTE_PREFIX)]
+    return StoredError(
+        kind.__qualname__, kind.__module__, _message_of(error), args, traceback_text, notes, causes, exceptions
+    )
 
 
 def decode_error(data: bytes) -> Exception:
@@ -68,6 +80,10 @@ def decode_error(data: bytes) -> Exception:
         stored = _decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         return WorkflowFailed("unreadable error", f"{error}; stored: {data[:200]!r}")
+    return _error_of(stored)
+
+
+def _error_of(stored: StoredError) -> Exception:
     rebuilt = _rebuild(stored)
     if rebuilt is None:
         name = stored.type if stored.module == "builtins" else f"{stored.module}.{stored.type}"
@@ -89,7 +105,8 @@ def _rebuild(stored: StoredError) -> Exception | None:
     if not (isinstance(kind, type) and issubclass(kind, Exception)):
         return None
     try:
-        error = kind(*stored.args)
+        inside = ([_error_of(one) for one in stored.exceptions],) if stored.exceptions else ()
+        error = kind(*stored.args, *inside)
         same = type(error) is kind and str(error) == stored.message
     except Exception:  # noqa: BLE001 - what a stranger's constructor raises
         return None

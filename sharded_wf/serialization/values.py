@@ -28,6 +28,9 @@ _PLAIN: frozenset[type] = frozenset({str, int, bool, NoneType})
 _CONVERSION_ERRORS = (TypeError, ValueError, OverflowError, RecursionError, NotImplementedError)
 
 
+_NO_FORM = "a value of type {} has no JSON form"
+
+
 def _to_storable(value: Any) -> Any:
     """What msgspec should store instead of a value that it doesn't know."""
     dump = getattr(type(value), "model_dump", None)
@@ -41,7 +44,7 @@ def _to_storable(value: Any) -> Any:
         return int.__int__(value)
     if isinstance(value, float):
         return float.__float__(value)
-    raise TypeError(f"a value of type {type(value).__qualname__} has no JSON form")
+    raise TypeError(_NO_FORM.format(type(value).__qualname__))
 
 
 def _from_storable(kind: Any, value: Any) -> Any:
@@ -91,7 +94,12 @@ def make_decoder(kind: Any, where: str) -> msgspec.json.Decoder[Any]:
     try:
         return msgspec.json.Decoder(kind, dec_hook=_from_storable)
     except (TypeError, NotImplementedError) as error:
-        raise DefinitionError(f"{where}: the annotation {kind!r} can't be stored as JSON: {error}") from None
+        raise DefinitionError(f"{where}: the annotation {shown(kind)} can't be stored as JSON: {error}") from None
+
+
+def shown(kind: Any) -> str:
+    """An annotation as it is written."""
+    return kind.__qualname__ if isinstance(kind, type) and get_origin(kind) is None else repr(kind)
 
 
 def unstorable(value: Any, error: BaseException, what: str) -> UnstorableValue:
@@ -101,7 +109,9 @@ def unstorable(value: Any, error: BaseException, what: str) -> UnstorableValue:
     path, culprit = find_unstorable(value, encode_json)
     if isinstance(error, UnicodeEncodeError):
         return UnstorableValue(f"{what}{path} is text with a lone surrogate, which UTF-8 has no form for: {culprit!r}")
-    return UnstorableValue(f"{what}{path} is of type {type(culprit).__qualname__}, which has no JSON form: {error}")
+    kind = type(culprit).__qualname__
+    reason = "" if str(error) == _NO_FORM.format(kind) else f": {error}"
+    return UnstorableValue(f"{what}{path} is of type {kind}, which has no JSON form{reason}")
 
 
 def confirm(value: Any, decoded: Any, what: str) -> None:
@@ -159,7 +169,7 @@ class ValueCodec(Generic[T]):
         try:
             return cast("T", self._decode(data))
         except (msgspec.MsgspecError, *_CONVERSION_ERRORS) as error:
-            raise StoredValueMismatch(f"{self.what} does not fit its annotation {self.kind!r}: {error}") from None
+            raise StoredValueMismatch(f"{self.what} does not fit its annotation {shown(self.kind)}: {error}") from None
 
     def _confirmed(self, value: Any, data: bytes) -> T:
         try:

@@ -18,7 +18,8 @@ from sharded_wf.limits import TESTING_LOOK_SECONDS
 from sharded_wf.testing.clock import SkippingClock
 from sharded_wf.testing.mocks import crash_within
 from sharded_wf.workflow.app import App
-from sharded_wf.workflow.definitions import AsyncStep, Bound, SyncStep
+from sharded_wf.workflow.bound import Bound
+from sharded_wf.workflow.definitions import AsyncStep, SyncStep
 
 T = TypeVar("T")
 CrashMoment = Literal["before", "after", "recorded"]

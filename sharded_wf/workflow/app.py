@@ -294,7 +294,10 @@ class App:
         if self._lifespan is not None:
             raise DefinitionError(f"App {self.name!r} has a lifespan already")
         if not inspect.isasyncgenfunction(function):
-            raise DefinitionError("@app.lifespan: an `async def` that yields the state once")
+            hint = "; leave @asynccontextmanager out" if hasattr(function, "__wrapped__") else ""
+            raise DefinitionError(f"@app.lifespan: `async def {function.__name__}(app)` that yields once{hint}")
+        if len(inspect.signature(function).parameters) != 1:
+            raise DefinitionError(f"@app.lifespan: {function.__name__} takes one argument, the app")
         self._lifespan = asynccontextmanager(cast("Callable[[App], AsyncGenerator[R, None]]", function))
         return function
 

@@ -142,7 +142,7 @@ class AsyncRun(WorkflowRun):
 
     def replaying(self) -> bool:
         replay = self.replay
-        return replay is not None and replay.position < replay.total
+        return self.stopped or (replay is not None and replay.position < replay.total)
 
     # The host answers
 

@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar, overload
 from sharded_wf.errors import DefinitionError
 from sharded_wf.model.workflow import DEFAULT_QUEUE
 from sharded_wf.serialization.values import ValueCodec, codec_for
-from sharded_wf.workflow.definitions import Bound
+from sharded_wf.workflow.bound import Bound
 from sharded_wf.workflow.signatures import check_name
 
 T = TypeVar("T")

@@ -6,23 +6,21 @@ import asyncio
 from asyncio import _get_running_loop
 from collections.abc import Coroutine
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import mmh3
 
 from sharded_wf.clock import SECOND_US, Microseconds, seconds_of
 from sharded_wf.errors import LimitExceeded, OutsideWorkflow
 from sharded_wf.limits import ID_LENGTH_MAX_BYTES, PRIORITY_MAX, PRIORITY_MIN, QUEUE_LENGTH_MAX_BYTES, TIMER_MAX_SECONDS
-from sharded_wf.model.workflow import DEFAULT_QUEUE, Start
+from sharded_wf.model.workflow import Start
 from sharded_wf.serialization.values import ValueCodec
 from sharded_wf.workflow.async_run import AsyncRun
+from sharded_wf.workflow.bound import Bound, check_bound
 from sharded_wf.workflow.child_commands import OutcomeCommand, StartCommand
 from sharded_wf.workflow.loop import WorkflowLoop
 from sharded_wf.workflow.thread_answers import ThreadAnswer
 from sharded_wf.workflow.thread_run import ThreadRun, thread_run_here
-
-if TYPE_CHECKING:
-    from sharded_wf.workflow.definitions import Bound
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -201,12 +199,13 @@ def child_start(
     detached: bool,
 ) -> tuple[Start, int]:
     """The child as it is to be started, and what its request's fingerprint is made of."""
+    check_bound(bound)
     child_id = next_child_id(run, bound.name) if id_ is None else id_
     not_before: Microseconds | None = None
     if delay is not None and (seconds := seconds_of(delay)) > 0:
         not_before = run.host.clock.now_us() + round(seconds * SECOND_US)
     start = Start(
-        child_id, bound.name, bound.capability, queue or bound.queue or DEFAULT_QUEUE, priority, bound.input,
+        child_id, bound.name, bound.capability, bound.queue if queue is None else queue, priority, bound.input,
         not_before, None if detached else run.id,
         deadline=child_deadline(run, bound.timeout_seconds, not_before),
     )  # fmt: skip

@@ -72,7 +72,8 @@ class Context:
 
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
-        """Logs with the workflow's ID, and says nothing while the workflow's code replays what it did before."""
+        """Logs with the workflow's ID, and says nothing while the workflow's code replays what it did before. (A
+        workflow that has logged something and is then parked remembers that by one recorded row.)"""
         return _WorkflowLogger(self)
 
     @property
@@ -92,9 +93,15 @@ class Context:
         """Whether the history is so long that ``continue_as_new`` should be called at the next good moment."""
         return self.history_length >= CONTINUE_AS_NEW_SUGGESTED_ENTRIES
 
+    def note_logged(self) -> None:
+        """For the logger: something is logged here. What a step logs is never replayed."""
+        if self._run is not None and self.step is None:
+            self._run.note_logged()
+
     @property
     def is_replaying(self) -> bool:
-        """Whether recorded results are still being handed back. For logs and metrics; never branch on it."""
+        """Whether recorded results are still being handed back, or the code is only unwound, because the workflow is
+        parked or given back. For logs and metrics; never branch on it."""
         return self._code is not None and self._code.replaying()
 
     @property
@@ -138,6 +145,7 @@ class RunSoFar(Protocol):
     def number(self) -> int: ...
     @property
     def request_count(self) -> int: ...
+    def note_logged(self) -> None: ...
 
 
 class Code(Protocol):
@@ -168,6 +176,7 @@ class _WorkflowLogger(logging.LoggerAdapter[logging.Logger]):
         return not self._context.is_replaying and super().isEnabledFor(level)
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        self._context.note_logged()
         kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
         return f"[{self._context.workflow_id}] {msg}", kwargs
 

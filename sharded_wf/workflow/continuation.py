@@ -19,7 +19,7 @@ from sharded_wf.workflow.commands import read_message
 from sharded_wf.workflow.replay import RECORDING
 
 if TYPE_CHECKING:
-    from sharded_wf.workflow.definitions import Bound
+    from sharded_wf.workflow.bound import Bound
     from sharded_wf.workflow.lifetime import LongLivedRun
 
 _NAME = "continue_as_new"

@@ -7,11 +7,10 @@ import asyncio
 from asyncio import _get_running_loop
 from collections.abc import Callable, Coroutine
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
 from uuid import uuid4
 
 import mmh3
-import msgspec
 
 from sharded_wf.clock import SECOND_US, Microseconds, seconds_of
 from sharded_wf.errors import DefinitionError
@@ -21,6 +20,7 @@ from sharded_wf.model.workflow import Start
 from sharded_wf.serialization.arguments import ArgumentsCodec
 from sharded_wf.serialization.values import ValueCodec
 from sharded_wf.workflow.async_run import AsyncRun
+from sharded_wf.workflow.bound import Bound
 from sharded_wf.workflow.children import BlockingChildHandle, ChildHandle, child_deadline, next_child_id, start_child
 from sharded_wf.workflow.context import Context, scope
 from sharded_wf.workflow.durability import not_durable
@@ -38,22 +38,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-R_co = TypeVar("R_co", covariant=True)
 T = TypeVar("T")
-
-
-class Bound(msgspec.Struct, Generic[R_co], frozen=True):
-    """A workflow with its arguments, ready to be started; what ``fn.bind(...)`` returns. It can't change.
-
-    ``input`` is the arguments as JSON text; ``result`` reads the result back, so a handle to it is typed.
-    """
-
-    name: str
-    capability: str
-    queue: str
-    input: bytes
-    result: ValueCodec[R_co]
-    timeout_seconds: float | None = None
 
 
 class _on_first_use(Generic[T]):  # noqa: N801 - a decorator, as cached_property is
@@ -131,6 +116,8 @@ class StepDefinition(Definition[P, R]):
         heartbeat: timedelta | float | None = None,
     ) -> None:
         super().__init__(app, function, name, namespace)
+        if not isinstance(cast("object", retry), Retry | None):
+            raise DefinitionError(f"step {name!r}: retry={retry!r}: write retry=Retry(attempts=...)")
         self.retry = ONCE if retry is None else retry
         self.once = self.retry.attempts == 1
         """Whether a call makes one attempt and no other, so that nothing need be kept for the next."""

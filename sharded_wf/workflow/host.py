@@ -188,6 +188,10 @@ class Run(ABC):
         """Children that are to be cancelled when this workflow ends."""
         return ()
 
+    def settle(self) -> bool:
+        """Before it is parked: record what replay has to know of that. Returns whether this is under way now."""
+        return False
+
     @abstractmethod
     def waiting(self) -> Waiting | None:
         """What it waits for, or ``None`` if it can't be parked now: a step runs, or something is being recorded."""

@@ -17,7 +17,7 @@ from sharded_wf.workflow.replay import Replay
 from sharded_wf.workflow.steps import StepCommand
 
 if TYPE_CHECKING:
-    from sharded_wf.workflow.definitions import Bound
+    from sharded_wf.workflow.bound import Bound
 
 
 class LongLivedRun(ParentRun):
@@ -79,6 +79,19 @@ class LongLivedRun(ParentRun):
         self.last_ordinal += 1
         now_us = self.host.clock.now_us()
         self.host.record(self, Entry(place, self.last_ordinal, kind, name, 0, NULL, None, now_us, now_us))
+
+    def note_logged(self) -> None:
+        """The code has logged something."""
+        self.some_waits().logged = True
+
+    def settle(self) -> bool:
+        """Replay is to be silent up to here, although nothing else may be recorded since the code logged."""
+        waits = self.waits
+        if waits is None or not waits.logged:
+            return False
+        waits.logged = False
+        self.mark(EntryKind.LOGGED, "log")
+        return True
 
     def ended_with(self, error: BaseException) -> None:
         """``error`` left the code: go on as new, if that is what it says, else this is the outcome."""

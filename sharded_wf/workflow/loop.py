@@ -174,6 +174,7 @@ class WorkflowLoop(_Loop):  # type: ignore[misc]  # pyright: ignore[reportUntype
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         if not self.stopped and not self.run.replaying():
+            self.run.note_logged()
             error = context.get("exception")
             _log.error("workflow %s: %s", self.run.id, context.get("message"), exc_info=error)
 

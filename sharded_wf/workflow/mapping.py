@@ -22,9 +22,9 @@ from sharded_wf.limits import MAP_ERROR_MAX_CHARACTERS, MAP_PAGE_ITEMS_MAX, MAP_
 from sharded_wf.model.workflow import Message, Start
 from sharded_wf.serialization.values import codec_for, encode_json
 from sharded_wf.workflow.async_run import AsyncRun
+from sharded_wf.workflow.bound import Bound
 from sharded_wf.workflow.children import child_deadline
 from sharded_wf.workflow.commands import NULL, ChildCommand
-from sharded_wf.workflow.definitions import Bound
 from sharded_wf.workflow.loop import WorkflowLoop
 
 if TYPE_CHECKING:

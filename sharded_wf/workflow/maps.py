@@ -17,8 +17,9 @@ from sharded_wf.limits import (
 )
 from sharded_wf.model.workflow import Start
 from sharded_wf.workflow.async_run import AsyncRun
+from sharded_wf.workflow.bound import Bound
 from sharded_wf.workflow.children import next_child_id
-from sharded_wf.workflow.definitions import Bound, StepDefinition, WorkflowDefinition
+from sharded_wf.workflow.definitions import StepDefinition, WorkflowDefinition
 from sharded_wf.workflow.loop import WorkflowLoop
 from sharded_wf.workflow.mapping import MAP_NAME, MapItem, MapResult, MapSpec, own_child
 from sharded_wf.workflow.thread_run import thread_run_here

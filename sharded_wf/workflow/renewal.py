@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from sharded_wf.errors import DefinitionError
+from sharded_wf.workflow.bound import Bound, check_bound
 from sharded_wf.workflow.continuation import ContinueAsNew
 from sharded_wf.workflow.whose_code import run_here
-
-if TYPE_CHECKING:
-    from sharded_wf.workflow.definitions import Bound
 
 
 def continue_as_new(bound: Bound[Any]) -> NoReturn:
@@ -27,6 +25,7 @@ def continue_as_new(bound: Bound[Any]) -> NoReturn:
     workflow.
     """
     run = run_here("continue_as_new")
+    check_bound(bound)
     _check_same(run.definition.name, bound)
     raise ContinueAsNew(bound)
 

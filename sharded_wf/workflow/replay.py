@@ -220,5 +220,7 @@ def describe_entry(entry: Entry) -> str:
             return f"the patch {entry.name!r}"
         case EntryKind.CONTINUED:
             return "the end of the run before"
+        case EntryKind.LOGGED:
+            return "a moment up to which the code has logged"
         case _:
             assert_never(entry.kind)

@@ -36,7 +36,7 @@ class RequestedRun(LongLivedRun):
 
     @abstractmethod
     def replaying(self) -> bool:
-        """Whether recorded results are still to be handed back."""
+        """Whether recorded results are still to be handed back, or the run was dropped."""
 
     @abstractmethod
     def code_time_us(self) -> Microseconds:

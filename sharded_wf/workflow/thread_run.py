@@ -382,7 +382,7 @@ class ThreadRun(WorkflowRun):
         return self.now_us
 
     def replaying(self) -> bool:
-        return self.replay.position < self.replay.total
+        return self.stopped or self.replay.position < self.replay.total
 
 
 class _InThisThread:

@@ -57,6 +57,7 @@ class Waits:
         "last_timer",
         "limit_alarm",
         "limit_us",
+        "logged",
         "mailbox",
         "patches",
         "pausing",
@@ -111,6 +112,8 @@ class Waits:
         """How often the workflow was resumed."""
         self.last_timer: int | None = None
         """The place of the timer that went off last."""
+        self.logged = False
+        """Whether the code has logged since it was parked or taken up."""
         self.cancels: dict[int, float] = {}
         """Requests to cancel that are being recorded: by place, the seconds to clean up."""
         self.patches: dict[str, bool] | None = None

@@ -12,6 +12,9 @@ select pg_advisory_xact_lock(1526616327, 2)
 -- How many sessions with this application name are in this database: more than one if two DSNs lead to the same one.
 select count(*) from pg_stat_activity where datname = current_database() and application_name = $1
 
+-- name: read_encoding
+select pg_encoding_to_char(encoding)::text from pg_database where datname = current_database()
+
 -- name: has_cluster
 -- Read from the catalog itself: within a transaction, to_regclass may answer from before a wait for an advisory lock.
 select exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace

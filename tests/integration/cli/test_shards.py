@@ -96,3 +96,18 @@ def test_the_command_explains_itself(run: Run) -> None:
     assert all(command in out for command in ("init", "status", "migrate"))
     assert run("--version")[1].startswith("sharded-wf 0.")
     assert run("nonsense")[0] == 2
+
+
+def test_where_there_is_no_cluster_nothing_is_up_to_date(run: Run, toml: str) -> None:
+    code, out, err = run("shards", "migrate", "-c", toml)
+    assert (code, out) == (1, "")
+    assert "shard 'pg1' is not part of the cluster yet: run sharded-wf shards init" in err
+
+
+def test_a_dsn_is_not_enough_for_a_shard_of_a_larger_cluster(run: Run, toml: str) -> None:
+    run("shards", "init", "-c", toml, "--slots", "4")
+    dsn = Path(toml).read_text().split('dsn = "')[1].split('"')[0]
+    code, _, err = run("workflow", "list", "-c", dsn)
+    assert code == 2
+    assert "belongs to the cluster 'shop'; the argument is a DSN" in err
+    assert "name the cluster's shards.toml" in err

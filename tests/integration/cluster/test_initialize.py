@@ -227,3 +227,15 @@ def test_every_shard_must_be_reachable(databases: Databases) -> None:
 def test_fewer_slots_than_shards_are_refused() -> None:
     with pytest.raises(ConfigError, match="choose 2 to 4096"):
         init_cluster(cluster(["host=a", "host=b"]), slots=1)
+
+
+def test_a_database_that_can_not_hold_every_text_is_refused(database: str) -> None:
+    name = "narrow"
+    with psycopg.connect(database, autocommit=True) as conn:
+        conn.execute(f"create database {name} encoding 'LATIN1' template template0 locale 'C'".encode())
+        try:
+            config = cluster([make_conninfo(database, dbname=name)])
+            with pytest.raises(ConfigError, match=r"encoding LATIN1, .* create database narrow encoding 'UTF8'"):
+                init_cluster(config)
+        finally:
+            conn.execute(f"drop database {name} with (force)".encode())

@@ -68,6 +68,7 @@ def with_files(*rows: WorkflowRow) -> Result:
 
 def test_a_good_result_passes() -> None:
     assert [one.holds for one in check(GOOD)] == [True, True, True]
+    assert "no valid Python" not in check(GOOD)[0].text
     figures = figures_of(GOOD.rows["pg2"], 2.0)
     assert (figures.workflows, figures.steps, figures.per_second) == (2, 6, 1.0)
     assert (figures.waited_p50_seconds, figures.ran_p95_seconds) == (1.0, 2.0)

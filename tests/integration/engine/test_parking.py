@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 
 import pytest
 
-from sharded_wf import App, Status, WorkflowCancelled, by_name
+from sharded_wf import App, Status, WorkflowCancelled, by_name, current, receive, sleep_blocking
 from sharded_wf.client import Client
 from sharded_wf.executor.runs import Runs
 from sharded_wf.model.workflow import Message
@@ -296,3 +297,51 @@ def test_a_message_read_while_its_receiver_begins_to_park_is_not_lost(
             await asyncio.to_thread(cluster.certify, ["w"])
 
     asyncio.run(go())
+
+
+_logging = App("logging")
+
+
+@_logging.workflow
+async def says_what_it_waits_for(topics: list[str]) -> str:
+    log = current().logger
+    try:
+        for topic in topics:
+            log.info("waits for %s", topic)
+            await receive(topic, str)
+    finally:
+        log.info("is through")
+    return "done"
+
+
+@_logging.workflow
+def says_it_in_a_thread(seconds: float) -> str:
+    current().logger.info("sleeps")
+    sleep_blocking(seconds)
+    current().logger.info("slept")
+    return "done"
+
+
+def test_what_a_parked_workflow_has_logged_is_not_logged_again(
+    cluster: TestCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def go() -> None:
+        async with (
+            _logging.connect(cluster.config) as client,
+            _logging.executor(cluster.config, park_after=0.1) as executor,
+        ):
+            handle = await client.start(says_what_it_waits_for.bind(["one", "two"]), id="w")
+            threaded = await client.start(says_it_in_a_thread.bind(3.0), id="t")
+            await until_status(client, "t", Status.PARKED)
+            for topic in ("one", "two"):
+                await until_status(client, "w", Status.PARKED)
+                await client.send("w", topic, "x")
+            assert (await handle.result(10), await threaded.result(10)) == ("done", "done")
+            assert executor.statistics()["held"] == 0
+            await asyncio.to_thread(cluster.certify, ["w", "t"])
+
+    with caplog.at_level(logging.INFO, "sharded_wf.workflow"):
+        asyncio.run(go())
+    said = [record.getMessage() for record in caplog.records if record.name == "sharded_wf.workflow"]
+    assert [text for text in said if "[w]" in text] == ["[w] waits for one", "[w] waits for two", "[w] is through"]
+    assert [text for text in said if "[t]" in text] == ["[t] sleeps", "[t] slept"]

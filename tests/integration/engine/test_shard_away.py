@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import statistics
 import threading
 import time
@@ -42,8 +43,10 @@ async def latency(client: Client, ids: list[str]) -> float:
 def test_i8_a_shard_that_is_away_delays_only_its_slots(
     cluster_and_far: tuple[TestCluster, EmbeddedServer],
     trouble: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     cluster, server = cluster_and_far
+    caplog.set_level(logging.INFO, "sharded_wf.watch")
     here, there = cluster.ids_on(1, 40), cluster.ids_on(2, 40)
 
     async def go() -> None:
@@ -74,6 +77,9 @@ def test_i8_a_shard_that_is_away_delays_only_its_slots(
                 assert await (await client.start(chain.bind(1), id=there.pop())).result() == 1
 
     asyncio.run(go())
+    said = [record.getMessage() for record in caplog.records if record.name == "sharded_wf.watch"]
+    if trouble == "down":
+        assert [text.partition(";")[0] for text in said] == ["shard pg2: does not answer", "shard pg2: answers again"]
 
 
 def test_i8_fixed_ids_are_refused_at_once_when_the_shard_has_been_away_for_long(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 
-from sharded_wf import IdConflict, ShardedWfError, ShardUnavailable
+from sharded_wf import IdConflict, LimitExceeded, ShardedWfError, ShardUnavailable
 from sharded_wf.client import Client
 from sharded_wf.dev import EmbeddedServer
 from sharded_wf.model.workflow import Start
@@ -115,6 +116,24 @@ def test_i2_conflicts(cluster: TestCluster) -> None:
             assert await again.result(10) == "a"
             await client.get_handle("y", str).result(10)
             await asyncio.to_thread(cluster.certify, ["x", "y"])
+
+    asyncio.run(go())
+
+
+def test_what_can_not_be_started_is_refused_with_what_to_write(cluster: TestCluster) -> None:
+    async def go() -> None:
+        async with app.connect(cluster.config) as client:
+            unbound: list[Any] = [echo, echo("x")]
+            for given in unbound:
+                with pytest.raises(TypeError, match=r"write echo\.bind\(\.\.\.\)"):
+                    await client.start(given, id="never")
+            with pytest.raises(TypeError, match=r"not 'echo'"):
+                await client.start_many(cast("Any", ["echo"]))
+            with pytest.raises(ValueError, match=r'on_conflict=\'ignore\': "error" or "existing"'):
+                await client.start(echo.bind("x"), id="never", on_conflict=cast("Any", "ignore"))
+            with pytest.raises(LimitExceeded, match="a queue has 1 to"):
+                await client.start(echo.bind("x"), id="never", queue="")
+            assert await client.describe("never") is None
 
     asyncio.run(go())
 

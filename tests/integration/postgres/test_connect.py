@@ -20,6 +20,14 @@ def test_what_the_dsn_says_wins_over_our_defaults() -> None:
     assert given["application_name"] == "mine"
 
 
+def test_text_is_utf_8_whatever_the_environment_says(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    with connection(database, purpose="test") as conn:
+        assert conn.execute("show client_encoding").fetchone() == ("UTF8",)
+    given = conninfo_to_dict(conninfo_of("host=a client_encoding=latin1", "mine"))
+    assert given["client_encoding"] == "UTF8"
+
+
 def test_a_connection_says_what_it_is_for_and_reads_committed(database: str) -> None:
     with connection(database, purpose="looking around") as conn:
         assert conn.execute("select current_setting('application_name')").fetchone() == ("sharded_wf looking around",)

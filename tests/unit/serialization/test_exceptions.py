@@ -57,6 +57,24 @@ def test_known_classes_come_back(error: Exception) -> None:
     assert any("test_exceptions.py" in note for note in again.__notes__)
 
 
+def test_a_file_error_names_its_file() -> None:
+    again = decode_error(encode_error(raised(FileNotFoundError(2, "no such file", "/x"))))
+    assert type(again) is FileNotFoundError
+    assert (again.errno, again.filename, str(again)) == (2, "/x", "[Errno 2] no such file: '/x'")
+
+
+def test_a_group_brings_its_errors_along() -> None:
+    inner = ExceptionGroup("inner", [KeyError("k"), Changing("x")])
+    again = decode_error(encode_error(raised(ExceptionGroup("outer", [Plain("p"), inner]))))
+    assert type(again) is ExceptionGroup
+    assert again.message == "outer"
+    plain, group = again.exceptions
+    assert (type(plain), plain.args) == (Plain, ("p",))
+    assert isinstance(group, ExceptionGroup)
+    assert [type(one) for one in group.exceptions] == [KeyError, WorkflowFailed]
+    assert type(decode_error(encode_error(raised(BaseExceptionGroup("b", [SystemExit(1)]))))) is WorkflowFailed
+
+
 def test_notes_are_kept_and_tracebacks_do_not_pile_up() -> None:
     error = ValueError("x")
     error.add_note("hint")
@@ -75,7 +93,7 @@ def test_notes_are_kept_and_tracebacks_do_not_pile_up() -> None:
         (StopIteration(3), "StopIteration: 3"),
         (ValueError(object), "ValueError: <class 'object'>"),
         (UnicodeDecodeError("utf-8", b"x", 0, 1, "reason"), "UnicodeDecodeError"),
-        (ExceptionGroup("several", [ValueError()]), "ExceptionGroup: several"),
+        (BaseExceptionGroup("several", [SystemExit()]), "BaseExceptionGroup: several"),
     ],
     ids=lambda value: repr(value)[:30],
 )
@@ -94,6 +112,7 @@ def test_a_failure_passed_on_still_names_the_original() -> None:
     assert str(second) == str(first)
     assert second.traceback_text == first.traceback_text
     assert type(decode_error(encode_error(WorkflowCancelled("CancelledError", "why")))) is WorkflowCancelled
+    assert str(decode_error(encode_error(WorkflowCancelled("WorkflowCancelled", "it was")))) == "it was"
 
 
 @pytest.mark.parametrize(

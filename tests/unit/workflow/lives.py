@@ -7,7 +7,7 @@ from typing import Any
 
 from sharded_wf import App
 from sharded_wf.model.history import EMPTY_HISTORY, History
-from sharded_wf.workflow.definitions import Bound
+from sharded_wf.workflow.bound import Bound
 from tests.unit.workflow.memory_host import START_US, MemoryHost, run_virtual
 
 

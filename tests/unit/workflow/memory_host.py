@@ -29,7 +29,7 @@ from sharded_wf.model.workflow import CANCEL_TOPIC, EVENT_TOPIC, OUTCOME_TOPIC, 
 from sharded_wf.serialization import decode_error, encode_outcome
 from sharded_wf.workflow.app import App
 from sharded_wf.workflow.attempts import Attempts
-from sharded_wf.workflow.definitions import Bound
+from sharded_wf.workflow.bound import Bound
 from sharded_wf.workflow.host import Run
 from sharded_wf.workflow.stage import Stage
 from sharded_wf.workflow.transactions import TransactionCommand

@@ -16,7 +16,7 @@ import msgspec
 
 from sharded_wf.model.history import EMPTY_HISTORY, Entry, History
 from sharded_wf.workflow.app import App
-from sharded_wf.workflow.definitions import Bound
+from sharded_wf.workflow.bound import Bound
 from tests.unit.workflow import random_programs
 from tests.unit.workflow.memory_host import MemoryHost, run_virtual
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from enum import Enum
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -235,3 +237,36 @@ def test_retry_delays_stay_under_the_cap(
     assert retry.delay_us(attempt, 0.0) >= delay
     assert retry.allows(attempt, ValueError())
     assert not retry.allows(attempt, UnstorableValue())
+
+
+def test_what_is_no_retry_and_no_lifespan_says_what_to_write() -> None:
+    app = App("shop")
+    with pytest.raises(DefinitionError, match=r"step 'charge': retry=5: write retry=Retry\(attempts=\.\.\.\)"):
+
+        @app.step(retry=cast("Retry", 5))
+        def charge() -> None: ...
+
+    @asynccontextmanager
+    async def wrapped(app: Any) -> AsyncGenerator[None]:
+        yield
+
+    async def alone() -> AsyncGenerator[None]:
+        yield
+
+    for refused, said in ((wrapped, "leave @asynccontextmanager out"), (alone, "alone takes one argument, the app")):
+        with pytest.raises(DefinitionError, match=said):
+            app.lifespan(cast("Any", refused))
+
+
+def test_an_annotation_that_json_can_not_hold_is_found_at_its_parameter() -> None:
+    app = App("shop")
+
+    class Mixed(Enum):
+        ONE = 1
+        TWO = "two"
+
+    @app.workflow
+    async def paint(size: int, colour: Mixed) -> None: ...
+
+    with pytest.raises(DefinitionError, match=r"shop/paint, parameter 'colour': .*Mixed can't be stored"):
+        app.check()
