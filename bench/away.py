@@ -2,10 +2,10 @@
 
 Each shard's Postgres has the same small, fixed share of CPU (as in ``bench scale``); executors and clients have no
 quota, and serve all shards. First the throughput: each shard has a bounded backlog of its own, so that the load of the
-others does not shift. Then the latency, in an open loop at a rate that each shard bears. Each is measured three times:
-with all shards there, with the last one frozen (SIGSTOP of all its processes), and after it went on. Printed: of the
-others the workflows per second, and p50 and p99 of start to result; of starts with made IDs how many failed while it
-was frozen; and the certificate.
+others does not shift. Then the latency, in an open loop at a rate that each shard bears. Each is measured in pairs of
+windows: with all shards there, and with the last one frozen (SIGSTOP of all its processes). Printed: of the others the
+workflows per second, and p50 and p99 of start to result; how many starts with made IDs ended, and how many starts (all
+with IDs on the frozen shard, if all is well) were refused; and the certificate.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ import asyncio
 import contextlib
 import os
 import random
+import statistics
 import time
 from collections import Counter
+from collections.abc import AsyncGenerator, Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
 import psycopg
 
@@ -36,6 +39,7 @@ from .sampling import postmaster_of
 from .scale import SLOTS_PER_SHARD
 from .workloads import TEXT, steps
 
+CATCH_UP_SECONDS = 10.0
 BACKLOG = 600
 BATCH = 100
 SETTLE_SECONDS = 5.0
@@ -56,9 +60,8 @@ class Seen:
 class Load:
     """The load of one client process on all shards."""
 
-    def __init__(self, client: Client, names: list[str], frozen: str) -> None:
+    def __init__(self, client: Client, frozen: str) -> None:
         self._client = client
-        self._names = names
         self._frozen = frozen
         self.seen = Seen()
         self.acknowledged: list[str] = []
@@ -116,8 +119,8 @@ class Load:
         elif shard != self._frozen:
             seen.seconds.append(time.monotonic() - at)
 
-    def _spawn(self, work: object) -> None:
-        task = asyncio.ensure_future(work)  # type: ignore[call-overload]
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -135,20 +138,25 @@ class Load:
             await asyncio.gather(*self._tasks)
 
 
-async def three_windows(load: Load, server: EmbeddedServer, seconds: float) -> list[Seen]:
-    before = await load.window(seconds)
-    await asyncio.to_thread(server.pause)
-    try:
-        during = await load.window(seconds)
-    finally:
-        await asyncio.to_thread(server.resume)
-    return [before, during, await load.window(seconds)]
+async def pairs(load: Load, server: EmbeddedServer, seconds: float, rounds: int) -> list[tuple[Seen, Seen]]:
+    """Windows with all there and with the last shard frozen, in turn: what else this machine does drifts."""
+    found: list[tuple[Seen, Seen]] = []
+    for _ in range(rounds):
+        calm = await load.window(seconds)
+        await asyncio.to_thread(server.pause)
+        try:
+            frozen = await load.window(seconds)
+        finally:
+            await asyncio.to_thread(server.resume)
+        await asyncio.sleep(CATCH_UP_SECONDS)
+        found.append((calm, frozen))
+    return found
 
 
 @contextlib.asynccontextmanager
-async def loading(load: Load, work: list[object]):  # type: ignore[no-untyped-def]
+async def loading(load: Load, work: list[Coroutine[Any, Any, None]]) -> AsyncGenerator[None]:
     load.stop.clear()
-    tasks = [asyncio.ensure_future(one) for one in work]  # type: ignore[call-overload]
+    tasks = [asyncio.create_task(one) for one in work]
     try:
         yield
     finally:
@@ -159,27 +167,31 @@ async def loading(load: Load, work: list[object]):  # type: ignore[no-untyped-de
         await load.settle()
 
 
-async def measure(cluster: Cluster, seconds: float, rate: float) -> None:
+async def measure(cluster: Cluster, seconds: float, rate: float, rounds: int) -> None:
     names = [shard.name for shard in cluster.config.shards]
     frozen, others = names[-1], names[:-1]
     server = cluster.servers[frozen]
     async with connect(cluster.config) as client:
-        load = Load(client, names, frozen)
+        load = Load(client, frozen)
         async with loading(load, [load.keep_busy(name) for name in names]):
-            busy = await three_windows(load, server, seconds)
-        rates = [sum(seen.ended[name] for name in others) / seconds for seen in busy]
-        print(f"closed loop, {len(others)} others:       before {rates[0]:7.0f}/s   frozen {rates[1]:7.0f}/s "
-              f"({rates[1] / rates[0]:.3f} of before)   after {rates[2]:7.0f}/s")  # fmt: skip
-        back = busy[2].ended[frozen] / seconds
-        print(f"  {frozen} itself: before {busy[0].ended[frozen] / seconds:.0f}/s, "
-              f"frozen {busy[1].ended[frozen] / seconds:.0f}/s, after {back:.0f}/s")  # fmt: skip
+            busy = await pairs(load, server, seconds, rounds)
         work = [load.arrive(name, rate, number) for number, name in enumerate(names)]
         async with loading(load, [*work, load.arrive(None, rate, len(names))]):
-            calm = await three_windows(load, server, seconds)
-        for name, seen in zip(("before", "frozen", "after"), calm, strict=True):
-            found = latency_of(seen.seconds, "others")
-            print(f"open loop, {rate:g}/s a shard, {name:<6}: others p50 {found.p50} ms, p99 {found.p99} ms "
-                  f"({found.samples} starts); made IDs: {seen.made} ended; refused: {seen.refused}")  # fmt: skip
+            calm = await pairs(load, server, seconds, rounds)
+    ratios: list[float] = []
+    for pair in busy:
+        before, during = (sum(seen.ended[name] for name in others) / seconds for seen in pair)
+        ratios.append(during / before)
+        itself = [f"{seen.ended[frozen] / seconds:.0f}/s" for seen in pair]
+        print(f"closed loop: the other {len(others)}: {before:6.0f}/s, frozen {during:6.0f}/s: {ratios[-1]:.3f}; "
+              f"{frozen} itself: {', '.join(itself)}")  # fmt: skip
+    print(f"closed loop: the others keep {statistics.median(ratios):.3f} (median)")
+    for name, seen in (("all there", [pair[0] for pair in calm]), ("frozen", [pair[1] for pair in calm])):
+        each = ", ".join(f"{latency_of(one.seconds, '').p99:.0f}" for one in seen)
+        all_of = latency_of([took for one in seen for took in one.seconds], "")
+        made, refused = sum(one.made for one in seen), sum(one.refused for one in seen)
+        text = f"open loop, {rate:g}/s a shard, {name:<9}: the others p50 {all_of.p50:.1f}, p99 {all_of.p99:.1f} ms"
+        print(f"{text} ({all_of.samples} starts; p99 by round: {each}); made IDs: {made} ended; refused: {refused}")
     with psycopg.connect(cluster.ledger, autocommit=True) as conn:
         conn.execute(
             "insert into acknowledged (client, ids) values (0, %s::text::uuid[])",
@@ -193,6 +205,7 @@ def main() -> None:
     parser.add_argument("--quota", type=float, default=0.06, help="each server's share of one core")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of each window")
     parser.add_argument("--rate", type=float, default=20.0, help="starts a second and shard of the open loop")
+    parser.add_argument("--rounds", type=int, default=3, help="pairs of windows")
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before it began; {options.shards} shards, each with "
           f"{options.quota:.0%} of a core")  # fmt: skip
@@ -200,7 +213,7 @@ def main() -> None:
         roots = {name: postmaster_of(server) for name, server in cluster.servers.items()}
         with held_to(options.quota, roots), open_processes(cluster.config, cluster.ledger) as processes:
             processes.start_executors(1)
-            asyncio.run(measure(cluster, options.seconds, options.rate))
+            asyncio.run(measure(cluster, options.seconds, options.rate, options.rounds))
             processes.end(processes.executors)
         found = certify(cluster.config, cluster.ledger, Expected({steps.name: 0}))
         print("certificate: it holds" if found.holds else f"certificate: IT DOES NOT HOLD: {found}")

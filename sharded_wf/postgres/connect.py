@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,9 @@ DEFAULTS: dict[str, str | int] = {
     "tcp_user_timeout": 10_000,
 }
 """Connection parameters that make a dead server noticed within seconds; what a DSN itself says wins."""
+
+# psycopg tells of each host in a line of its own, after the last one's failure.
+_EACH_HOST = re.compile(r"^- host: '?(.*?)'?, port: '?(.*?)'?, hostaddr: .*?: (?:.* failed: )?(.*)$", re.MULTILINE)
 
 _SQL = load("sessions")
 _CANT_SAY = (
@@ -102,10 +106,11 @@ class _Search:
         return conninfo_of(self._dsn, self._name, self._hosts if len(self._hosts) > 1 or self._refusal else ())
 
     def failed(self, error: psycopg.OperationalError) -> psycopg.OperationalError:
-        """What to raise when none of the hosts that are left can be reached."""
-        if self._refusal is None:
-            return error
-        return OldPrimaryFound(f"{self._refusal}. And the other hosts: {error}")
+        """What to raise when none of the hosts that are left can be reached: a line that says so of each."""
+        each = "; ".join(f"{host}:{port}: {reason}" for host, port, reason in _EACH_HOST.findall(str(error)))
+        if self._refusal is not None:
+            return OldPrimaryFound(f"{self._refusal}. And the other hosts: {each or error}")
+        return psycopg.OperationalError(each) if each else error
 
     def found(self, conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
         self.primary.host = self._asked(conn)
