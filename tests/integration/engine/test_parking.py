@@ -186,7 +186,9 @@ def test_an_executor_serves_its_queues_only(cluster: TestCluster) -> None:
     asyncio.run(go())
 
 
-def test_what_nobody_can_run_stays_visible_until_somebody_can(cluster: TestCluster) -> None:
+def test_what_nobody_can_run_stays_visible_until_somebody_can(
+    cluster: TestCluster, caplog: pytest.LogCaptureFixture
+) -> None:
     other = App("engine")
 
     @other.workflow(name="newcomer")
@@ -212,6 +214,8 @@ def test_what_nobody_can_run_stays_visible_until_somebody_can(cluster: TestClust
             await asyncio.to_thread(cluster.certify, [handle.id, stuck.id])
 
     asyncio.run(go())
+    said = [record.getMessage() for record in caplog.records if "engine/newcomer" in record.getMessage()]
+    assert said == ["there is no workflow 'engine/newcomer' in this app: left to executors that have it"]
 
 
 def test_drain_on_sigterm_gives_back_at_once(cluster: TestCluster) -> None:

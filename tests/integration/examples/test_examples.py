@@ -80,7 +80,7 @@ def test_the_readme_s_first_program(tmp_path: Path) -> None:
             "children",
             [
                 "the watcher is issue-1/watch_the_press-1",
-                r"map 'issue-1/map-1': 1 items failed, 0 were tolerated; .*page 13 is missing",
+                r"map 'issue-1/map-1': failed items: 1, tolerated: 0; .*page 13 is missing",
                 "299 of 300 pages, 1 given up",
                 "the cover is page 0",
                 r"the second map: \d+ succeeded, 1 failed",

@@ -155,7 +155,7 @@ def test_too_many_failures_stop_it_and_only_those_run_again() -> None:
 def test_the_error_says_which() -> None:
     async def main() -> None:
         host = MemoryHost(app)
-        with pytest.raises(MapFailed, match=r"2 items failed, 1 were tolerated; the first: 'w/map-1/item-\d'"):
+        with pytest.raises(MapFailed, match=r"failed items: 2, tolerated: 1; the first: 'w/map-1/item-\d'"):
             await host.result(maps.bind(8, 1))
         host.close()
 
