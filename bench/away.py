@@ -190,8 +190,8 @@ async def measure(cluster: Cluster, seconds: float, rate: float, rounds: int) ->
         each = ", ".join(f"{latency_of(one.seconds, '').p99:.0f}" for one in seen)
         all_of = latency_of([took for one in seen for took in one.seconds], "")
         made, refused = sum(one.made for one in seen), sum(one.refused for one in seen)
-        print(f"open loop, {rate:g}/s a shard, {name:<9}: the others p50 {all_of.p50:.1f}, p99 {all_of.p99:.1f} ms "
-              f"({all_of.samples} starts; p99 by round: {each}); made IDs: {made} ended; refused: {refused}")  # fmt: skip
+        print(f"open loop, {rate:g}/s a shard, {name:<9}: others p50 {all_of.p50:.1f}, p99 {all_of.p99:.1f} ms "
+              f"({all_of.samples} starts; p99 by round: {each}); made IDs: {made}; refused: {refused}")  # fmt: skip
     with psycopg.connect(cluster.ledger, autocommit=True) as conn:
         conn.execute(
             "insert into acknowledged (client, ids) values (0, %s::text::uuid[])",
