@@ -85,7 +85,7 @@ class Writer:
         self._last_created_at: Microseconds = 0
         self._begun: float | None = None
         self._away_since: float | None = None
-        self._trouble: Exception | None = None
+        self._trouble: ShardUnavailable | None = None
         self._lost: str | None = None
 
     async def start(
@@ -123,7 +123,7 @@ class Writer:
             away = self.away_seconds
             wait_seconds = WRITE_DEADLINE_SECONDS - away
             if wait_seconds <= 0:
-                raise unavailable(self._shard, self._trouble or TimeoutError(f"no answer for {away:.0f} s"))
+                raise self._refusal(away)
         done: asyncio.Future[Written] = loop.create_future()
         request = _Request(done, start_rows, message_rows)
         request.first = first
@@ -141,8 +141,12 @@ class Writer:
 
     def _give_up(self, done: asyncio.Future[Written], waited_seconds: float) -> None:
         if not done.done():
-            trouble = self._trouble or TimeoutError(f"no answer within {waited_seconds:g} s")
-            done.set_exception(unavailable(self._shard, trouble))
+            done.set_exception(self._refusal(waited_seconds))
+
+    def _refusal(self, waited_seconds: float) -> ShardUnavailable:
+        if (trouble := self._trouble) is not None:
+            return type(trouble)(trouble.shard, trouble.reason)
+        return ShardUnavailable(self._shard, f"no answer within {waited_seconds:.3g} s")
 
     @property
     def healthy(self) -> bool:
@@ -196,7 +200,7 @@ class Writer:
                 self._trouble = self._away_since = None
                 return
             except ConnectionLost as error:
-                self._trouble = error
+                self._trouble = unavailable(self._shard, error)
                 if error.commit_unknown:
                     self._lost = self._lost or (None if self.link.pooled else self.link.token)
                     patience = min(2 * patience, STATEMENT_DEADLINE_SECONDS)
@@ -207,7 +211,7 @@ class Writer:
                 if not is_transient(error):
                     await self._bisect(batch, error)
                     return
-                self._trouble = error
+                self._trouble = unavailable(self._shard, error)
             finally:
                 self._begun = None
             await self.link.pause()

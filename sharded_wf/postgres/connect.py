@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import re
 import threading
+import traceback
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -107,6 +108,7 @@ class _Search:
 
     def failed(self, error: psycopg.OperationalError) -> psycopg.OperationalError:
         """What to raise when none of the hosts that are left can be reached: a line that says so of each."""
+        _let_go(error)
         each = "; ".join(f"{host}:{port}: {reason}" for host, port, reason in _EACH_HOST.findall(str(error)))
         if self._refusal is not None:
             return OldPrimaryFound(f"{self._refusal}. And the other hosts: {each or error}")
@@ -132,6 +134,12 @@ class _Search:
         return None
 
 
+def _let_go(error: BaseException) -> None:
+    """The frames that the error passed know the connection that was being made, and the error knows them: a cycle. Till
+    the garbage collector came by, a frozen server would gather connections that nobody uses."""
+    traceback.clear_frames(error.__traceback__)
+
+
 async def open_async(dsn: str, application_name: str, **options: Any) -> tuple[AsyncConnection, Reading]:
     """A connection in autocommit mode to the primary, and what that says of itself. ``options``: of
     ``psycopg.AsyncConnection.connect``.
@@ -147,6 +155,9 @@ async def open_async(dsn: str, application_name: str, **options: Any) -> tuple[A
                 )
             except psycopg.OperationalError as error:
                 raise search.failed(error) from None
+            except asyncio.CancelledError as error:
+                _let_go(error)
+                raise
             try:
                 reading = await _read_async(conn, search.primary)
                 search.primary.admit(reading, conn, asyncio.get_running_loop())

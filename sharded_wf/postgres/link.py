@@ -81,7 +81,8 @@ class Link:
         return session
 
     def _note_failure(self, failure: ConnectionLost) -> None:
-        self._failure = failure
+        # Anew: the error that was raised holds on to frames, and these to a connection that is half made.
+        self._failure = ConnectionLost(str(failure), old_primary=failure.old_primary)
         pause = min(BACKOFF_MAX_SECONDS, BACKOFF_FIRST_SECONDS * 2**self._failures)
         self._failures = min(self._failures + 1, 20)
         # Jitter: executors that lost a shard together must not come back together.

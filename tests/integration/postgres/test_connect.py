@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import time
 from collections.abc import Callable
 
@@ -11,6 +13,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from sharded_wf.dev import EmbeddedServer
 from sharded_wf.postgres.connect import connection, conninfo_of
+from sharded_wf.postgres.session import ConnectionLost, Session
+from tests.support.processes import wait_until
 
 
 def test_what_the_dsn_says_wins_over_our_defaults() -> None:
@@ -66,3 +70,33 @@ def test_several_hosts_are_tried_in_turn(postgres_server: EmbeddedServer, databa
     )
     with connection(several, purpose="test") as conn:
         assert conn.execute("select 1").fetchone() == (1,)
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_attempts_that_a_frozen_server_does_not_answer_leave_no_connection_behind(
+    server_factory: Callable[..., EmbeddedServer], blocking: bool
+) -> None:
+    """Whenever the garbage collector comes by: in a worker that is rare."""
+    server = server_factory()
+    dsn = make_conninfo(server.dsn(), connect_timeout=2)
+
+    def attempt() -> None:
+        if blocking:
+            with connection(dsn, purpose="test"):
+                pass
+        else:
+            asyncio.run(Session.connect(dsn, purpose="test"))
+
+    gc.disable()
+    try:
+        server.pause()
+        try:
+            with pytest.raises((psycopg.OperationalError, ConnectionLost)):
+                attempt()
+        finally:
+            server.resume()
+        with psycopg.connect(server.dsn(), autocommit=True) as conn:
+            left = "select count(*) from pg_stat_activity where application_name like 'sharded_wf test%'"
+            wait_until(lambda: conn.execute(left).fetchone() == (0,), "that no connection is left", 5)
+    finally:
+        gc.enable()
