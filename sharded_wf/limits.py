@@ -97,6 +97,8 @@ RESULT_POLL_FIRST_SECONDS = 0.02
 RESULT_POLL_MAX_SECONDS = 1.0
 RESULT_LONG_LOOK_SECONDS = 0.01
 RESULT_LOOK_PAUSE_FACTOR = 3
+RESULT_LOOK_PAUSE_MAX_SECONDS = 1.0
+"""However long the last look took: a shard that hung must not be left alone for longer than it hung."""
 
 # Writing to a shard from outside an executor
 WRITE_DEADLINE_SECONDS = 10.0
@@ -134,6 +136,7 @@ RESCAN_BUSY_SECONDS = 30.0
 # Messages
 LOOKUP_PAUSE_FACTOR = 1.0
 """Between two looks for what runs wait for, so many times as long as the last one took."""
+LOOKUP_PAUSE_MAX_SECONDS = 0.1
 WAKES_PER_LOOK_MAX = 1_000
 SEND_DIRECT_SECONDS = 2.0
 """How long a workflow's message waits for its receiver's shard before it is left to the relay."""

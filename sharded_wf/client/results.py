@@ -26,6 +26,7 @@ from sharded_wf.limits import (
     RESULT_IDS_PER_LOOK_MAX,
     RESULT_LONG_LOOK_SECONDS,
     RESULT_LOOK_PAUSE_FACTOR,
+    RESULT_LOOK_PAUSE_MAX_SECONDS,
     RESULT_POLL_FIRST_SECONDS,
     RESULT_POLL_MAX_SECONDS,
     WAITER_EXPIRES_SECONDS,
@@ -176,7 +177,7 @@ class ShardResults:
             took = self._clock.monotonic() - begun
             if took > RESULT_LONG_LOOK_SECONDS:
                 # Much is waited for: asking for all of it at each notification would be all that the shard does.
-                await asyncio.sleep(took * RESULT_LOOK_PAUSE_FACTOR)
+                await asyncio.sleep(min(took * RESULT_LOOK_PAUSE_FACTOR, RESULT_LOOK_PAUSE_MAX_SECONDS))
             if self._look_at:
                 continue
             try:

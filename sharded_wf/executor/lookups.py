@@ -13,7 +13,7 @@ import psycopg
 
 from sharded_wf.clock import Clock
 from sharded_wf.executor.held import Hold
-from sharded_wf.limits import LOOKUP_PAUSE_FACTOR, WAKES_PER_LOOK_MAX
+from sharded_wf.limits import LOOKUP_PAUSE_FACTOR, LOOKUP_PAUSE_MAX_SECONDS, WAKES_PER_LOOK_MAX
 from sharded_wf.model.history import EMPTY_HISTORY, History
 from sharded_wf.model.workflow import Message
 from sharded_wf.postgres.failures import is_transient
@@ -121,7 +121,8 @@ class Lookups:
                 await self._link.pause()
             self._looking = False
             # The busier it is, the more wishes gather for one look: a statement for one row costs as much as for ten.
-            await asyncio.sleep((self._clock.monotonic() - begun) * LOOKUP_PAUSE_FACTOR)
+            took = self._clock.monotonic() - begun
+            await asyncio.sleep(min(took * LOOKUP_PAUSE_FACTOR, LOOKUP_PAUSE_MAX_SECONDS))
 
     async def _look(self, histories: list[tuple[Claimed, Hold]], expecting: dict[str, int]) -> None:
         by_slot: dict[int, tuple[list[str], set[str]]] = {}

@@ -15,9 +15,10 @@ from sharded_wf.client import Client
 from sharded_wf.cluster import writer
 from sharded_wf.dev import EmbeddedServer
 from tests.support.cluster import TestCluster
-from tests.support.flows import app, chain, echo
+from tests.support.flows import app, chain, echo, gated_chain
 from tests.support.processes import until
 
+HUNG_SECONDS = 4.0
 SLOWER_MAX_SECONDS = 0.25
 """How much later a result may come while another shard is away: scheduling noise of a busy machine, no timeout."""
 
@@ -80,6 +81,32 @@ def test_i8_a_shard_that_is_away_delays_only_its_slots(
     said = [record.getMessage() for record in caplog.records if record.name == "sharded_wf.watch"]
     if trouble == "down":
         assert [text.partition(";")[0] for text in said] == ["shard pg2: does not answer", "shard pg2: answers again"]
+
+
+def test_i8_who_waits_for_results_hears_of_them_as_soon_as_a_hung_shard_is_back(
+    cluster_and_far: tuple[TestCluster, EmbeddedServer],
+) -> None:
+    """A look that hung for long is no reason to rest for long."""
+    cluster, server = cluster_and_far
+    first, second = cluster.ids_on(2, 2)
+
+    async def go() -> None:
+        async with app.connect(cluster.config) as client, app.executor(cluster.config):
+            with cluster.closed_gate():
+                handle = await client.start(gated_chain.bind(0, 0), id=first)
+                result = asyncio.create_task(handle.result(60))
+                await until(
+                    lambda: bool(client._results.at(client._shards.map.slot_of(first))._waiting), "a client that waits"
+                )
+                await asyncio.to_thread(server.pause)
+                begun = time.monotonic()
+                await asyncio.sleep(HUNG_SECONDS)  # longer than the client goes without a look
+                await asyncio.to_thread(server.resume)
+            await result
+            assert await (await client.start(chain.bind(1), id=second, wait_seconds=30)).result(30) == 1
+            assert time.monotonic() - begun < 2.5 * HUNG_SECONDS
+
+    asyncio.run(go())
 
 
 def test_i8_fixed_ids_are_refused_at_once_when_the_shard_has_been_away_for_long(
