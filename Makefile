@@ -1,12 +1,13 @@
 # One word per chore; `make` lists them. Needs Python 3.11 or newer with venv, and nothing else.
 #
 #   make test ARGS="-k routing"       passes arguments to pytest
-#   make test WORKERS=1               one test process (unless said, one per core, eight at most)
+#   make test WORKERS=1               one test process (unless said, one more than there are cores, eight at most)
 #   make VENV=.venv-mine test         another virtual environment
 #   make PYTHON=/path/to/python demo  another Python to make it with
 
 VENV ?= .venv
-WORKERS ?= auto
+# One more than there are cores: many tests wait for a lease to run out.
+WORKERS ?= $(shell expr `getconf _NPROCESSORS_ONLN` + 1)
 ARGS ?=
 export PYTHON
 
