@@ -58,10 +58,13 @@ class Notebook:
                 (os.getpid(), *columns),
             )
 
-    async def flush_for_ever(self, conn: psycopg.AsyncConnection[Any]) -> None:
-        while True:
-            await asyncio.sleep(NOTES_WRITTEN_EVERY_SECONDS)
+    async def flush_until(self, stopping: asyncio.Event, conn: psycopg.AsyncConnection[Any]) -> None:
+        # Never cancelled: a batch whose INSERT is cancelled is neither here nor surely there.
+        while not stopping.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), NOTES_WRITTEN_EVERY_SECONDS)
             await self.flush(conn)
+        await self.flush(conn)  # what was noted during the last one
 
 
 @app.lifespan
@@ -72,14 +75,13 @@ async def keep_notebook(app: App) -> AsyncGenerator[Notebook]:
         yield notebook
         return
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
-        writing = asyncio.create_task(notebook.flush_for_ever(conn))
+        stopping = asyncio.Event()
+        writing = asyncio.create_task(notebook.flush_until(stopping, conn))
         try:
             yield notebook
         finally:
-            writing.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await writing
-            await notebook.flush(conn)
+            stopping.set()
+            await writing
 
 
 # --- steps and workflows --------------------------------------------------------------------------------------------
