@@ -276,6 +276,7 @@ def test_in_bulk_with_a_dry_run_and_progress(two_shards: TestCluster) -> None:
     asyncio.run(go())
 
 
+@pytest.mark.sampled
 def test_killed_at_every_flush_of_a_resumed_life(cluster: TestCluster, seed: int, full: bool) -> None:
     """Each flush of a workflow that was resumed, before and after its COMMIT; a sample, or every one."""
     points = every_point(4)
