@@ -190,6 +190,8 @@ PAUSED_RETRY_LOOK_SECONDS = 0.5
 
 # Repair
 REPAIR_PAGE_ROWS = 500
+REPAIR_REASONS_MAX = 100
+"""Workflows of which a repair in bulk says why it skipped them; of the others it gives the number."""
 """How many workflows of one slot are resumed, or counted, in one transaction."""
 
 # Waiting for results

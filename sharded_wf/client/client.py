@@ -297,15 +297,15 @@ class Client:
 
     async def resume(self, id: str) -> bool:
         """A workflow that failed, was cancelled or quarantined goes on where it was: what it finished is kept, what
-        it failed of runs again. Returns False, and changes nothing, if it is under way or succeeded. Children whose
-        failure it failed of are resumed too. Raises ``WorkflowNotFound``, ``ShardUnavailable`` (then ask again)."""
+        it failed of runs again. False: it is under way or succeeded. Children that it failed of, or that its end
+        cancelled, go on with it. Raises ``ResumeRefused``, ``WorkflowNotFound``, ``ShardUnavailable`` (ask again)."""
         return await repair.resume(self._shards, id)
 
     async def resume_many(
         self, wanted: Failed, *, dry_run: bool = False, progress: Callable[[Repaired], None] | None = None
     ) -> Repaired:
-        """Resume all that ended badly, until now, and fits ``wanted``; with ``dry_run`` only count them. ``progress``
-        is called now and then with the counts so far. Raises ``ShardUnavailable`` when the other shards are done."""
+        """Resume all that ended badly, until now, and fits ``wanted``; with ``dry_run`` only count. What can't be
+        resumed is skipped. ``progress`` gets the counts so far. Raises ``ShardUnavailable`` after the others."""
         return await repair.resume_many(self._shards, wanted, dry_run=dry_run, report=progress)
 
     async def fork(self, id: str, *, from_step: int | str, new_id: str | None = None) -> Handle[Any]:
@@ -328,7 +328,7 @@ class Client:
         progress: Callable[[Repaired], None] | None = None,
     ) -> Repaired:
         """Fork all that ended badly, until now, and fits ``wanted``; the new IDs are the old ones with ``suffix``, so
-        asking again forks nothing twice. As ``fork`` and ``resume_many`` for the rest."""
+        asking again forks nothing twice. What has no such step is skipped. As ``resume_many`` for the rest."""
         return await repair.fork_many(self._shards, wanted, from_step, suffix, dry_run=dry_run, report=progress)
 
     async def _deliver(self, message: Message) -> None:
