@@ -42,8 +42,12 @@ SLOTS_MAX = 4096
 """As many at the beginning; and slots are split until hashes are divided by this, not further."""
 POSTGRES_VERSION_MIN_NUM = 140000
 """As Postgres itself counts: 150000 is version 15."""
-MIGRATION_LOCK_TIMEOUT_SECONDS = 2.0
+MIGRATION_LOCK_TIMEOUT_SECONDS = 0.5
+"""How long a migration waits in line for a table; writers wait behind it for as long."""
+MIGRATION_LOCK_PAUSE_SECONDS = 0.5
 MIGRATION_PATIENCE_SECONDS = 60.0
+SCHEMA_RETRY_SECONDS = 10.0
+"""An executor that is too old for a shard's tables looks again after so long."""
 STATUS_DEADLINE_SECONDS = 10.0
 TIMELINES_PATIENCE_SECONDS = 2.0
 """How long a process that starts waits until the shards have written down which timelines it saw."""
