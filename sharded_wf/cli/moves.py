@@ -104,15 +104,25 @@ def move(
 def drain(
     shard: Annotated[str, typer.Argument(help="The shard to empty.")],
     cluster: ClusterOption = None,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", metavar="SHARD", help="All to this one.", show_default=False),
+    ] = None,
     weights: Annotated[str | None, typer.Option(help="As for rebalance.", metavar="pg1=2,pg2=1")] = None,
     full_speed: FullSpeed = False,
     dry_run: DryRun = False,
     yes: Yes = False,
 ) -> None:
-    """Move every slot of a shard to the others."""
+    """Move every slot of a shard to the others, or to another one."""
+    if to is not None and weights is not None:
+        raise ConfigError("--to or --weights, one of the two")
     config = find_config(cluster)
     config.shard(shard)
     directory = load_map(config)
+    if to is not None:
+        slots = directory.shard_map.slots_of(shard)
+        _carry_out(config, [(slot, to) for slot in slots], full_speed=full_speed, dry_run=dry_run, yes=yes)
+        return
     given = _weights(weights, directory.shards)
     try:
         wanted = plan.drain(directory.shard_map.placement, shard, given)
