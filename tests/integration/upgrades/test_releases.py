@@ -1,0 +1,133 @@
+"""Two releases on one cluster at once: the one before on the new tables, the next one beside it, and the end of the
+old one. The next release is a copy of this tree with further migrations: see ``tests/support/releases.py``."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import ExitStack
+
+import pytest
+
+from sharded_wf.errors import MoveRefused, SchemaOutOfDate
+from sharded_wf.reshard.fleet import check_wishes
+from tests.integration.reshard.test_moves import homes
+from tests.support.cluster import RUN_WORKER, TestCluster
+from tests.support.flows import LEDGER_VARIABLE, app, echo
+from tests.support.load import RUN, STARTED, finish
+from tests.support.processes import WorkerProcess, wait_until
+from tests.support.releases import VERSION, Release
+
+OURS = Release()
+
+
+def worker(release: Release, cluster: TestCluster, *, ready: bool = True) -> WorkerProcess:
+    arguments = ("worker", "tests.support.flows:app", "--cluster", str(cluster.config_file()), "--park-after", "0.2")
+    started = release.run(RUN_WORKER, *arguments, environment={LEDGER_VARIABLE: cluster.ledger})
+    if ready:
+        started.wait_line("runs app")
+    return started
+
+
+def load(release: Release, cluster: TestCluster, prefix: str) -> WorkerProcess:
+    started = release.run(RUN, str(cluster.config_file()), prefix)
+    started.wait_line(STARTED)
+    return started
+
+
+def migrate(release: Release, cluster: TestCluster, *options: str) -> tuple[int, str]:
+    with release.cli("shards", "migrate", "--cluster", str(cluster.config_file()), *options) as command:
+        return command.wait(), command.output()
+
+
+def who_ran(cluster: TestCluster, prefix: str) -> set[int]:
+    """The processes that ran steps of the workflows with this prefix."""
+    return {pid for workflow, _, _, _, pid in cluster.bodies() if workflow.startswith(prefix)}
+
+
+def both_ran_both(cluster: TestCluster, *workers: WorkerProcess, started: tuple[str, ...] = ("old", "new")) -> None:
+    """Each of these processes runs steps of what clients of these releases start."""
+    pids = {one.pid for one in workers}
+    wait_until(lambda: all(pids <= who_ran(cluster, prefix) for prefix in started), "both run what both start")
+
+
+def test_two_releases_on_one_cluster(two_shards: TestCluster, next_release: Release, full: bool) -> None:
+    with ExitStack() as processes:
+
+        def begin(process: WorkerProcess) -> WorkerProcess:
+            return processes.enter_context(process)
+
+        old, early = begin(worker(OURS, two_shards)), begin(worker(next_release, two_shards, ready=False))
+        old_load = begin(load(OURS, two_shards, "old"))
+        refused(early, "the tables are older than this version needs", "run: sharded-wf shards migrate")
+        assert migrate(next_release, two_shards, "--pre")[0] == 0
+        new, new_load = begin(worker(next_release, two_shards)), begin(load(next_release, two_shards, "new"))
+        both_ran_both(two_shards, old, new)
+        a_slot_moves_between_pre_and_post(two_shards, next_release)
+        for killed in ("old", "new") if full else ():
+            (old if killed == "old" else new).kill()  # the other release takes over what it held
+            again = begin(worker(OURS if killed == "old" else next_release, two_shards))
+            old, new = (again, new) if killed == "old" else (old, again)
+            both_ran_both(two_shards, old, new)
+        code, said = migrate(next_release, two_shards, "--yes")
+        assert (code, f":{old.pid} (0.1.0), which runs a version that does not know it; stop it" in said) == (
+            1,
+            True,
+        ), said
+        ids = finish(old_load)
+        old.terminate()
+        assert old.wait() == 0
+        asyncio.run(old_clients_end(two_shards, next_release))
+        late = begin(worker(OURS, two_shards, ready=False))
+        new_load.wait_line(STARTED)
+        ids += finish(new_load)
+        refused(late, "the tables are newer than this version can use", "upgrade sharded-wf")
+        two_shards.certify(ids)
+    assert {row["region"] for row in two_shards.rows().workflow} == {"before", "after"}
+
+
+def refused(process: WorkerProcess, *words: str) -> None:
+    """It did not start, and said why."""
+    assert process.wait() != 0
+    assert all(word in process.output() for word in words), process.output()
+
+
+def a_slot_moves_between_pre_and_post(cluster: TestCluster, release: Release) -> None:
+    with pytest.raises(MoveRefused, match=r"does not know .*with the newer sharded-wf"):
+        check_wishes(cluster.config, [(0, "pg2")])
+    with release.cli("shards", "move", "0", "--to", "pg2", "--yes", "-c", str(cluster.config_file())) as move:
+        assert move.wait() == 0, move.output()
+    assert homes(cluster)[0] == [2]
+
+
+async def old_clients_end(cluster: TestCluster, release: Release) -> None:
+    """A client has no lease; one that was forgotten is told what to do."""
+    async with app.connect(cluster.config) as client:
+        handle = await client.start(echo.bind("a"), id="forgotten")
+        assert await handle.result(20) == "a"
+        code, said = await asyncio.to_thread(migrate, release, cluster, "--yes")
+        assert (code, "post_region" in said) == (0, True), said
+        with pytest.raises(SchemaOutOfDate, match=r"newer than this version .* upgrade sharded-wf"):
+            await client.start(echo.bind("b"))
+
+
+def test_an_old_executor_that_was_shut_out_writes_nothing(cluster: TestCluster, next_release: Release) -> None:
+    """Frozen while the tables change under it, it gives up when it goes on, and says why."""
+    with worker(OURS, cluster) as old, load(OURS, cluster, "old") as old_load:
+        ids = finish(old_load)
+        assert migrate(next_release, cluster, "--pre")[0] == 0
+        with worker(next_release, cluster) as new, load(next_release, cluster, "new") as new_load:
+            both_ran_both(cluster, old, new, started=("new",))
+            ((version,),) = cluster.ask(
+                "select version from wf_control.lease where executor like %s", 1, f"%:{new.pid}"
+            )
+            assert version == VERSION
+            old.freeze()
+            code, said = migrate(next_release, cluster, "--yes", "--force")
+            assert code == 0, said
+            old.thaw()
+            old.wait_line("not served any more: the tables are newer than this version can use")
+            ids += finish(new_load)
+            assert old.pid not in cluster.leases().values()
+            cluster.certify(ids, zombies=[old.pid])
+        old.terminate()
+        assert old.wait() == 0
