@@ -132,7 +132,8 @@ def statements_of(
             if op.consumed is not None:
                 slot.consumed.append(op.consumed)
                 if op.entry.kind is _CANCEL:
-                    _cancel_children(op, read_cancellation(op.entry.output).told, slots, slot, told, is_here, now)
+                    said = read_cancellation(op.entry.output)
+                    _cancel_children(op, said.told, said.told_as, slots, slot, told, is_here, now)
             elif op.entry.kind is _ATTRIBUTES:
                 slot.attributes += [(hold.run.id, one) for one in _decode_attributes(op.entry.output or b"[]")]
             if op.outbox is not None:
@@ -152,14 +153,14 @@ def statements_of(
                 slot.mailed.append(hold.run.id)
             told.ended.add(claim.slot)
             if op.outcome is not None and op.outcome.cancels:
-                _cancel_children(op, op.outcome.cancels, slots, slot, told, is_here, now)
+                _cancel_children(op, op.outcome.cancels, op.outcome.cancels_as, slots, slot, told, is_here, now)
             if hold.parent_id is not None:
                 _tell_parent(op, slots, slot, told, is_here, now)
         else:
             _leave(op, slot)
             told.ready.add(claim.slot)
             if op.renewal is not None and op.renewal.cancels:
-                _cancel_children(op, op.renewal.cancels, slots, slot, told, is_here, now)
+                _cancel_children(op, op.renewal.cancels, hold.run.id, slots, slot, told, is_here, now)
     for claim, count in left.items():
         if count == claim.held:
             slots[claim.slot].released.append(claim.id)
@@ -238,6 +239,7 @@ def _tell_parent(
 def _cancel_children(
     op: Op,
     children: Iterable[str],
+    sender: str,
     slots: dict[int, _Slot],
     slot: _Slot,
     told: Told,
@@ -245,7 +247,7 @@ def _cancel_children(
     now: Microseconds,
 ) -> None:
     for child in children:
-        _tell(op, Message(child, CANCEL_TOPIC, op.hold.run.id, 1, b"null", now), slots, slot, told, is_here)
+        _tell(op, Message(child, CANCEL_TOPIC, sender, 1, b"null", now), slots, slot, told, is_here)
 
 
 def _tell(
