@@ -188,8 +188,14 @@ ATTRIBUTE_VALUE_MAX_BYTES = 1024
 # Cancelling
 CANCEL_CLEANUP_SECONDS = 60.0
 """How long a cancelled workflow may go on to clean up; then it is ended as it is."""
-CLEANUP_REPLAY_LOOK_SECONDS = 0.05
-"""A clean-up whose time is over while its code is still being replayed is looked at again after this."""
+REPLAY_LOOK_SECONDS = 0.05
+"""A workflow that is to end (it was terminated, or the time of its clean-up is over) while its code is still being
+replayed is looked at again after this."""
+TERMINATE_REPLAY_MAX_SECONDS = 5.0
+"""Then it is terminated all the same, whatever its code does."""
+CLOSED_CHILD_LOOK_SECONDS = 0.2
+"""A child that still cleans up, because the end of its parent cancelled it, is looked at again after this, if that was
+resumed."""
 PAUSED_RETRY_LOOK_SECONDS = 0.5
 
 # Repair

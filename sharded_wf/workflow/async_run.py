@@ -144,6 +144,12 @@ class AsyncRun(WorkflowRun):
         replay = self.replay
         return self.stopped or (replay is not None and replay.position < replay.total)
 
+    def caught_up(self) -> bool:
+        return self.task is not None and not self.replaying()
+
+    def unbegun(self) -> list[Any]:
+        return [] if self.replay is None else self.replay.fresh
+
     # The host answers
 
     def start(self) -> None:
@@ -158,7 +164,7 @@ class AsyncRun(WorkflowRun):
             args, kwargs = definition.arguments.decode(self.input)
             coroutine = definition.function(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - input that doesn't fit: it fails, and is not tried for ever
-            self.conclude(self.failed(error))
+            self.end(self.failed(error))
             return
         variables = VariableContext()
         variables.run(scope.set, self)
@@ -244,12 +250,12 @@ class AsyncRun(WorkflowRun):
                 if entry is not None:
                     self._hand_over(entry)
         except NonDeterminismError as error:
-            self.conclude(self.failed(error))
+            self.end(self.failed(error))
             return
         finally:
             self.driving = False
         if replay is None or not replay.commands:
-            self.conclude(self.failed(WorkflowStuck(_stuck_text(task))))
+            self.end(self.failed(WorkflowStuck(_stuck_text(task))))
         else:
             stage.waiting.append(self)
 
@@ -314,7 +320,7 @@ class AsyncRun(WorkflowRun):
         except BaseException as error:  # noqa: BLE001 - whatever left the workflow is its outcome
             self.ended_with(error)
         else:
-            self.conclude(self.succeeded(value))
+            self.end(self.succeeded(value))
 
     # The end
 

@@ -15,8 +15,8 @@ import msgspec
 
 from sharded_wf.clock import SECOND_US, Microseconds
 from sharded_wf.errors import WorkflowTerminated
-from sharded_wf.limits import CLEANUP_REPLAY_LOOK_SECONDS
-from sharded_wf.model.history import Entry, EntryKind, read_cancellation
+from sharded_wf.limits import REPLAY_LOOK_SECONDS, TERMINATE_REPLAY_MAX_SECONDS
+from sharded_wf.model.history import Entry, EntryKind, continuation_of, read_cancellation
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import CANCEL_TOPIC, PAUSE_TOPIC, TERMINATE_TOPIC, UNPAUSE_TOPIC, Outcome
 from sharded_wf.serialization.exceptions import encode_error
@@ -42,11 +42,10 @@ class RequestedRun(LongLivedRun):
     def code_time_us(self) -> Microseconds:
         """The workflow's time, as its code sees it: the same on replay."""
 
-    def honour(self, waits: Waits, topic: str) -> None:
-        """Somebody asks for something of the workflow itself, not of its code."""
+    def honour(self, waits: Waits, topic: str) -> bool:
+        """Somebody asks for something of the workflow itself, not of its code. Whether it goes on."""
         if topic == TERMINATE_TOPIC:
-            error = WorkflowTerminated("WorkflowTerminated", f"workflow {self.id!r} was terminated")
-            self.end(self._ended(error))
+            self._terminate(self.host.clock.monotonic())
         elif topic == CANCEL_TOPIC:
             self.record_cancels(waits)
         elif topic == PAUSE_TOPIC:
@@ -54,6 +53,22 @@ class RequestedRun(LongLivedRun):
             waits.pausing = waits.cleanup_until is None and not waits.mailbox.has(CANCEL_TOPIC)
         elif topic == UNPAUSE_TOPIC:
             self.unpause(waits)
+        return not self.stopped
+
+    def _terminate(self, asked_at: float) -> None:
+        """Ends when replay has shown which children there are: a little later, if that goes on in a thread."""
+        if self.stopped:
+            return
+        host = self.host
+        if self.caught_up() or host.clock.monotonic() > asked_at + TERMINATE_REPLAY_MAX_SECONDS:
+            error = WorkflowTerminated("WorkflowTerminated", f"workflow {self.id!r} was terminated")
+            self.end(self._ended(error))
+        else:
+            host.loop.call_later(REPLAY_LOOK_SECONDS, self._terminate, asked_at)
+
+    @abstractmethod
+    def caught_up(self) -> bool:
+        """Whether the code has been replayed, and waits or runs a step: it is known what it asked for."""
 
     def unpause(self, waits: Waits) -> None:
         """It is paused no longer."""
@@ -123,7 +138,7 @@ class RequestedRun(LongLivedRun):
         if waits is None or self.outcome is not None or self.stopped or waits.sagas:
             return
         if self.replaying():  # in a thread: whether it is in a saga will be seen
-            waits.cleanup_alarm = self.host.loop.call_later(CLEANUP_REPLAY_LOOK_SECONDS, self._cleanup_over)
+            waits.cleanup_alarm = self.host.loop.call_later(REPLAY_LOOK_SECONDS, self._cleanup_over)
         elif waits.timed_out:
             self.end(self.failed(asyncio.CancelledError()))
         else:
@@ -150,7 +165,9 @@ class RequestedRun(LongLivedRun):
             told = list(self.open_children()) if waits.cleanup_until is None else []
             asked = read_cancellation(message.payload)
             waits.cancels[place] = asked.cleanup_seconds
-            output = msgspec.json.encode(msgspec.structs.replace(asked, told=told, sender=message.sender))
+            output = msgspec.json.encode(
+                msgspec.structs.replace(asked, told=told, told_as=self.closer(), sender=message.sender)
+            )
             entry = Entry(
                 place, self.last_ordinal, EntryKind.CANCEL, "cancel", 0, output, None, message.sent_at, now_us
             )
@@ -164,6 +181,10 @@ class RequestedRun(LongLivedRun):
         waits.send_counts.clear()
         waits.cancelled_children.clear()
         self.on_loop(waits.end_cleanup)
+        before = continuation_of(self.history)
+        if before is not None and waits.epoch == waits.resumes:
+            for child_id in before.closing:
+                self.on_loop(self.revive, child_id)
         assert self.replay is not None
         for command in self.replay.fresh:
             if isinstance(command, (TimerCommand, GuardedStepCommand)):

@@ -232,6 +232,8 @@ class WorkflowRun(LimitedRun):
         waits = self.some_waits()
         for message in messages:
             if message.topic == OUTCOME_TOPIC:
+                if waits.epoch and message.sender in waits.starting:
+                    continue  # of its life before it is resumed; the mailbox is read again when it has been
                 child = waits.children.pop(message.sender, None)
                 if child is not None and child.phase == LIVE:
                     child.take(message)
@@ -239,8 +241,7 @@ class WorkflowRun(LimitedRun):
                 self.event_told(message)
             elif waits.mailbox.accept(message):
                 if message.topic.startswith("$"):
-                    self.honour(waits, message.topic)
-                    if self.outcome is not None:
+                    if not self.honour(waits, message.topic):
                         return
                 else:
                     self._serve(waits, message.topic)

@@ -35,6 +35,35 @@ insert into {slot}.ready (capability, queue, priority, enqueued_at, id)
 select case when claims > 0 then '~' else '' end || capability, queue, priority, $2::timestamptz, id from back
 returning id
 
+-- name: read_unsent
+select 1 from {slot}.outbox where receiver = $1 and topic = $2 and sender = any($3::text[])
+
+-- name: withdraw_cancels
+-- Of a workflow that nobody holds; who holds it may have read them. A claim waits for the row's lock, and then reads none.
+with unheld as (
+    select w.id from {slot}.workflow w where w.id = $1 and w.status in (0, 2) for update)
+delete from {slot}.message m using unheld where m.workflow_id = unheld.id and m.topic = '$cancel' and m.sender = any($2::text[])
+
+-- name: read_closed
+-- A child that its parent told to end, under one of the names $2. 2: it was cancelled by that since it was last resumed,
+-- and its parent has been told. 1: that is still to come. 0: neither. No row: there is none.
+select (case
+    when w.status = 5 and c.told then case when exists (
+        select from {slot}.outbox o where o.receiver = $3 and o.topic = '$outcome' and o.sender = w.id) then 1 else 2 end
+    when w.status < 3 and (c.told or exists (
+        select from {slot}.message m where m.workflow_id = w.id and m.topic = '$cancel' and m.sender = any($2::text[]))) then 1
+    else 0 end)::int
+from {slot}.workflow w
+cross join lateral (
+    select exists (
+        select from {slot}.step s where s.workflow_id = w.id and s.kind = 5 and s.output ->> 'sender' = any($2::text[])
+            and s.ordinal > (select coalesce(max(r.ordinal), 0) from {slot}.step r where r.workflow_id = w.id and r.kind = 10)
+    ) as told) c
+where w.id = $1
+
+-- name: forget_outcome
+delete from {slot}.message where workflow_id = $1 and topic = '$outcome' and sender = $2
+
 -- name: page_failed
 -- The next that ended badly, in the order in which they did, and whether each fits the filter: so that one page costs the
 -- same, however few fit.

@@ -32,23 +32,24 @@ def test_i7_every_call_of_a_client_with_an_old_map(
     make_cluster: Callable[..., TestCluster], seed: int, full: bool, half: int
 ) -> None:
     """The client is idle while its slot is split, and told by nobody: each kind of call finds the half. (A cluster of
-    one slot, which is split again for each call.)"""
-    cluster = make_cluster(1, slots=1)
+    two slots, which in turn are split again for each call.)"""
+    cluster = make_cluster(1, slots=2)
     calls = CALLS if full else random.Random(seed).sample(CALLS, len(CALLS))[half::2]
 
     async def go() -> None:
-        slot = 0
+        slots = [0, 1]
         async with app.executor(cluster.config):
-            for call in calls:
+            for number, call in enumerate(calls):
+                slot = slots[number % 2]
                 id_ = in_halves(cluster, slot, 2, call)[half]
                 async with app.connect(cluster.config) as client:
                     handle = await client.start(inbox.bind(1), id=id_)
                     await handle.describe()
                     assert client.locate(id_)[0] == slot
                     await asyncio.to_thread(split, cluster, slot)
-                    slot = children_of(slot, 1)[half]
+                    slots[number % 2] = children_of(slot, 2)[half]
                     await one_call(client, cluster, call, id_)
-                    assert client.locate(id_)[0] == slot
+                    assert client.locate(id_)[0] == slots[number % 2]
 
     asyncio.run(go())
     check_slots(cluster)
