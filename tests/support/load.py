@@ -36,7 +36,7 @@ async def run(path: str, prefix: str) -> list[str]:
         last = deque[asyncio.Future[object]]()
         while not stop.is_set():
             name = f"{prefix}{len(ids)}"
-            handles = await client.start_many((f"{name}c{n}", chain.bind(2)) for n in range(4))
+            handles = await client.start_many((f"{name}c{n}", chain.bind(2)) for n in range(2))
             handles.append(await client.start(parent.bind(2, 1), id=f"{name}p"))
             ids += [handle.id for handle in handles]
             ids.append((await client.start(patient_parent.bind(1, 0.5), id=f"{name}pp")).id)
