@@ -203,10 +203,10 @@ def test_what_a_migration_locks_is_what_it_says(database: str, kind: Literal["co
         migrated(database, slots=())
     with opened(database) as conn:
         for migration in load_migrations(kind):
-            before = dict(conn.execute(files, (schema,)).fetchall())
+            before = {name: file for name, file in conn.execute(files, (schema,)).fetchall()}
             with conn.transaction():
                 conn.execute(migration.on(schema))
                 locks = {name for (name,) in conn.execute(locked, (schema,)).fetchall()} & before.keys()
-            after = dict(conn.execute(files, (schema,)).fetchall())
+            after = {name: file for name, file in conn.execute(files, (schema,)).fetchall()}
             assert locks == set(migration.locks), migration.name
             assert before.items() <= after.items(), f"{migration.name} rewrites a table"

@@ -71,10 +71,8 @@ def test_two_releases_on_one_cluster(two_shards: TestCluster, next_release: Rele
             old, new = (again, new) if killed == "old" else (old, again)
             both_ran_both(two_shards, old, new)
         code, said = migrate(next_release, two_shards, "--yes")
-        assert (code, f":{old.pid} (0.1.0), which runs a version that does not know it; stop it" in said) == (
-            1,
-            True,
-        ), said
+        assert f":{old.pid} (0.1.0), which runs a version that does not know it; stop it" in said
+        assert code == 1
         ids = finish(old_load)
         old.freeze()
         asyncio.run(old_clients_end(two_shards, next_release))
@@ -86,7 +84,7 @@ def test_two_releases_on_one_cluster(two_shards: TestCluster, next_release: Rele
         assert all("upgrade sharded-wf" in one.what for one in findings(two_shards.config, "migrations"))
         refused(late, "the tables are newer than this version can use", "upgrade sharded-wf")
         two_shards.certify(ids, zombies=[old.pid])
-        assert [old.pid in two_shards.leases(shard).values() for shard in (1, 2)] == [False, False]
+        assert not any(name.endswith(f":{old.pid}") for at in (1, 2) for name in two_shards.leases(at).values())
         old.terminate()
         assert old.wait() == 0
     assert {row["region"] for row in two_shards.rows().workflow} == {"before", "after"}
