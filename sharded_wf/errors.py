@@ -18,6 +18,7 @@ ShardedWfError
 ├── MoveTakenOver
 ├── WorkflowNotFound
 ├── StepNotFound
+├── ResumeRefused
 ├── IdConflict
 ├── ResultTimeout
 ├── WorkflowFailed
@@ -133,6 +134,11 @@ class WorkflowNotFound(ShardedWfError):
 
 class StepNotFound(ShardedWfError):
     """The workflow's history has no such step; ``sharded-wf workflow show`` lists what it has, with numbers."""
+
+
+class ResumeRefused(ShardedWfError):
+    """The workflow has undone its work in a ``saga()``. Resumed, it would go on as if that were done. Fork it from the
+    step that the message names, or start another."""
 
 
 class IdConflict(ShardedWfError):

@@ -46,6 +46,13 @@ MIGRATION_LOCK_TIMEOUT_SECONDS = 0.5
 """How long a migration waits in line for a table; writers wait behind it for as long."""
 MIGRATION_LOCK_PAUSE_SECONDS = 0.5
 MIGRATION_PATIENCE_SECONDS = 60.0
+LOOK_SECONDS = 2.5
+"""How long whoever asks all shards waits for one that can't be connected to while others can; and how long ``shards
+status`` and ``shards top`` wait for any answer. (A DSN with several hosts has more for each: see
+``HOST_CONNECT_TIMEOUT_SECONDS``.)"""
+LOOK_SILENT_FOR_SECONDS = 10.0
+LOOK_AGAIN_SECONDS = 0.2
+"""The same for a shard that this process has given up within the last ``LOOK_SILENT_FOR_SECONDS``."""
 SCHEMA_RETRY_SECONDS = 10.0
 """An executor that is too old for a shard's tables looks again after so long."""
 STATUS_DEADLINE_SECONDS = 10.0
@@ -187,6 +194,8 @@ PAUSED_RETRY_LOOK_SECONDS = 0.5
 
 # Repair
 REPAIR_PAGE_ROWS = 500
+REPAIR_REASONS_MAX = 100
+"""Workflows of which a repair in bulk says why it skipped them; of the others it gives the number."""
 """How many workflows of one slot are resumed, or counted, in one transaction."""
 
 # Waiting for results

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
 import msgspec
@@ -16,7 +17,7 @@ from sharded_wf.cluster.fleet import Count, FleetStatus, ShardStatus, fleet_stat
 from sharded_wf.cluster.initialize import init_cluster
 from sharded_wf.cluster.timelines import accept_primary
 from sharded_wf.config import find_config
-from sharded_wf.limits import SLOTS_DEFAULT
+from sharded_wf.limits import LOOK_SECONDS, SLOTS_DEFAULT
 from sharded_wf.reshard.fleet import unfinished_moves
 
 app = typer.Typer(
@@ -71,11 +72,17 @@ def init(
 
 
 @app.command()
-def status(cluster: ClusterOption = None, json: JsonOption = False) -> None:
+def status(
+    cluster: ClusterOption = None,
+    json: JsonOption = False,
+    wait: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for a shard's answer.")] = LOOK_SECONDS,
+) -> None:
     """Show each shard: whether it answers, its slots, its backlog, who works there. Exits with 1 if one is not well."""
     config = find_config(cluster)
-    found = fleet_status(config)
-    hanging = unfinished_moves(config) if found.cluster_id is not None else []
+    with ThreadPoolExecutor(max_workers=1) as pool:  # a shard that hangs is waited for once
+        asked = pool.submit(unfinished_moves, config, wait)
+        found = fleet_status(config, wait)
+        hanging = asked.result() if found.cluster_id is not None else []
     # A slot that was retired by a process that is gone is nowhere, until somebody finishes its move.
     stuck = any(one.move.state == "retired" and one.move.abandoned for one in hanging)
     if json:

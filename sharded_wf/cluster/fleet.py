@@ -130,14 +130,18 @@ class FleetStatus:
         return self.problem is None and all(shard.reachable and shard.problem is None for shard in self.shards)
 
 
-def fleet_status(config: ClusterConfig) -> FleetStatus:
-    """Ask every shard how it fares. Blocks for as long as the slowest, at most some ``STATUS_DEADLINE_SECONDS``."""
+def fleet_status(config: ClusterConfig, patience_seconds: float | None = None) -> FleetStatus:
+    """Ask every shard how it fares. Blocks for as long as the slowest, at most ``patience_seconds`` (unless said, some
+    ``STATUS_DEADLINE_SECONDS``)."""
 
     def inspect(shard: ShardConfig, conn: Connection) -> tuple[Record, ShardStatus]:
         record = read_record(conn)
         return record, _inspect(config, shard, record, conn)
 
-    answers, _ = ask_primaries(config.shards, inspect, purpose="status", deadline_seconds=STATUS_DEADLINE_SECONDS)
+    answers, _ = ask_primaries(
+        config.shards, inspect, purpose="status", deadline_seconds=STATUS_DEADLINE_SECONDS,
+        patience_seconds=patience_seconds,
+    )  # fmt: skip
     shards = tuple(
         answers.given[shard.name][1] if shard.name in answers.given else _failed(shard, answers.failed[shard.name])
         for shard in config.shards

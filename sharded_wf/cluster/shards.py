@@ -94,6 +94,8 @@ class ShardSet:
         opened.versions.update(directory.versions)
         opened.away = directory.away(directory.shard_map)
         opened._follow_primaries()
+        for name, reason in directory.unreachable.items():
+            opened.shards[name].reader.note_away(reason)
         return opened
 
     async def close(self) -> None:

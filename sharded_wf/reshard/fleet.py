@@ -58,13 +58,16 @@ class Unfinished:
         return self.move.state == "live"
 
 
-def unfinished_moves(config: ClusterConfig) -> list[Unfinished]:
-    """Every unfinished move that some shard knows of, as the more advanced of its sides says."""
+def unfinished_moves(config: ClusterConfig, patience_seconds: float | None = None) -> list[Unfinished]:
+    """Every unfinished move that some shard knows of, as the more advanced of its sides says. ``patience_seconds``: as
+    for ``ask_each``."""
 
     def ask(_shard: ShardConfig, conn: Connection) -> list[Move]:
         return read_moves(conn) if read_record(conn).identity is not None else []
 
-    answers = ask_each(config.shards, ask, purpose="moves", deadline_seconds=STATUS_DEADLINE_SECONDS)
+    answers = ask_each(
+        config.shards, ask, purpose="moves", deadline_seconds=STATUS_DEADLINE_SECONDS, patience_seconds=patience_seconds
+    )
     known: dict[int, dict[str, Move]] = {}
     for shard, moves in answers.given.items():
         for move in moves:
@@ -161,6 +164,8 @@ def _check_settled(moving: Mapping[int, Move], slot: int) -> None:
 
 
 def _check_ready(config: ClusterConfig, directory: Directory, shard: str) -> None:
+    if shard in directory.unreachable:
+        raise MoveRefused(f"shard {shard!r} did not answer: {directory.unreachable[shard]}")
     # (What this version needs and a shard does not have, `load_map` has found.)
     answers = ask_each(
         [config.shard(shard)],
@@ -173,8 +178,6 @@ def _check_ready(config: ClusterConfig, directory: Directory, shard: str) -> Non
             f"shard {shard!r} has a migration that this version does not know ({newer}); move slots with the newer "
             "sharded-wf"
         )
-    if shard in directory.unreachable:
-        raise MoveRefused(f"shard {shard!r} did not answer: {directory.unreachable[shard]}")
 
 
 def new_move(config: ClusterConfig, wish: Wish) -> Move:

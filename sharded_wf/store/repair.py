@@ -27,6 +27,8 @@ class Failure(msgspec.Struct, frozen=True):
     status: Status
     failed_at: Microseconds
     fits: bool
+    undone_from: int | None
+    """It has undone its work, which began with the step of this number: it can't be resumed."""
 
 
 class Origin(msgspec.Struct, frozen=True):
@@ -40,6 +42,8 @@ class Origin(msgspec.Struct, frozen=True):
     input: bytes
     time_us: int | None
     """How long it may take from its creation on."""
+    undone_from: int | None
+    """As of ``Failure``."""
 
 
 def resume(schema: str, ids: Sequence[str], now: Microseconds) -> Statement:
@@ -73,9 +77,9 @@ def failures_of(result: Result) -> list[Failure]:
     return [
         Failure(
             id_.decode(), name.decode(), queue.decode(), Status(binary.read_int(status)), binary.read_timestamp(at),
-            fits == b"\x01",
+            fits == b"\x01", None if undone is None else binary.read_int(undone),
         )
-        for at, id_, name, queue, status, fits in result.rows()
+        for at, id_, name, queue, status, fits, undone in result.rows()
     ]  # fmt: skip
 
 
@@ -86,13 +90,14 @@ def read_origin(schema: str, id_: str) -> Statement:
 
 def origin_of(result: Result) -> Origin | None:
     """The answer to ``read_origin``."""
-    for name, capability, queue, priority, started, input_, created, deadline in result.rows():
+    for name, capability, queue, priority, started, input_, created, deadline, undone in result.rows():
         assert name is not None and capability is not None and queue is not None
         assert priority is not None and created is not None
         return Origin(
             name.decode(), capability.decode(), queue.decode(), binary.read_int(priority),
             None if started is None else binary.read_timestamp(started), input_ or b"null",
             None if deadline is None else binary.read_timestamp(deadline) - binary.read_timestamp(created),
+            None if undone is None else binary.read_int(undone),
         )  # fmt: skip
     return None
 

@@ -80,10 +80,24 @@ class RequestedRun(LongLivedRun):
         delay_us = max(0, until - self.host.clock.now_us())
         waits.cleanup_alarm = self.host.loop.call_later(delay_us / SECOND_US, self._cleanup_over)
 
-    def saga_opened(self) -> None:
+    def saga_opened(self) -> int:
         """Until it is closed, what was done in it is finished or undone, however long that takes: a clean-up has no
-        deadline meanwhile."""
+        deadline meanwhile. Returns the number of the first step that can be recorded in it."""
         self.some_waits().sagas += 1
+        replay = self.replay
+        if replay is None or replay.position == replay.total:
+            return self.last_ordinal + 1
+        return 1 if replay.position == 0 else replay.entries[replay.position - 1].ordinal + 1
+
+    def saga_undoes(self, error: BaseException, from_step: int) -> None:
+        """A saga begins to undo what was done in it since ``from_step``, because of ``error``."""
+        if isinstance(error, asyncio.CancelledError):
+            self.on_loop(self._note_undoing, from_step)  # which has been told by then what the code was cancelled for
+
+    def _note_undoing(self, from_step: int) -> None:
+        waits = self.waits
+        if waits is not None and (waits.cleanup_until is not None or waits.timed_out):
+            waits.undone_from = min(from_step, waits.undone_from or from_step)
 
     def saga_closed(self) -> None:
         """What remains to be cleaned up has its whole time from now on."""
@@ -117,7 +131,8 @@ class RequestedRun(LongLivedRun):
             self.end(self._ended(WorkflowTerminated("WorkflowTerminated", text)))
 
     def _ended(self, error: WorkflowTerminated) -> Outcome:
-        return Outcome(Status.CANCELLED, None, encode_error(error), self.open_children())
+        undone = None if self.waits is None else self.waits.undone_from
+        return Outcome(Status.CANCELLED, None, encode_error(error, (), undone), self.open_children())
 
     def record_cancels(self, waits: Waits) -> None:
         """Make requests to cancel part of the history, and in the same flush pass them on to the children that the code

@@ -71,6 +71,7 @@ class Waits:
         "streams",
         "timed_out",
         "timers",
+        "undone_from",
     )
 
     def __init__(self, host: Host, history: History) -> None:
@@ -106,6 +107,8 @@ class Waits:
         self.cleanup_alarm: asyncio.TimerHandle | None = None
         self.sagas = 0
         """How many sagas are open; only the code's own thread changes it."""
+        self.undone_from: int | None = None
+        """Since it was cancelled work has been undone, or begun to be, that began with the step of this number."""
         self.pausing = False
         """It is paused: nothing new begins."""
         self.epoch = 0

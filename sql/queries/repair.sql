@@ -4,10 +4,11 @@
 -- Those among these workflows that failed, were cancelled or quarantined go back to the queue. Nothing recorded is removed:
 -- an entry of kind 10 says what counts no more, which is what the workflow failed of (`causes`, see workflow/blame.py), or
 -- every request to cancel (kind 31: one that the run before handed on when it continued as new), and that its time was over
--- (kind 23): it has all of it again. One that never ran has no history, and needs none. The answer lists those that were resumed.
+-- (kind 23): it has all of it again. One that never ran has no history, and needs none. One that has undone its work
+-- (`undone_from`, see workflow/blame.py) stays as it is. The answer lists those that were resumed.
 with ended as (
     select w.id, w.status, w.completed_at, w.error, w.claims from {slot}.workflow w
-    where w.id = any($1::text[]) and w.status > 3 order by w.id for update),
+    where w.id = any($1::text[]) and w.status > 3 and w.error ->> 'undone_from' is null order by w.id for update),
 back as (
     update {slot}.workflow w set status = 0, claim_id = null, completed_at = null, error = null, deaths = 0,
         deadline = $2::timestamptz + (w.deadline - w.created_at)
@@ -43,13 +44,14 @@ with page as (
     order by failed_at, workflow_id limit $3::int)
 select p.failed_at, p.workflow_id, w.name, w.queue, p.status,
     ($4::text is null or w.name = $4) and ($5::smallint is null or p.status = $5::smallint)
-    and ($6::text is null or w.queue = $6) and ($7::text is null or w.error ->> 'type' = $7)
+    and ($6::text is null or w.queue = $6) and ($7::text is null or w.error ->> 'type' = $7), (w.error ->> 'undone_from')::int
 from page p cross join lateral (
     select w.name, w.queue, w.error from {slot}.workflow w where w.id = p.workflow_id offset 0) w
 
 -- name: read_origin
 -- What a fork takes over.
-select w.name, w.capability, w.queue, w.priority, w.started_at, coalesce(w.input, i.value), w.created_at, w.deadline
+select w.name, w.capability, w.queue, w.priority, w.started_at, coalesce(w.input, i.value), w.created_at, w.deadline,
+    case when w.status > 3 then (w.error ->> 'undone_from')::int end
 from {slot}.workflow w left join {slot}.input i on i.workflow_id = w.id and w.input is null
 where w.id = $1
 

@@ -26,6 +26,7 @@ CALLS = (
 )  # fmt: skip
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("half", range(2))
 def test_i7_every_call_of_a_client_with_an_old_map(
     make_cluster: Callable[..., TestCluster], seed: int, full: bool, half: int
@@ -130,6 +131,7 @@ def test_i7_who_never_learns_of_a_split_writes_nowhere(cluster: TestCluster, mon
     assert (rows.workflow, rows.ready, rows.message) == ([], [], [])
 
 
+@pytest.mark.sampled
 def test_i7_results_are_waited_for_across_splits(cluster: TestCluster) -> None:
     """Of workflows in both halves, by one client; and a second time in a half that is split again."""
     ids = in_halves(cluster, 0, 6)
@@ -153,6 +155,7 @@ def test_i7_results_are_waited_for_across_splits(cluster: TestCluster) -> None:
     check_slots(cluster)
 
 
+@pytest.mark.sampled
 def test_i4_an_executor_that_could_not_listen_writes_nothing_to_a_half(
     cluster: TestCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,7 @@ def settle(cluster: TestCluster, act: Callable[..., tuple[object, dict[int, Exce
     assert failed == {}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("part", range(3))
 def test_i7_a_coordinator_is_killed_and_the_split_is_finished(
     two_shards: TestCluster, seed: int, full: bool, part: int
@@ -65,6 +66,7 @@ def test_i7_a_coordinator_is_killed_and_the_split_is_finished(
     check_slots(two_shards)
 
 
+@pytest.mark.sampled
 def test_i7_a_coordinator_is_killed_and_the_split_is_undone(two_shards: TestCluster, seed: int, full: bool) -> None:
     ids = fill(two_shards)
     for state in chosen(BEFORE_LIVE, seed, full=full, count=2):
@@ -75,6 +77,7 @@ def test_i7_a_coordinator_is_killed_and_the_split_is_undone(two_shards: TestClus
     finish(two_shards, ids)
 
 
+@pytest.mark.sampled
 def test_i7_a_coordinator_is_killed_at_each_state_in_turn(two_shards: TestCluster, seed: int, full: bool) -> None:
     """Each goes on where the last one was killed, while workflows are started, run and end."""
 
