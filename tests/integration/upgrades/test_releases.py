@@ -51,6 +51,7 @@ def both_ran_both(cluster: TestCluster, *workers: WorkerProcess) -> None:
     wait_until(lambda: all(pids <= who_ran(cluster, prefix) for prefix in ("old", "new")), "both run what both start")
 
 
+@pytest.mark.sampled
 def test_two_releases_on_one_cluster(two_shards: TestCluster, next_release: Release, full: bool) -> None:
     with ExitStack() as processes:
 
