@@ -21,6 +21,8 @@ from sharded_wf.postgres.migrate import Moment, SchemaStep, noted_name
 from sharded_wf.postgres.queries import Migration
 from sharded_wf.routing import CONTROL_SCHEMA
 
+SLOTS_NAMED_MAX = 8
+"""Of more, the plan says how many; --json names them all."""
 _ROW_WRAPS = frozenset({"schemas", "locks, for a moment"})
 
 
@@ -127,6 +129,8 @@ def _schemas(schemas: list[str]) -> str:
     if schemas == [CONTROL_SCHEMA]:
         return CONTROL_SCHEMA
     slots = [int(schema.removeprefix("wf_")) for schema in schemas]
+    if len(slots) > SLOTS_NAMED_MAX:
+        return f"{len(slots)} slots"
     return f"{'slot' if len(slots) == 1 else 'slots'} {ranges(slots)}"
 
 

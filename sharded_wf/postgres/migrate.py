@@ -153,12 +153,14 @@ def holders_of(conn: Connection, schema: str) -> str:
 def check_schema(conn: Connection, slots: Sequence[int] | None = None) -> None:
     """Whether this version of the code can work with this database: raises ``SchemaOutOfDate`` if not, and says whether
     the tables or the program are too old."""
-    missing = [step for step in pending(conn, slots) if step.migration.phase == "pre"]
+    todo = pending(conn, slots)
+    missing = [step for step in todo if step.migration.phase == "pre"]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        option = " --pre" if missing[0] in split_phases(todo)[0] else ""
         raise SchemaOutOfDate(
             f"the tables are older than this version needs: {missing[0].label}{more} to be applied; "
-            "run: sharded-wf shards migrate"
+            f"run: sharded-wf shards migrate{option}"
         )
     too_new = conn.execute(_SQL["read_too_new"].on(), newest_known()).fetchone() if _has_control(conn) else None
     if too_new is not None:

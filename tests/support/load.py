@@ -30,20 +30,25 @@ def finish(load: WorkerProcess) -> list[str]:
 
 async def run(path: str, prefix: str) -> list[str]:
     stop = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.readline(), stop.set()), daemon=True).start()
+
+    def listen() -> None:
+        sys.stdin.readline()
+        stop.set()
+
+    threading.Thread(target=listen, daemon=True).start()
     ids: list[str] = []
     async with app.connect(find_config(path)) as client:
-        last = deque[asyncio.Future[object]]()
+        last = deque[asyncio.Task[int]]()
         while not stop.is_set():
             name = f"{prefix}{len(ids)}"
-            handles = await client.start_many((f"{name}c{n}", chain.bind(2)) for n in range(4))
+            handles = await client.start_many((f"{name}c{n}", chain.bind(2)) for n in range(2))
             handles.append(await client.start(parent.bind(2, 1), id=f"{name}p"))
             ids += [handle.id for handle in handles]
             ids.append((await client.start(patient_parent.bind(1, 0.5), id=f"{name}pp")).id)
             ids.append((await client.start(sleeper.bind(0.7), id=f"{name}s")).id)
             ids.append((await client.start(outbox.bind([], 1), id=f"{name}o")).id)
             print(STARTED, len(ids))
-            last.append(asyncio.ensure_future(handles[-1].result(RESULT_SECONDS)))
+            last.append(asyncio.create_task(handles[-1].result(RESULT_SECONDS)))
             if len(last) > AHEAD_BATCHES:
                 await last.popleft()
         await asyncio.gather(*(client.get_handle(id_).result(RESULT_SECONDS) for id_ in ids), *last)

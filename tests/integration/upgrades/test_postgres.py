@@ -44,6 +44,7 @@ def shop(server_factory: Callable[..., EmbeddedServer], make_cluster: Callable[.
     return make_cluster(dsns=[old.create_database("wf"), *databases(1)], slots=4), old
 
 
+@pytest.mark.sampled
 def test_the_runbook_is_followed(
     shop: tuple[TestCluster, EmbeddedServer],
     server_factory: Callable[..., EmbeddedServer],
