@@ -181,7 +181,7 @@ class ParentRun(Run):
     def conclude(self, outcome: Outcome) -> None:
         """The code has come to this outcome. Children that end with the workflow are told with it; first they must
         exist."""
-        if not self.must_exist_first(partial(self.conclude, outcome)):
+        if self.waits is None or not self.must_exist_first(partial(self.conclude, outcome)):
             self.end(outcome)
 
     def end(self, outcome: Outcome) -> None:
