@@ -282,18 +282,19 @@ class AsyncRun(WorkflowRun):
         if first:
             ready[:0] = reversed(first)
             first.clear()
-        for callback, args, context in ready:  # which grows meanwhile
+        for call in ready:  # which grows meanwhile
             while True:
+                callback = call.callback
                 if callback is not None:
                     try:
-                        context.run(callback, *args)
+                        call.context.run(callback, *call.args)
                     except (SystemExit, KeyboardInterrupt) as error:
                         self._interrupted(error)
                     except Exception as error:  # noqa: BLE001 - as asyncio does with callbacks that fail
                         loop.call_exception_handler({"message": f"{callback!r} failed", "exception": error})
                 if not first:
                     break
-                callback, args, context = first.pop()
+                call = first.pop()
         ready.clear()
 
     def unpaused(self) -> None:
@@ -312,8 +313,9 @@ class AsyncRun(WorkflowRun):
     def _end(self, task: Task[Any]) -> None:
         """The code has ended."""
         try:
-            if self.replay is not None:
-                self.replay.check_leftovers()
+            replay = self.replay
+            if replay is not None and replay.position < replay.total:
+                replay.check_leftovers()
             value = task.result()
         except KeyboardInterrupt:
             raise
@@ -335,11 +337,12 @@ class AsyncRun(WorkflowRun):
         loop = self.loop
         loop.stopped = True
         task, self.task = self.task, None
-        tasks, loop.tasks = loop.tasks, []
+        tasks = [kept for kept in loop.tasks if not kept.done()]
+        loop.tasks = []
         if task is not None and not task.done():
             tasks.insert(0, task)
-        if any(not kept.done() for kept in tasks):
-            _close(loop, [kept for kept in tasks if not kept.done()])
+        if tasks:
+            _close(loop, tasks)
         loop.ready.clear()
         loop.next.clear()
         # Breaks the cycle, so that thousands of ended runs are no work for the garbage collector. Nobody asks for it
