@@ -12,6 +12,7 @@ ShardedWfError
 ├── LeaseLost
 ├── SchemaOutOfDate
 ├── MigrationBlocked
+├── MigrationRefused
 ├── MoveRefused
 ├── MoveBlocked
 ├── MoveTakenOver
@@ -100,12 +101,18 @@ class LeaseLost(ShardedWfError):
 
 
 class SchemaOutOfDate(ShardedWfError):
-    """The tables of a shard are older than this version needs: run ``sharded-wf shards migrate``."""
+    """The tables of a shard are older than this version needs (run ``sharded-wf shards migrate``), or newer than it can
+    use (upgrade sharded-wf); the message says which."""
 
 
 class MigrationBlocked(ShardedWfError):
     """A migration could not get a lock that another transaction holds; end that one, then migrate again. What was
     applied before stays applied."""
+
+
+class MigrationRefused(ShardedWfError):
+    """A migration is not for the processes that still run, or meets an unfinished move of the slot; the message names
+    them. What was applied before stays applied: see docs/runbooks/upgrading.md."""
 
 
 class MoveRefused(ShardedWfError):

@@ -42,8 +42,19 @@ SLOTS_MAX = 4096
 """As many at the beginning; and slots are split until hashes are divided by this, not further."""
 POSTGRES_VERSION_MIN_NUM = 140000
 """As Postgres itself counts: 150000 is version 15."""
-MIGRATION_LOCK_TIMEOUT_SECONDS = 2.0
+MIGRATION_LOCK_TIMEOUT_SECONDS = 0.5
+"""How long a migration waits in line for a table; writers wait behind it for as long."""
+MIGRATION_LOCK_PAUSE_SECONDS = 0.5
 MIGRATION_PATIENCE_SECONDS = 60.0
+LOOK_SECONDS = 2.5
+"""How long whoever asks all shards waits for one that can't be connected to while others can; and how long ``shards
+status`` and ``shards top`` wait for any answer. (A DSN with several hosts has more for each: see
+``HOST_CONNECT_TIMEOUT_SECONDS``.)"""
+LOOK_SILENT_FOR_SECONDS = 10.0
+LOOK_AGAIN_SECONDS = 0.2
+"""The same for a shard that this process has given up within the last ``LOOK_SILENT_FOR_SECONDS``."""
+SCHEMA_RETRY_SECONDS = 10.0
+"""An executor that is too old for a shard's tables looks again after so long."""
 STATUS_DEADLINE_SECONDS = 10.0
 TIMELINES_PATIENCE_SECONDS = 2.0
 """How long a process that starts waits until the shards have written down which timelines it saw."""

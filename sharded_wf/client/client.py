@@ -340,8 +340,7 @@ class Client:
     def locate(self, id: str) -> tuple[int, str]:
         """Where a workflow with this ID lies, or would: its slot, and the name of the shard. Asks nobody."""
         check_id(id)
-        slot = self._shards.map.slot_of(id)
-        return slot, self._shards.shard_of_slot(slot).name
+        return (slot := self._shards.map.slot_of(id)), self._shards.shard_of_slot(slot).name
 
     async def describe(self, id: str) -> Description | None:
         """All that is known of a workflow now, or None if there is none with this ID."""
@@ -392,9 +391,10 @@ class Client:
         queue: str | None = None,
         limit: int = 100,
         before: Microseconds | Description | None = None,
+        away: dict[str, str] | None = None,
     ) -> list[Description]:
         """The newest workflows of all shards (without ``where``, of those that failed, were cancelled or quarantined:
         the last to end), at most ``limit``. ``where``: only those whose attributes fit, as ``attr("stage") == "paid"``.
         ``before`` pages on: a moment (microseconds since the epoch), or, with ``where``, the last one of the page
-        before, which misses none of the same moment. Raises ``ShardUnavailable``: a list with holes is no list."""
-        return await search.list_workflows(self._shards, where, name, status, queue, limit, before)
+        before. ``away``: gets the names of shards that don't answer, and why. Else raises ``ShardUnavailable``."""
+        return await search.list_workflows(self._shards, where, name, status, queue, limit, before, away)

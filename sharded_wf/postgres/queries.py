@@ -25,6 +25,7 @@ from sharded_wf.routing.shard_map import CONTROL_SCHEMA
 
 _NAME_LINE = re.compile(r"--\s*name:\s*(.*?)\s*$")
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]*")
+_LOCKS_LINE = re.compile(r"^-- locks: (.+)$", re.MULTILINE)
 _MIGRATION_FILE = re.compile(r"(\d{4})_(pre|post)_([a-z0-9_]+)\.sql")
 
 
@@ -59,6 +60,12 @@ class Migration:
     phase: Literal["pre", "post"]
     name: str
     text: str
+
+    @property
+    def locks(self) -> tuple[str, ...]:
+        """The tables, there before it, that nobody else can write while it runs: as its line ``-- locks: …`` says."""
+        found = _LOCKS_LINE.search(self.text)
+        return () if found is None else tuple(name.strip() for name in found[1].split(","))
 
     def on(self, schema: str = "") -> LiteralString:
         """The script for one slot's schema; a migration of the control schema needs none."""

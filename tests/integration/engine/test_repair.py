@@ -251,6 +251,7 @@ def test_forks_begin_with_the_results_before_their_step(two_shards: TestCluster)
     asyncio.run(go())
 
 
+@pytest.mark.sampled
 def test_killed_at_every_flush_of_a_resumed_life(cluster: TestCluster, seed: int, full: bool) -> None:
     """Each flush of a workflow that was resumed, before and after its COMMIT; a sample, or every one."""
     points = every_point(4)
