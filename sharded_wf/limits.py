@@ -177,8 +177,8 @@ ATTRIBUTE_VALUE_MAX_BYTES = 1024
 # Cancelling
 CANCEL_CLEANUP_SECONDS = 60.0
 """How long a cancelled workflow may go on to clean up; then it is ended as it is."""
-CLEANUP_REPLAY_LOOK_SECONDS = 0.05
-"""A clean-up whose time is over while its code is still being replayed is looked at again after this."""
+CATCHING_UP_LOOK_SECONDS = 0.05
+"""A workflow that is to be ended while its code is still being replayed is looked at again after this."""
 PAUSED_RETRY_LOOK_SECONDS = 0.5
 
 # Repair

@@ -15,7 +15,7 @@ import msgspec
 
 from sharded_wf.clock import SECOND_US, Microseconds
 from sharded_wf.errors import WorkflowTerminated
-from sharded_wf.limits import CLEANUP_REPLAY_LOOK_SECONDS
+from sharded_wf.limits import CATCHING_UP_LOOK_SECONDS
 from sharded_wf.model.history import Entry, EntryKind, read_cancellation
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import CANCEL_TOPIC, PAUSE_TOPIC, TERMINATE_TOPIC, UNPAUSE_TOPIC, Outcome
@@ -38,6 +38,11 @@ class RequestedRun(LongLivedRun):
     def replaying(self) -> bool:
         """Whether recorded results are still to be handed back, or the run was dropped."""
 
+    def catching_up(self) -> bool:
+        """Whether the code has still to come to where an earlier life of the workflow was: then what it waits for is
+        not known yet."""
+        return self.replaying()
+
     @abstractmethod
     def code_time_us(self) -> Microseconds:
         """The workflow's time, as its code sees it: the same on replay."""
@@ -45,8 +50,8 @@ class RequestedRun(LongLivedRun):
     def honour(self, waits: Waits, topic: str) -> None:
         """Somebody asks for something of the workflow itself, not of its code."""
         if topic == TERMINATE_TOPIC:
-            error = WorkflowTerminated("WorkflowTerminated", f"workflow {self.id!r} was terminated")
-            self.end(self._ended(error))
+            self.busy += 1
+            self._terminate()
         elif topic == CANCEL_TOPIC:
             self.record_cancels(waits)
         elif topic == PAUSE_TOPIC:
@@ -54,6 +59,16 @@ class RequestedRun(LongLivedRun):
             waits.pausing = waits.cleanup_until is None and not waits.mailbox.has(CANCEL_TOPIC)
         elif topic == UNPAUSE_TOPIC:
             self.unpause(waits)
+
+    def _terminate(self) -> None:
+        """End it, and tell its children; in a thread it may still have to be seen which it has."""
+        if self.stopped or self.outcome is not None:
+            return
+        if self.catching_up():
+            self.host.loop.call_later(CATCHING_UP_LOOK_SECONDS, self._terminate)
+            return
+        error = WorkflowTerminated("WorkflowTerminated", f"workflow {self.id!r} was terminated")
+        self.end(self._ended(error))
 
     def unpause(self, waits: Waits) -> None:
         """It is paused no longer."""
@@ -108,8 +123,8 @@ class RequestedRun(LongLivedRun):
         waits = self.waits
         if waits is None or self.outcome is not None or self.stopped or waits.sagas:
             return
-        if self.replaying():  # in a thread: whether it is in a saga will be seen
-            waits.cleanup_alarm = self.host.loop.call_later(CLEANUP_REPLAY_LOOK_SECONDS, self._cleanup_over)
+        if self.catching_up():  # in a thread: whether it is in a saga will be seen
+            waits.cleanup_alarm = self.host.loop.call_later(CATCHING_UP_LOOK_SECONDS, self._cleanup_over)
         elif waits.timed_out:
             self.end(self.failed(asyncio.CancelledError()))
         else:

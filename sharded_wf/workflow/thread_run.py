@@ -46,7 +46,7 @@ _STOP = object()
 class ThreadRun(WorkflowRun):
     """One ``def`` workflow in memory."""
 
-    __slots__ = ("given", "held_back", "idle", "now_us", "queue", "shields", "taken", "thread")
+    __slots__ = ("caught_up", "given", "held_back", "idle", "now_us", "queue", "shields", "taken", "thread")
     replay: Replay  # never None here
 
     def __init__(
@@ -67,6 +67,8 @@ class ThreadRun(WorkflowRun):
         self.queue: SimpleQueue[Any] = SimpleQueue()
         self.idle = False
         """Whether the code waits, and the loop knows all that it waits for."""
+        self.caught_up = False
+        """Whether the code, replayed, has come to a wait that the loop knows of, or to a step."""
         self.given = 0
         """How many things the loop has put on the queue."""
         self.taken = 0
@@ -115,6 +117,7 @@ class ThreadRun(WorkflowRun):
         self.idle = taken == self.given
         self.held_back += commands
         self.unpaused()
+        self.caught_up = True
         self.note_waiting()
 
     def unpaused(self) -> None:
@@ -336,6 +339,7 @@ class ThreadRun(WorkflowRun):
         variables.run(scope.set, command)
         command.started_at = self.host.clock.now_us()
         command.phase = LIVE
+        self.caught_up = True
         succeeded, result = command.run_here(variables)
         self._check()
         self._post(self._report_first, command, succeeded, result, self.taken)
@@ -383,6 +387,9 @@ class ThreadRun(WorkflowRun):
 
     def replaying(self) -> bool:
         return self.stopped or self.replay.position < self.replay.total
+
+    def catching_up(self) -> bool:
+        return not self.caught_up
 
 
 class _InThisThread:
