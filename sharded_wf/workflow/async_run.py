@@ -144,12 +144,6 @@ class AsyncRun(WorkflowRun):
         replay = self.replay
         return self.stopped or (replay is not None and replay.position < replay.total)
 
-    def caught_up(self) -> bool:
-        return self.task is not None and not self.replaying()
-
-    def unbegun(self) -> list[Any]:
-        return [] if self.replay is None else self.replay.fresh
-
     # The host answers
 
     def start(self) -> None:
