@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import time
+from datetime import timedelta
 
 import psycopg
 
@@ -25,6 +26,7 @@ from sharded_wf import (
     set_attributes,
     set_event,
     sleep_blocking,
+    sleep_until,
     wait_event,
     wait_until,
 )
@@ -56,7 +58,7 @@ async def is_mended(key: str) -> bool:
 
 
 @app.step
-async def fragile_note(number: int, key: str) -> str:
+async def mendable_note(number: int, key: str) -> str:
     token = await ledger().write(number)
     if not await mended(key):
         raise Refused(key)
@@ -91,7 +93,7 @@ def falls_silent_blocking() -> list[int]:
 
 
 @app.workflow
-async def tidy() -> None:
+async def held() -> None:
     try:
         await receive("never")
     finally:
@@ -99,7 +101,7 @@ async def tidy() -> None:
 
 
 @app.workflow
-def tidy_blocking() -> None:
+def held_blocking() -> None:
     try:
         receive.blocking("never")
     finally:
@@ -107,25 +109,25 @@ def tidy_blocking() -> None:
 
 
 @app.workflow
-async def tidy_parent() -> None:
+async def holds_child() -> None:
     try:
         await note(0)
-        await tidy()
+        await held()
     finally:
         await note(1)
 
 
 @app.workflow
-def tidy_parent_blocking() -> None:
+def holds_child_blocking() -> None:
     try:
         note.blocking(0)
-        tidy_blocking()
+        held_blocking()
     finally:
         note.blocking(1)
 
 
 @app.workflow
-async def untidy() -> None:
+async def never_tidy() -> None:
     """Its clean-up never ends."""
     try:
         await note(0)
@@ -136,7 +138,7 @@ async def untidy() -> None:
 
 
 @app.workflow
-def untidy_blocking() -> None:
+def never_tidy_blocking() -> None:
     try:
         note.blocking(0)
         receive.blocking("never")
@@ -147,17 +149,17 @@ def untidy_blocking() -> None:
 
 @app.workflow(timeout=1)
 async def hasty_parent() -> None:
-    await tidy_parent()
+    await holds_child()
 
 
 @app.workflow(timeout=1)
 def hasty_parent_blocking() -> None:
-    tidy_parent_blocking()
+    holds_child_blocking()
 
 
 @app.workflow(run_timeout=1)
 async def hasty_run() -> None:
-    await untidy_for_a_while()
+    await waits_for_good()
 
 
 @app.workflow(run_timeout=1)
@@ -168,7 +170,7 @@ def hasty_run_blocking() -> None:
         note.blocking(1)
 
 
-async def untidy_for_a_while() -> None:
+async def waits_for_good() -> None:
     try:
         await asyncio.sleep(NEVER)
     finally:
@@ -179,27 +181,27 @@ async def untidy_for_a_while() -> None:
 
 
 @app.workflow
-async def fragile_leaf(key: str) -> str:
-    return await fragile_note(1, key)
+async def mendable_leaf(key: str) -> str:
+    return await mendable_note(1, key)
 
 
 @app.workflow
-def fragile_leaf_blocking(key: str) -> str:
-    return fragile_note.blocking(1, key)
+def mendable_leaf_blocking(key: str) -> str:
+    return mendable_note.blocking(1, key)
 
 
 @app.workflow
-async def fragile_parent(key: str) -> str:
+async def mendable_parent(key: str) -> str:
     await note(0)
-    found = await fragile_leaf(key)
+    found = await mendable_leaf(key)
     await note(2)
     return found
 
 
 @app.workflow
-def fragile_parent_blocking(key: str) -> str:
+def mendable_parent_blocking(key: str) -> str:
     note.blocking(0)
-    found = fragile_leaf_blocking(key)
+    found = mendable_leaf_blocking(key)
     note.blocking(2)
     return found
 
@@ -260,7 +262,7 @@ def watches_blocking(target: str) -> list[int]:
 
 
 @app.workflow
-async def staged() -> None:
+async def stages() -> None:
     """An attribute after each step; at last one is removed."""
     await set_attributes(temporary=True)
     for number in range(2):
@@ -270,7 +272,7 @@ async def staged() -> None:
 
 
 @app.workflow
-def staged_blocking() -> None:
+def stages_blocking() -> None:
     set_attributes.blocking(temporary=True)
     for number in range(2):
         note.blocking(number)
@@ -285,43 +287,48 @@ def staged_blocking() -> None:
 async def waits(peer: str, key: str) -> list[object]:
     """For what comes, and for what does not come in time."""
     said: list[object] = []
+    await sleep_until(current().now() + timedelta(seconds=SOON))
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(SOON):
-            said.append(await hang())
+            await hang()
+            said.append("what hangs")
     with contextlib.suppress(TimeoutError):
         said.append(await asyncio.wait_for(receive("never"), SOON))
     with contextlib.suppress(TimeoutError):
-        said.append(await wait_until(is_mended, "never", every=0.1, timeout=SOON))
+        late = await wait_until(is_mended, "never", every=0.1, timeout=SOON)
+        said.append(late)
     with contextlib.suppress(TimeoutError):
         said.append(await wait_event(peer, "never", timeout=SOON))
-    child = await tidy.start()
+    child = await held.start()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(SOON):
             await child.result()
             said.append("the child's result")
     await child.cancel()
     said.append(await asyncio.wait_for(say("quick"), 60))
-    said.append(await wait_until(is_mended, key, every=0.1))
-    return [*said, *await falls_silent()]
+    found = await wait_until(is_mended, key, every=0.1)
+    return [*said, found, *await falls_silent()]
 
 
 @app.workflow
 def waits_blocking(peer: str, key: str) -> list[object]:
     said: list[object] = []
+    sleep_until.blocking(current().now() + timedelta(seconds=SOON))
     with contextlib.suppress(TimeoutError):
         said.append(receive.blocking("never", timeout=SOON))
     with contextlib.suppress(TimeoutError):
-        said.append(wait_until.blocking(is_mended, "never", every=0.1, timeout=SOON))
+        late = wait_until.blocking(is_mended, "never", every=0.1, timeout=SOON)
+        said.append(late)
     with contextlib.suppress(TimeoutError):
         said.append(wait_event.blocking(peer, "never", timeout=SOON))
-    child = tidy.start_blocking()
+    child = held.start_blocking()
     with contextlib.suppress(TimeoutError):
         child.result(timeout=SOON)
         said.append("the child's result")
     child.cancel()
     said.append(say.blocking("quick"))
-    said.append(wait_until.blocking(is_mended, key, every=0.1))
-    return [*said, *falls_silent_blocking()]
+    found = wait_until.blocking(is_mended, key, every=0.1)
+    return [*said, found, *falls_silent_blocking()]
 
 
 # --- several at once --------------------------------------------------------------------------------------------------
@@ -341,7 +348,7 @@ async def refused() -> None:
 async def races() -> list[list[str]]:
     """Each time the winner is told to a step, which replay compares with what it was told before."""
     both = await asyncio.gather(noted_name(0), noted_name(1))
-    runners = [asyncio.create_task(one) for one in (noted_name(2), noted_name(3), tidy())]
+    runners = [asyncio.create_task(one) for one in (noted_name(2), noted_name(3), held())]
     done, pending = await asyncio.wait(runners, return_when=asyncio.FIRST_COMPLETED)
     for loser in pending:
         loser.cancel()
@@ -349,11 +356,11 @@ async def races() -> list[list[str]]:
     await say(",".join(first))
     with contextlib.suppress(BaseExceptionGroup):
         async with asyncio.TaskGroup() as group:
-            group.create_task(tidy())
+            group.create_task(held())
             group.create_task(refused())
     order = [await one for one in asyncio.as_completed([noted_name(number) for number in (4, 5, 6)])]
     await say(",".join(order))
-    return [both, first, order]
+    return [[*both], first, order]
 
 
 @app.step
@@ -367,7 +374,7 @@ async def three_pages(begin: int | None) -> MapPage[int]:
 async def item(number: int) -> int:
     """Numbers 1 and 4 fail until the workflow that all belong to is mended."""
     root = current().workflow_id.partition("/")[0]
-    await (fragile_note(number, root) if number % 3 == 1 else note(number))
+    await (mendable_note(number, root) if number % 3 == 1 else note(number))
     return number
 
 

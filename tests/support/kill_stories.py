@@ -24,6 +24,7 @@ from sharded_wf import (
     Handle,
     Status,
     WorkflowCancelled,
+    WorkflowNotFound,
     WorkflowTerminated,
     WorkflowTimedOut,
     attr,
@@ -110,11 +111,13 @@ async def cancels(at: Stage, parent: Flow, child: str) -> None:
         await at.cancelled(f"{at.here}/{child}-1")
 
 
-async def has_no_time_to_clean_up(at: Stage, untidy: Flow) -> None:
-    handle = await at.start(untidy.bind())
+async def has_no_time_to_clean_up(at: Stage, never_tidy: Flow) -> None:
+    handle = await at.start(never_tidy.bind())
     await at.noted(at.here, 0)
+    asked = await at.is_marked(at.here)
+    await at.mark(at.here)
     await handle.cancel(cleanup=SHORT)
-    with raises(WorkflowTerminated):
+    with raises(WorkflowCancelled if asked else WorkflowTerminated):  # a second request reaches the clean-up itself
         await handle.result()
 
 
@@ -205,9 +208,9 @@ async def shows(at: Stage, setter: Flow, watcher: Flow) -> None:
     await handle.result()
 
 
-async def is_found_by_attributes(at: Stage, staged: Flow) -> None:
+async def is_found_by_attributes(at: Stage, stages: Flow) -> None:
     for id_ in (at.here, at.there):
-        await at.start(staged.bind(), id_, attributes={"story": at.here, "stage": -1})
+        await at.start(stages.bind(), id_, attributes={"story": at.here, "stage": -1})
     for id_ in (at.here, at.there):
         await at.client.get_handle(id_).result()
         assert await at.client.attributes(id_) == {"story": at.here, "stage": 1, "label": "stage 1"}
@@ -244,7 +247,7 @@ async def waits(at: Stage, waiter: Flow) -> None:
     assert (said, attempt) == (["quick", True], 2) and begun >= 2
     await at.client.send(at.there, "mail", "", idempotency_key=at.here)
     await other.result()
-    await at.cancelled(f"{at.here}/tidy-1")
+    await at.cancelled(f"{at.here}/held-1")
 
 
 async def has_no_more_time(at: Stage, parent: Flow, child: str, run: Flow) -> None:
@@ -270,12 +273,16 @@ async def has_children(at: Stage, parent: Flow, _: str) -> None:
 async def races(at: Stage, racer: Flow, _: str) -> None:
     both, first, order = await (await at.start(racer.bind())).result()
     assert both == ["0", "1"] and first[0] in "23" and sorted(order) == ["4", "5", "6"]
-    await at.cancelled(f"{at.here}/tidy-1", f"{at.here}/tidy-2")
+    await at.cancelled(f"{at.here}/held-1", f"{at.here}/held-2")
 
 
 async def maps(at: Stage, mapping: Flow) -> None:
     handle = await at.start(mapping.bind())
     assert await handle.event("failed", int) == 2
+    found = await at.client.map_progress(f"{at.here}/map-2")
+    assert (found.status, found.failed) == (Status.SUCCEEDED, 2)
+    with raises(WorkflowNotFound):
+        await at.client.map_progress(at.here)
     await at.mark(at.here)
     await at.client.send(at.here, "go", 0, idempotency_key=at.here)
     assert await handle.result() == [2, 1, 2, 6, 0]
@@ -285,27 +292,27 @@ SHORT = 0.5
 k = kill_flows
 Story = Callable[..., Awaitable[None]]
 STORIES: Sequence[tuple[Story, Sequence[Any], Sequence[Any]]] = (
-    (cancels, (k.tidy_parent, "tidy"), (k.tidy_parent_blocking, "tidy_blocking")),
-    (has_no_time_to_clean_up, (k.untidy,), (k.untidy_blocking,)),
-    (terminates, (k.tidy_parent, "tidy"), (k.tidy_parent_blocking, "tidy_blocking")),
+    (cancels, (k.holds_child, "held"), (k.holds_child_blocking, "held_blocking")),
+    (has_no_time_to_clean_up, (k.never_tidy,), (k.never_tidy_blocking,)),
+    (terminates, (k.holds_child, "held"), (k.holds_child_blocking, "held_blocking")),
     (pauses, (flows.noted_inbox,), (k.noted_inbox_blocking,)),
-    (resumes, (k.fragile_parent, "fragile_leaf"), (k.fragile_parent_blocking, "fragile_leaf_blocking")),
+    (resumes, (k.mendable_parent, "mendable_leaf"), (k.mendable_parent_blocking, "mendable_leaf_blocking")),
     (forks, (flows.chain,), (k.chain_blocking,)),
-    (repairs_in_bulk, (k.fragile_leaf,), (k.fragile_leaf_blocking,)),
+    (repairs_in_bulk, (k.mendable_leaf,), (k.mendable_leaf_blocking,)),
     (writes, (flows.noted_inbox, flows.outbox), (k.noted_inbox_blocking, k.outbox_blocking)),
     (shows, (k.shows, k.watches), (k.shows_blocking, k.watches_blocking)),
-    (is_found_by_attributes, (k.staged,), (k.staged_blocking,)),
+    (is_found_by_attributes, (k.stages,), (k.stages_blocking,)),
     (undoes, (flows.saga_of_children, "noted"), (k.saga_of_children_blocking, "noted")),
     (undoes_when_cancelled, (flows.saga_waits,), (flows.saga_waits_blocking,)),
     (waits, (k.waits,), (k.waits_blocking,)),
     (
         has_no_more_time,
-        (k.hasty_parent, "tidy_parent", k.hasty_run),
-        (k.hasty_parent_blocking, "tidy_parent_blocking", k.hasty_run_blocking),
+        (k.hasty_parent, "holds_child", k.hasty_run),
+        (k.hasty_parent_blocking, "holds_child_blocking", k.hasty_run_blocking),
     ),
     (has_children, (flows.starts_children, "slow_chain"), (flows.starts_children_blocking, "slow_chain")),
     (maps, (k.redriven,), (k.redriven_blocking,)),
-    (races, (k.races, "tidy"), ()),
+    (races, (k.races, "held"), ()),
 )
 """Each story with what it is told of: ``async`` workflows, then ``def`` ones. Where a child's name is among them, the
 first child lies on the other shard."""
