@@ -42,6 +42,8 @@ SLOTS_MAX = 4096
 """As many at the beginning; and slots are split until hashes are divided by this, not further."""
 POSTGRES_VERSION_MIN_NUM = 140000
 """As Postgres itself counts: 150000 is version 15."""
+CITUS_VERSION_MIN = (12, 1)
+"""The first that moves whole schemas."""
 MIGRATION_LOCK_TIMEOUT_SECONDS = 2.0
 MIGRATION_PATIENCE_SECONDS = 60.0
 STATUS_DEADLINE_SECONDS = 10.0
@@ -231,6 +233,7 @@ MOVE_CUTOVER_DEADLINE_SECONDS = 20.0
 MOVE_SHORT_PASS_SECONDS = 0.1
 """A pass over the changes that took no longer is short enough to make the last one with the slot locked."""
 MOVE_PASSES_MAX = 200
+MOVE_BEAT_SECONDS = 1.0
 MOVE_STALE_SECONDS = 10.0
 """A coordinator that was silent for so long is taken for dead: its move may be resumed, and nobody drains for it."""
 MOVE_DRAIN_SECONDS = 8.0

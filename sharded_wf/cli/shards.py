@@ -10,12 +10,11 @@ import typer
 from rich.text import Text
 
 from sharded_wf.cli import moves, resharding, splits, top
-from sharded_wf.cli.options import ClusterOption, JsonOption
+from sharded_wf.cli.options import ClusterOption, JsonOption, find_cluster
 from sharded_wf.cli.output import console, duration, print_error, print_json, ranges, table
 from sharded_wf.cluster.fleet import Count, FleetStatus, ShardStatus, fleet_status, migrate_fleet
 from sharded_wf.cluster.initialize import init_cluster
 from sharded_wf.cluster.timelines import accept_primary
-from sharded_wf.config import find_config
 from sharded_wf.errors import ShardedWfError
 from sharded_wf.limits import SLOTS_DEFAULT
 from sharded_wf.reshard.fleet import unfinished_moves
@@ -59,7 +58,7 @@ def init(
     ] = None,
 ) -> None:
     """Make the cluster in empty databases, or add the shards that are new in shards.toml. Safe to repeat."""
-    config = find_config(cluster)
+    config = find_cluster(cluster)
     made = init_cluster(config, slots)
     shard_map, out = made.shard_map, console()
     shards = "1 shard" if len(config.shards) == 1 else f"{len(config.shards)} shards"
@@ -73,7 +72,7 @@ def init(
 @app.command()
 def status(cluster: ClusterOption = None, json: JsonOption = False) -> None:
     """Show each shard: whether it answers, its slots, its backlog, who works there. Exits with 1 if one is not well."""
-    config = find_config(cluster)
+    config = find_cluster(cluster)
     found = fleet_status(config)
     hanging = unfinished_moves(config) if found.cluster_id is not None else []
     # A slot that was retired by a process that is gone is nowhere, until somebody finishes its move.
@@ -98,7 +97,7 @@ def accept(
 ) -> None:
     """Say that the server which the shard's DSN leads to is its primary, though another or a later one was seen: after
     a restore, or an upgrade in place. Not after a failover, which is noticed."""
-    config = find_config(cluster)
+    config = find_cluster(cluster)
     found = config.shard(shard)
     if not yes:
         typer.confirm(
@@ -121,7 +120,7 @@ def migrate(
     ] = False,
 ) -> None:
     """Bring the tables of every shard up to date. Safe to repeat, and to run twice at once."""
-    answers = migrate_fleet(find_config(cluster), "pre" if pre else "all")
+    answers = migrate_fleet(find_cluster(cluster), "pre" if pre else "all")
     out = console()
     for name, applied in answers.given.items():
         if not applied:

@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from sharded_wf.cli.options import ClusterOption
+from sharded_wf.cli.options import ClusterOption, find_cluster
 from sharded_wf.cli.output import console, ranges, table
 from sharded_wf.cli.resharding import DryRun, FullSpeed, Yes, bars, confirm, print_outcome, settle
 from sharded_wf.cluster.directory import load_map
-from sharded_wf.config import ClusterConfig, find_config
+from sharded_wf.config import ClusterConfig
 from sharded_wf.errors import ConfigError
 from sharded_wf.limits import MOVE_PACE_FACTOR
 from sharded_wf.reshard import plan
@@ -45,7 +45,12 @@ def split(
 ) -> None:
     """Split slots in two while they are in use: all of them, which doubles their number, or some. Can be killed at any
     moment: finish what hangs with --resume, then run it again, and it goes on with the slots that are left."""
-    config = find_config(cluster)
+    config = find_cluster(cluster)
+    if config.coordinator is not None:
+        raise ConfigError(
+            "slots of a Citus cluster can't be split: choose their number when it is made (sharded-wf shards init "
+            "--slots); Citus moves them whole"
+        )
     if resume or undo:
         if resume and undo:
             raise ConfigError("--resume or --undo, one of the two")

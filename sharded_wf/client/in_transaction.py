@@ -88,7 +88,7 @@ class InTransaction:
             identity = requests.identity_of((yield requests.read_cluster()))
             self._check_cluster(identity)
             schema = slot_schema(slot)
-            if (yield requests.has_live_slot(schema)).value() == b"\x01":
+            if (yield requests.has_live_slot(slot)).value() == b"\x01":
                 return schema, True
             return CONTROL_SCHEMA, False
         if has_outbox:

@@ -13,6 +13,7 @@ from typing import cast
 
 import psycopg
 
+from sharded_wf.cluster import citus
 from sharded_wf.cluster.fanout import Answers, ask_each
 from sharded_wf.cluster.shard_map import (
     PLANNED_EPOCH,
@@ -127,6 +128,8 @@ class FleetStatus:
 def fleet_status(config: ClusterConfig) -> FleetStatus:
     """Ask every shard how it fares. Blocks for as long as the slowest, at most some ``STATUS_DEADLINE_SECONDS``."""
 
+    config = citus.resolve(config)
+
     def inspect(shard: ShardConfig, conn: Connection) -> tuple[Record, ShardStatus]:
         record = read_record(conn)
         return record, _inspect(config, shard, record, conn)
@@ -169,11 +172,18 @@ def migrate_fleet(config: ClusterConfig, phase: Phase = "all") -> Answers[list[S
         if identity is None:
             raise ClusterNotInitialized(f"shard {shard.name!r} is {_NOT_YET}")
         check_identity(config, shard, identity)
-        return migrate(conn, phase=phase)
+        return migrate(conn, phase=phase) if notes is None else citus.make_control(conn, notes, phase)
 
+    config, notes = citus.resolve(config), None
     # No old primary gets the migrations that the new one needs.
     ask_primaries(config.shards, lambda _, __: None, purpose="migrate", deadline_seconds=STATUS_DEADLINE_SECONDS)
-    return ask_each(config.shards, bring_up, purpose="migrate", deadline_seconds=None)
+    if config.coordinator is None:
+        return ask_each(config.shards, bring_up, purpose="migrate", deadline_seconds=None)
+    applied = citus.migrate_slots(config, phase)
+    notes = citus.read_notes(config)
+    answers = ask_each(config.shards, bring_up, purpose="migrate", deadline_seconds=None)
+    answers.given[citus.COORDINATOR] = applied
+    return answers
 
 
 def _failed(shard: ShardConfig, error: Exception) -> ShardStatus:

@@ -37,7 +37,8 @@ def init_outbox(config: ClusterConfig, dsn: str) -> bool:
                 return False
             migrations = load_migrations("outbox")
             for migration in migrations:
-                conn.execute(migration.on(requests.OUTBOX_SCHEMA))
+                for statement in migration.statements(requests.OUTBOX_SCHEMA):
+                    conn.execute(statement)
             borrowed.run(conn, requests.write_owner(cluster_id, config.name, len(migrations)))
             return True
     except psycopg.errors.InsufficientPrivilege as error:

@@ -28,6 +28,7 @@ from sharded_wf.routing import CONTROL_SCHEMA, slot_schema
 Phase = Literal["pre", "all"]
 
 _SQL = load("migrations")
+_CITUS = load("citus")
 _LOCK_TIMEOUT = f"{int(MIGRATION_LOCK_TIMEOUT_SECONDS * 1000)}ms"
 
 
@@ -83,7 +84,8 @@ def make_copy(conn: Connection, schema: str) -> None:
         for migration in load_migrations("slot"):
             found = conn.execute(_SQL["has_migration"].on(), (schema, migration.version)).fetchone()
             if found is None or not found[0]:
-                conn.execute(migration.on(schema))
+                for statement in migration.statements(schema):
+                    conn.execute(statement)
                 conn.execute(_SQL["note_migration"].on(), (schema, migration.version, noted_name(migration)))
 
 
@@ -110,8 +112,14 @@ def check_schema(conn: Connection, slots: Sequence[int] | None = None) -> None:
 
 
 def slots_present(conn: Connection) -> list[int]:
-    """The slots whose schemas lie in this database, ascending."""
+    """The slots whose schemas lie in this database, ascending; of a node of a Citus cluster, those that it serves."""
     return [int(schema.removeprefix("wf_")) for schema in _slot_schemas(conn)]
+
+
+def is_guarded(conn: Connection) -> bool:
+    """Whether this is the database of a node of a Citus cluster, where every schema is seen on every node."""
+    found = conn.execute(_CITUS["guarded"].on()).fetchone()
+    return found is not None and bool(found[0])
 
 
 def _apply_patiently(conn: Connection, step: SchemaStep) -> bool:
@@ -144,8 +152,8 @@ def _apply(conn: Connection, step: SchemaStep) -> bool:
             found = conn.execute(_SQL["has_migration"].on(), (step.schema, migration.version)).fetchone()
             if found is not None and found[0]:
                 return False
-        # Without parameters this is the simple protocol, which takes a whole script.
-        conn.execute(migration.on(step.schema))
+        for statement in migration.statements(step.schema):
+            conn.execute(statement)
         conn.execute(_SQL["note_migration"].on(), (step.schema, migration.version, noted_name(migration)))
     return True
 
@@ -163,5 +171,7 @@ def _read_known(conn: Connection) -> dict[tuple[str, int], str]:
 
 
 def _slot_schemas(conn: Connection) -> list[str]:
+    if is_guarded(conn):
+        return [slot_schema(cast(int, slot)) for (slot,) in conn.execute(_CITUS["own_slots"].on()).fetchall()]
     rows = conn.execute(_SQL["read_slot_schemas"].on()).fetchall()
     return [str(name) for (name,) in rows if re.fullmatch(r"wf_\d{4,}", str(name))]

@@ -17,6 +17,9 @@ Behind a transaction-pooling proxy (PgBouncer) a session is not a backend: we no
 not the one that the handshake gave, and then prepare nothing and repeat the settings in every transaction. The proxy
 may also lead to another server from one transaction to the next; so each makes itself read-only on an old primary.
 
+On a node of a Citus cluster every transaction on slots ends with a question: whether this node serves them. Elsewhere a
+slot that is not here has no tables here, and nothing need be asked.
+
 https://www.postgresql.org/docs/current/libpq-pipeline-mode.html
 """
 
@@ -24,7 +27,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +40,7 @@ from sharded_wf.limits import (
     STATEMENT_DEADLINE_SECONDS,
 )
 from sharded_wf.postgres.connect import open_async
-from sharded_wf.postgres.queries import Query
+from sharded_wf.postgres.queries import Query, load
 from sharded_wf.postgres.timeline import OldPrimaryFound, Primary, primary_of
 
 _BINARY = pq.Format.BINARY
@@ -119,12 +122,16 @@ _BEGIN_STATEMENT = Statement(_BEGIN, "")
 _COMMIT_STATEMENT = Statement(_COMMIT, "")
 _SET_LOCAL_STATEMENT = Statement(_SET_LOCAL, "")
 _READ_ONLY_SQLSTATE = "25006"
+_GUARD = load("citus")["guard"]
+_SLOT_PREFIX = "wf_"
 
 
-def _settings_for(server_version: int) -> dict[str, str]:
+def _settings_for(server_version: int, *, guarded: bool) -> dict[str, str]:
     # PG 17 ends a frozen executor's half-sent transaction by itself; before that a takeover has to.
     timeout = {"transaction_timeout": SETTINGS["statement_timeout"]} if server_version >= 170000 else {}
-    return SETTINGS | timeout
+    # Citus plans some statements only when it sees their parameters.
+    planning = {"plan_cache_mode": "auto"} if guarded else {}
+    return SETTINGS | timeout | planning
 
 
 class Session:
@@ -137,9 +144,11 @@ class Session:
         *,
         pooled: bool,
         primary: Primary | None = None,
+        guarded: bool = False,
     ) -> None:
         self._conn = conn
         self._primary = primary
+        self._guarded = guarded
         self._pgconn = conn.pgconn
         self._loop = asyncio.get_running_loop()
         self._fd = self._pgconn.socket
@@ -163,9 +172,10 @@ class Session:
         except (psycopg.Error, OSError, TimeoutError) as error:
             raise ConnectionLost(str(error).strip() or "connecting took too long") from None
         pooled = reading.backend_pid != conn.info.backend_pid
+        settings = {} if pooled else _settings_for(conn.info.server_version, guarded=reading.guarded)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
-                for name, value in () if pooled else _settings_for(conn.info.server_version).items():
+                for name, value in settings.items():
                     await conn.execute("select set_config(%s, %s, false)", (name, value), prepare=False)
         except (psycopg.Error, OSError, TimeoutError) as error:
             conn.pgconn.finish()
@@ -173,7 +183,8 @@ class Session:
         except BaseException:  # cancelled: nobody else knows of this connection
             conn.pgconn.finish()
             raise
-        session = cls(conn, token, pooled=pooled, primary=primary_of(dsn) if reading.timeline else None)
+        primary = primary_of(dsn) if reading.timeline else None
+        session = cls(conn, token, pooled=pooled, primary=primary, guarded=reading.guarded)
         session._enter()
         return session
 
@@ -316,8 +327,9 @@ class Session:
         Raises ``psycopg.Error`` (rolled back) or ``ConnectionLost``.
         """
         opening = [_BEGIN_STATEMENT, self._settings()] if self.pooled else [_BEGIN_STATEMENT]
+        closing = [*guard_of(statements), _COMMIT_STATEMENT] if self._guarded else [_COMMIT_STATEMENT]
         try:
-            results = await self._round_trip([*opening, *statements, _COMMIT_STATEMENT], deadline)
+            results = await self._round_trip([*opening, *statements, *closing], deadline)
         except psycopg.Error:
             if self._pgconn.transaction_status != pq.TransactionStatus.IDLE:
                 await self._round_trip([Statement(_ROLLBACK, "")], deadline)
@@ -325,7 +337,7 @@ class Session:
         if self.pooled and results[1].rows()[0][-1] == b"on":
             self._fail("the proxy leads to an old primary")
             raise ConnectionLost("the proxy leads to an old primary", old_primary=True)
-        return results[len(opening) : -1]
+        return results[len(opening) : -len(closing)]
 
     def _settings(self) -> Statement:
         if self._primary is None or self._primary.known is None:
@@ -334,9 +346,17 @@ class Session:
 
     async def fetch(self, statement: Statement, *, deadline: float = STATEMENT_DEADLINE_SECONDS) -> Result:
         """Run one statement in a transaction of its own. ``deadline`` in seconds."""
-        if self.pooled:
+        if self.pooled or (self._guarded and guard_of([statement])):
             return (await self.transact([statement], deadline=deadline))[0]
         return (await self._round_trip([statement], deadline))[0]
+
+
+def guard_of(statements: Iterable[Statement]) -> list[Statement]:
+    """What must end a transaction of these statements on a node of a Citus cluster: it raises what a missing table
+    would, if one of their slots is served elsewhere."""
+    schemas = dict.fromkeys(statement.schema for statement in statements)
+    slots = [schema[len(_SLOT_PREFIX) :] for schema in schemas if schema[len(_SLOT_PREFIX) :].isdigit()]
+    return [Statement(_GUARD, "", (f"{{{','.join(slots)}}}".encode(),))] if slots else []
 
 
 def error_of(result: pq.abc.PGresult) -> psycopg.Error:

@@ -11,6 +11,7 @@ from typing import Any, LiteralString
 import psycopg
 from psycopg import sql
 
+from sharded_wf.cluster.citus import resolve
 from sharded_wf.cluster.directory import load_map
 from sharded_wf.cluster.initialize import init_cluster
 from sharded_wf.config import ClusterConfig, ShardConfig
@@ -39,11 +40,28 @@ class TestCluster:
         return cls(ClusterConfig("engine", shards), tuple(dsns), ledger, directory)
 
     @classmethod
+    def of_citus(cls, coordinator: str, ledger: str, directory: Path) -> TestCluster:
+        """The cluster in a Citus cluster that was initialised."""
+        config = resolve(ClusterConfig("engine", (), coordinator=coordinator))
+        return cls(config, tuple(shard.dsn for shard in config.shards), ledger, directory)
+
+    @classmethod
+    def initialise_citus(cls, coordinator: str, ledger: str, slots: int) -> None:
+        """As ``initialise``, for an empty Citus cluster."""
+        init_cluster(ClusterConfig("engine", (), coordinator=coordinator), slots=slots)
+        with psycopg.connect(ledger, autocommit=True) as conn:
+            conn.execute(flows.LEDGER_TABLE)
+
+    @classmethod
     def initialise(cls, dsns: list[str], ledger: str, slots: int) -> None:
         """Make these empty databases the shards and the ledger of a cluster."""
         init_cluster(cls.of(dsns, ledger, Path()).config, slots=slots)
         with psycopg.connect(ledger, autocommit=True) as conn:
             conn.execute(flows.LEDGER_TABLE)
+
+    def name(self, shard: int) -> str:
+        """What the configuration calls shard 1, 2, …"""
+        return self.config.shards[shard - 1].name
 
     def through(self, *dsns: str) -> TestCluster:
         """The same cluster, reached by other connection strings, one for each of the first shards."""
@@ -67,6 +85,8 @@ class TestCluster:
             for kind, listed in (("shard", self.config.shards), ("outbox", self.config.outboxes))
             for one in listed
         ]
+        if self.config.coordinator is not None:
+            tables = [f'[citus]\ncoordinator = "{self.config.coordinator}"\n']
         path.write_text(f'[cluster]\nname = "{self.config.name}"\n{"".join(tables)}')
         return path
 
@@ -77,14 +97,15 @@ class TestCluster:
         number = 0
         while len(found) < count:
             id_ = f"{prefix}-{number}"
-            if shard_map.shard_of(id_) == f"pg{shard}":
+            if shard_map.shard_of(id_) == self.name(shard):
                 found.append(id_)
             number += 1
         return found
 
     def shard_of(self, id_: str) -> int:
         """The number of the shard on which a workflow with this ID lives."""
-        return int(load_map(self.config).shard_map.shard_of(id_).removeprefix("pg"))
+        name = load_map(self.config).shard_map.shard_of(id_)
+        return 1 + [shard.name for shard in self.config.shards].index(name)
 
     def rows(self) -> certificate.Rows:
         """Every row, the ledger's too."""
@@ -104,8 +125,7 @@ class TestCluster:
         found: list[tuple[Any, ...]] = []
         for dsn in self.direct:
             with psycopg.connect(dsn, autocommit=True) as conn:
-                schemas = conn.execute("select nspname from pg_namespace where nspname ~ '^wf_[0-9]+$'").fetchall()
-                for (schema,) in schemas:
+                for schema in certificate.slot_schemas(conn):
                     query = sql.SQL("select * from {}.{} where " + where)
                     found += conn.execute(query.format(sql.Identifier(schema), sql.Identifier(table))).fetchall()
         return found

@@ -79,7 +79,7 @@ CLUSTER = '[cluster]\nname = "shop"\n'
 REFUSED = {
     "no cluster name": (f'{SHARD}dsn = "host=a"', "[cluster]", 'name = "shop"'),
     "cluster is no table": ('cluster = "shop"', "[cluster]", 'name = "shop"'),
-    "unknown key at the top": (f"{CLUSTER}[shards]", "'shards'", "cluster, shard, outbox, retention"),
+    "unknown key at the top": (f"{CLUSTER}[shards]", "'shards'", "cluster, shard, citus, outbox, retention"),
     "unknown key of the cluster": (f"{CLUSTER}slots = 3", "'slots'", "name"),
     "unknown key of a shard": (f'{CLUSTER}{SHARD}dns = "host=a"', "'dns'", "name, dsn, dsn_env, weight"),
     "no shards": (CLUSTER, "no shard", "[[shard]]"),

@@ -97,8 +97,8 @@ def test_a_worker_says_which_slots_are_affected(
             wait_until(lambda: says([1, 3, 5]), "that pg2 is missed")
             assert get(port, "/healthz")[0] == 200
             problem = {shard["name"]: shard["problem"] for shard in get(port, "/healthz")[1]["shards"]}
-            assert problem["pg1"] is None
-            assert problem["pg2"]
+            assert problem[cluster.name(1)] is None
+            assert problem[cluster.name(2)]
         finally:
             server.resume()
         wait_until(lambda: says([]), "that all is well again")

@@ -1,0 +1,151 @@
+"""A Citus cluster for tests: fresh databases on the servers of one that somebody started.
+
+``SHARDED_WF_TEST_CITUS`` is the DSN of a database of its coordinator in which the workers are added
+(`citus_add_node`); the role must be a superuser. Each test has databases of its own on all of these servers.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from tests.support.processes import wait_until
+
+VARIABLE = "SHARDED_WF_TEST_CITUS"
+COORDINATOR = os.environ.get(VARIABLE, "")
+HOW = (
+    f"{VARIABLE} is not set: nothing was tested on Citus. Set it to the DSN of a coordinator with two workers, "
+    "and give the same tests to pytest again (docs/citus.md says how to start one)"
+)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A server of the cluster."""
+
+    host: str
+    port: int
+
+    def dsn(self, database: str) -> str:
+        """The connection string of a database there."""
+        given: dict[str, Any] = {**conninfo_to_dict(COORDINATOR)}
+        return make_conninfo(**{**given, "host": self.host, "port": self.port, "dbname": database})
+
+
+def nodes() -> list[Node]:
+    """The coordinator, then the workers."""
+    with psycopg.connect(COORDINATOR, autocommit=True) as conn:
+        rows = conn.execute(
+            "select nodename, nodeport from pg_dist_node where noderole = 'primary' and isactive order by groupid"
+        ).fetchall()
+    return [Node(*row) for row in rows]
+
+
+def make(name: str, workers: int) -> str:
+    """An empty Citus cluster of so many of the workers, in databases of this name; its coordinator's DSN."""
+    servers = nodes()
+    if len(servers) <= workers:
+        raise AssertionError(f"{VARIABLE} leads to a cluster of {len(servers) - 1} workers, and {workers} are needed")
+    servers = servers[: workers + 1]
+    for node in servers:
+        with psycopg.connect(node.dsn("postgres"), autocommit=True) as conn:
+            conn.execute(sql.SQL("create database {} encoding 'UTF8' template template0").format(sql.Identifier(name)))
+        with psycopg.connect(node.dsn(name), autocommit=True) as conn:
+            conn.execute("create extension citus")
+    first, *others = servers
+    with psycopg.connect(first.dsn(name), autocommit=True) as conn:
+        conn.execute("select citus_set_coordinator_host(%s, %s)", (first.host, first.port))
+        for node in others:
+            conn.execute("select citus_add_node(%s, %s)", (node.host, node.port))
+    return first.dsn(name)
+
+
+@contextmanager
+def in_use(*, alone: bool = False) -> Generator[None]:
+    """While the block runs nobody stops the servers; ``alone``: nobody else uses them, so that they may be stopped."""
+    named = hashlib.sha256(COORDINATOR.encode()).hexdigest()[:16]
+    with (Path(tempfile.gettempdir()) / f"sharded_wf_citus_{named}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        yield
+
+
+class Server:
+    """The processes of one node, if it runs on this machine: to stop, start, pause and resume as `EmbeddedServer`."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+        with psycopg.connect(dsn, autocommit=True) as conn:
+            ((text,),) = conn.execute("select pg_read_file('postmaster.pid')").fetchall()
+            self.pid = int(text.split()[0])
+        process = Path(f"/proc/{self.pid}")
+        try:
+            self._command = process.joinpath("cmdline").read_bytes().decode().rstrip("\0").split("\0")
+            self._command[0] = str(process.joinpath("exe").readlink())
+            self._user = process.stat().st_uid
+        except OSError as error:
+            raise AssertionError(
+                f"the node at {dsn} does not run on this machine, or as another user: {error}"
+            ) from None
+
+    def _processes(self) -> list[int]:
+        found = [self.pid]
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    parent = int(entry.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+                except OSError:
+                    continue
+                if parent == self.pid:
+                    found.append(int(entry.name))
+        return found
+
+    def pause(self) -> None:
+        """SIGSTOP all of it: connections stay open, nothing answers."""
+        for pid in self._processes():
+            os.kill(pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT all of it."""
+        for pid in self._processes():
+            os.kill(pid, signal.SIGCONT)
+
+    def stop(self) -> None:
+        """Stop it as a crash would."""
+        os.kill(self.pid, signal.SIGQUIT)
+        wait_until(lambda: not Path(f"/proc/{self.pid}").exists(), "the node is down")
+
+    def start(self) -> None:
+        """Start it again, if it was stopped."""
+        if not Path(f"/proc/{self.pid}").exists():
+            nothing = subprocess.DEVNULL
+            self.pid = subprocess.Popen(
+                self._command, user=self._user, start_new_session=True, stdin=nothing, stdout=nothing, stderr=nothing
+            ).pid
+        wait_until(self._answers, "the node is up")
+
+    def _answers(self) -> bool:
+        try:
+            psycopg.connect(self._dsn, connect_timeout=2).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+
+def drop(name: str) -> None:
+    """Remove the databases of this name, workers first, as Citus' own background process reconnects."""
+    for node in reversed(nodes()):
+        with psycopg.connect(node.dsn("postgres"), autocommit=True) as conn:
+            conn.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
