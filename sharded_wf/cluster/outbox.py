@@ -29,7 +29,7 @@ def init_outbox(config: ClusterConfig, dsn: str) -> bool:
     try:
         with connection(dsn, purpose="outbox init") as conn, conn.transaction():
             conn.execute(_MIGRATIONS["lock_migrations"].on())
-            is_shard, has_outbox = requests.is_shard_and_outbox(borrowed.run(conn, requests.where_am_i()))
+            is_shard, has_outbox, _ = requests.is_shard_and_outbox(borrowed.run(conn, requests.where_am_i()))
             if is_shard:
                 raise ConfigError("this database is a shard; it needs no outbox of its own")
             if has_outbox:

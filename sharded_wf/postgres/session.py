@@ -27,9 +27,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import psycopg
 from psycopg import pq
@@ -40,8 +38,11 @@ from sharded_wf.limits import (
     STATEMENT_DEADLINE_SECONDS,
 )
 from sharded_wf.postgres.connect import open_async
-from sharded_wf.postgres.queries import Query, load
+from sharded_wf.postgres.queries import Query
+from sharded_wf.postgres.statements import Joined, Result, Statement, guard_of, on_citus
 from sharded_wf.postgres.timeline import OldPrimaryFound, Primary, primary_of
+
+__all__ = ["SETTINGS", "ConnectionLost", "Result", "Session", "Statement", "error_of"]
 
 _BINARY = pq.Format.BINARY
 _OK = (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK)
@@ -70,37 +71,6 @@ class ConnectionLost(Exception):
         self.old_primary = old_primary
 
 
-@dataclass(frozen=True, slots=True)
-class Statement:
-    """One named query on one schema, with its parameters in binary form (``None`` is null)."""
-
-    query: Query
-    schema: str
-    params: Sequence[bytes | None] = ()
-
-
-class Result:
-    """What one statement gave: its rows in binary form, and how many rows it touched."""
-
-    __slots__ = ("_result", "count")
-
-    def __init__(self, result: pq.abc.PGresult) -> None:
-        self._result = result
-        self.count = result.command_tuples or 0
-
-    def __len__(self) -> int:
-        return self._result.ntuples
-
-    def rows(self) -> list[tuple[Any, ...]]:
-        """Every row; a value is ``bytes`` in binary format, or ``None``. (Which may be null, the statement knows.)"""
-        value, columns = self._result.get_value, range(self._result.nfields)
-        return [tuple([value(row, column) for column in columns]) for row in range(self._result.ntuples)]
-
-    def value(self) -> bytes | None:
-        """The first column of the first row; ``None`` if there is no row."""
-        return self._result.get_value(0, 0) if self._result.ntuples else None
-
-
 _BEGIN = Query("begin", "begin isolation level read committed")
 _COMMIT = Query("commit", "commit")
 _ROLLBACK = Query("rollback", "rollback")
@@ -122,8 +92,6 @@ _BEGIN_STATEMENT = Statement(_BEGIN, "")
 _COMMIT_STATEMENT = Statement(_COMMIT, "")
 _SET_LOCAL_STATEMENT = Statement(_SET_LOCAL, "")
 _READ_ONLY_SQLSTATE = "25006"
-_GUARD = load("citus")["guard"]
-_SLOT_PREFIX = "wf_"
 
 
 def _settings_for(server_version: int, *, guarded: bool) -> dict[str, str]:
@@ -237,6 +205,8 @@ class Session:
     def _send(self, statement: Statement, sent: set[bytes]) -> bytes | None:
         """Queue one statement; returns the name under which it was prepared just now, if it was. ``sent``: the names
         that this round trip prepares, which are not known to have succeeded yet."""
+        if self._guarded:
+            statement = on_citus(statement)
         query, params = statement.query, statement.params
         if self.pooled:
             self._pgconn.send_query_params(
@@ -346,17 +316,11 @@ class Session:
 
     async def fetch(self, statement: Statement, *, deadline: float = STATEMENT_DEADLINE_SECONDS) -> Result:
         """Run one statement in a transaction of its own. ``deadline`` in seconds."""
+        if self._guarded and statement.parts:
+            return Joined(await self.transact(statement.parts, deadline=deadline))
         if self.pooled or (self._guarded and guard_of([statement])):
             return (await self.transact([statement], deadline=deadline))[0]
         return (await self._round_trip([statement], deadline))[0]
-
-
-def guard_of(statements: Iterable[Statement]) -> list[Statement]:
-    """What must end a transaction of these statements on a node of a Citus cluster: it raises what a missing table
-    would, if one of their slots is served elsewhere."""
-    schemas = dict.fromkeys(statement.schema for statement in statements)
-    slots = [schema[len(_SLOT_PREFIX) :] for schema in schemas if schema[len(_SLOT_PREFIX) :].isdigit()]
-    return [Statement(_GUARD, "", (f"{{{','.join(slots)}}}".encode(),))] if slots else []
 
 
 def error_of(result: pq.abc.PGresult) -> psycopg.Error:

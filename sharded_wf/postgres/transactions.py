@@ -25,7 +25,8 @@ from sharded_wf.limits import TRANSACTION_CONNECTIONS_MAX
 from sharded_wf.postgres import borrowed
 from sharded_wf.postgres.connect import check_again, check_again_async, open_async, open_blocking
 from sharded_wf.postgres.refusal import RefusingAsyncCursor, RefusingCursor
-from sharded_wf.postgres.session import Result, Statement, guard_of
+from sharded_wf.postgres.session import Result, Statement
+from sharded_wf.postgres.statements import guard_of
 from sharded_wf.postgres.timeline import Primary, Reading, primary_of
 
 T = TypeVar("T")

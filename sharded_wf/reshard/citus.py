@@ -43,6 +43,7 @@ from sharded_wf.reshard.verify import TableCheck
 from sharded_wf.routing import ShardMap
 
 _CITUS = load("citus")
+_ON_CITUS = load("on_citus")
 _POLL_SECONDS = 0.02
 
 
@@ -54,7 +55,7 @@ def astray(config: ClusterConfig, shard_map: ShardMap) -> Mapping[int, str]:
     answers = ask_each(
         config.shards, lambda _, conn: places(conn), purpose="places", deadline_seconds=STATUS_DEADLINE_SECONDS
     )
-    found = next(iter(answers.given.values()), {})
+    found = next(iter(answers.given.values()), dict[int, str]())
     return {slot: name for slot, name in sorted(found.items()) if shard_map.placement.get(slot, name) != name}
 
 
@@ -173,7 +174,7 @@ class CitusMover(Mover):
             conn.execute(_CITUS["lock_leases"].on())
             leases = [lease for (lease,) in conn.execute(_CITUS["claiming_leases"].on(schema)).fetchall()]
             conn.execute(_CITUS["note_departures"].on(), (move.slot, leases))
-            conn.execute(SQL["give_back_all"].on(schema))
+            conn.execute(_ON_CITUS["give_back_all"].on(schema))
             if conn.execute(_CITUS["pass_fence"].on(schema), (move.target, move.epoch)).rowcount != 1:
                 raise MoveRefused(
                     f"slot {move.slot} has moved since this move was planned; run: sharded-wf shards move --undo"

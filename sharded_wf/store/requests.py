@@ -131,10 +131,10 @@ def where_am_i() -> Statement:
     return Statement(_SQL["where_am_i"], "")
 
 
-def is_shard_and_outbox(result: Result) -> tuple[bool, bool]:
-    """The answer to ``where_am_i``."""
-    ((shard, outbox),) = result.rows()
-    return shard == b"\x01", outbox == b"\x01"
+def is_shard_and_outbox(result: Result) -> tuple[bool, bool, bool]:
+    """The answer to ``where_am_i``; and whether the shard is a node of a Citus cluster."""
+    ((shard, outbox, guarded),) = result.rows()
+    return shard == b"\x01", outbox == b"\x01", guarded == b"\x01"
 
 
 def read_owner() -> Statement:

@@ -3,7 +3,8 @@
 
 -- name: where_am_i
 -- What the database on the other end is.
-select to_regclass('{control}.cluster') is not null, to_regclass('wf_outbox.owner') is not null
+select to_regclass('{control}.cluster') is not null, to_regclass('wf_outbox.owner') is not null,
+    to_regproc('{control}.guard') is not null
 
 -- name: read_owner
 -- Whose outbox this is.

@@ -49,21 +49,24 @@ def placement(cluster: TestCluster) -> dict[int, str]:
 
 def test_i7_slots_move_under_load_with_us_and_behind_our_back(two_shards: TestCluster, seed: int) -> None:
     first, second = two_shards.name(1), two_shards.name(2)
+    before = placement(two_shards)
+    there = [slot for slot, shard in before.items() if shard == first]
+    back = next(slot for slot, shard in before.items() if shard == second)
 
     async def go() -> None:
         async with app.connect(two_shards.config) as client, app.executor(two_shards.config, park_after=0.2):
             stop = asyncio.Event()
             loading = asyncio.create_task(load(client, stop, seed))
             await asyncio.sleep(0.5)
-            await asyncio.to_thread(carry_out, two_shards, (0, second), (2, second))
-            await asyncio.to_thread(carry_out, two_shards, (0, first))
-            await asyncio.to_thread(move_behind_our_back, two_shards, 1, 1)
+            await asyncio.to_thread(carry_out, two_shards, (there[0], second), (there[1], second))
+            await asyncio.to_thread(carry_out, two_shards, (there[0], first))
+            await asyncio.to_thread(move_behind_our_back, two_shards, back, 1)
             await asyncio.sleep(1.0)  # served over the hop
             assert not loading.done(), loading
             shard_map = load_map(two_shards.config).shard_map
-            assert astray(two_shards.config, shard_map) == {1: first}
-            assert "over a hop" in verify_slot(two_shards.config, 1).verdict
-            wanted = [one for one in rebalancing(two_shards.config, shard_map) if one[0] == 1]
+            assert astray(two_shards.config, shard_map) == {back: first}
+            assert "over a hop" in verify_slot(two_shards.config, back).verdict
+            wanted = [one for one in rebalancing(two_shards.config, shard_map) if one[0] == back]
             await asyncio.to_thread(carry_out, two_shards, *wanted)
             await asyncio.sleep(0.5)
             stop.set()
@@ -73,7 +76,7 @@ def test_i7_slots_move_under_load_with_us_and_behind_our_back(two_shards: TestCl
             await asyncio.to_thread(two_shards.certify, [handle.id for handle in handles], timeout=30)
 
     asyncio.run(go())
-    assert placement(two_shards) == dict(enumerate((first, first, second, second, first, second)))
+    assert placement(two_shards) == before | {there[1]: second, back: first}
     for slot in range(6):
         assert verify_slot(two_shards.config, slot).well
     assert not unfinished_moves(two_shards.config)
