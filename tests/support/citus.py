@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import os
 import signal
 import subprocess
@@ -16,12 +17,13 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from tests.support.certificate import slot_schemas
 from tests.support.processes import wait_until
 
 VARIABLE = "SHARDED_WF_TEST_CITUS"
@@ -30,6 +32,7 @@ HOW = (
     f"{VARIABLE} is not set: nothing was tested on Citus. Set it to the DSN of a coordinator with two workers, "
     "and give the same tests to pytest again (docs/citus.md says how to start one)"
 )
+_numbers = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,9 @@ def nodes() -> list[Node]:
     return [Node(*row) for row in rows]
 
 
-def make(name: str, workers: int) -> str:
-    """An empty Citus cluster of so many of the workers, in databases of this name; its coordinator's DSN."""
+def make(workers: int) -> str:
+    """An empty Citus cluster of so many of the workers, in databases of its own; its coordinator's DSN."""
+    name = f"test_citus_{os.getpid()}_{next(_numbers)}"
     servers = nodes()
     if len(servers) <= workers:
         raise AssertionError(f"{VARIABLE} leads to a cluster of {len(servers) - 1} workers, and {workers} are needed")
@@ -122,9 +126,9 @@ class Server:
         for pid in self._processes():
             os.kill(pid, signal.SIGCONT)
 
-    def stop(self) -> None:
-        """Stop it as a crash would."""
-        os.kill(self.pid, signal.SIGQUIT)
+    def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
+        """Stop it, as ``EmbeddedServer.stop``."""
+        os.kill(self.pid, signal.SIGINT if mode == "fast" else signal.SIGQUIT)
         wait_until(lambda: not Path(f"/proc/{self.pid}").exists(), "the node is down")
 
     def start(self) -> None:
@@ -144,8 +148,36 @@ class Server:
         return True
 
 
-def drop(name: str) -> None:
-    """Remove the databases of this name, workers first, as Citus' own background process reconnects."""
+def drop(coordinator: str) -> None:
+    """Remove a cluster that ``make`` made, workers first, as Citus' own background process reconnects."""
+    name = str(conninfo_to_dict(coordinator)["dbname"])
     for node in reversed(nodes()):
         with psycopg.connect(node.dsn("postgres"), autocommit=True) as conn:
             conn.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
+
+
+def wipe(dsn: str) -> int | None:
+    """Empty every table of a node, so that it is as it was after ``shards init``, and end whatever works there. The
+    number of its slots; None if slots have moved since."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity "
+            "where datname = current_database() and application_name like 'sharded_wf%'"
+        )
+        if conn.execute("select exists (select from wf_control.shard_map where epoch > 1)").fetchone() != (False,):
+            return None
+        if conn.execute("select exists (select from wf_control.move)").fetchone() != (False,):
+            return None
+        for table in ("lease", "waiter", "flush", "request", "request_refused", "departure", "timeline"):
+            conn.execute(sql.SQL("delete from wf_control.{}").format(sql.Identifier(table)))
+        conn.execute("update wf_control.retention set holder = null, until = '-infinity'")
+        schemas = slot_schemas(conn)
+        for schema in schemas:
+            tables = conn.execute(
+                "select tablename from pg_tables where schemaname = %s and tablename <> 'fence' "
+                "and tablename !~ '_[0-9]+$'",
+                (schema,),
+            ).fetchall()
+            for (table,) in tables:
+                conn.execute(sql.SQL("delete from {}").format(sql.Identifier(schema, table)))
+        return len(schemas)

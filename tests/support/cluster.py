@@ -15,7 +15,7 @@ from sharded_wf.cluster.citus import resolve
 from sharded_wf.cluster.directory import load_map
 from sharded_wf.cluster.initialize import init_cluster
 from sharded_wf.config import ClusterConfig, ShardConfig
-from tests.support import certificate, flows
+from tests.support import certificate, citus, flows
 from tests.support.processes import WorkerProcess
 
 RUN_WORKER = "from sharded_wf.cli import main; main()"
@@ -40,17 +40,26 @@ class TestCluster:
         return cls(ClusterConfig("engine", shards), tuple(dsns), ledger, directory)
 
     @classmethod
-    def of_citus(cls, coordinator: str, ledger: str, directory: Path) -> TestCluster:
-        """The cluster in a Citus cluster that was initialised."""
+    def on_citus(
+        cls, templates: dict[tuple[int, int], str], shards: int, slots: int, ledger: str, directory: Path
+    ) -> TestCluster:
+        """A cluster of so many nodes of the Citus cluster; one that a test before left empty, if there is one."""
+        coordinator = templates.pop((shards, slots), None)
+        if coordinator is None:
+            coordinator = citus.make(shards)
+            init_cluster(ClusterConfig("engine", (), coordinator=coordinator), slots=slots)
+        with psycopg.connect(ledger, autocommit=True) as conn:
+            conn.execute(flows.LEDGER_TABLE)
         config = resolve(ClusterConfig("engine", (), coordinator=coordinator))
         return cls(config, tuple(shard.dsn for shard in config.shards), ledger, directory)
 
-    @classmethod
-    def initialise_citus(cls, coordinator: str, ledger: str, slots: int) -> None:
-        """As ``initialise``, for an empty Citus cluster."""
-        init_cluster(ClusterConfig("engine", (), coordinator=coordinator), slots=slots)
-        with psycopg.connect(ledger, autocommit=True) as conn:
-            conn.execute(flows.LEDGER_TABLE)
+    def wipe(self, templates: dict[tuple[int, int], str]) -> None:
+        """Make a cluster on Citus as it was, for the next test; or drop it, if it can't be."""
+        assert self.config.coordinator is not None
+        slots = [citus.wipe(dsn) for dsn in self.direct]
+        key = len(self.direct), sum(filter(None, slots))
+        if None in slots or templates.setdefault(key, self.config.coordinator) != self.config.coordinator:
+            citus.drop(self.config.coordinator)
 
     @classmethod
     def initialise(cls, dsns: list[str], ledger: str, slots: int) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,13 +13,21 @@ from tests.support import citus
 from tests.support.cluster import TestCluster
 from tests.support.flows import LEDGER_VARIABLE
 
-_numbers = itertools.count(1)
+
+@pytest.fixture(scope="session")
+def citus_templates() -> Iterator[dict[tuple[int, int], str]]:
+    """Citus clusters that are initialised and empty: by the numbers of their nodes and slots, the coordinator's DSN."""
+    made: dict[tuple[int, int], str] = {}
+    yield made
+    for coordinator in made.values():
+        citus.drop(coordinator)
 
 
 @pytest.fixture
 def make_cluster(
     databases: Callable[..., list[str]],
     cluster_templates: Callable[[int, int], list[str]],
+    citus_templates: dict[tuple[int, int], str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
@@ -34,15 +40,14 @@ def make_cluster(
         if citus.COORDINATOR:
             if dsns is not None:
                 pytest.skip("on Citus only clusters of its own nodes are tested")
-            name = f"test_citus_{os.getpid()}_{next(_numbers)}"
             lock = contextlib.ExitStack()
             request.addfinalizer(lock.close)
             lock.enter_context(citus.in_use(alone=alone))
-            request.addfinalizer(lambda: citus.drop(name))
-            coordinator, (ledger,) = citus.make(name, shards), databases(1)
-            TestCluster.initialise_citus(coordinator, ledger, slots)
+            (ledger,) = databases(1)
             monkeypatch.setenv(LEDGER_VARIABLE, ledger)
-            return TestCluster.of_citus(coordinator, ledger, tmp_path)
+            made = TestCluster.on_citus(citus_templates, shards, slots, ledger, tmp_path)
+            request.addfinalizer(lambda: made.wipe(citus_templates))
+            return made
         if dsns is None:
             *dsns, ledger = databases(shards + 1, like=cluster_templates(shards, slots))
         else:
