@@ -175,6 +175,10 @@ def _print_notes(found: FleetStatus) -> None:
         out.print()
     for note in notes:
         out.print(note)
+    if found.astray:
+        slots = ("slot " if len(found.astray) == 1 else "slots ") + ranges(list(found.astray))
+        text = f"Citus has moved the rows of {slots}: served over a hop until you run sharded-wf shards rebalance"
+        out.print(Text.assemble(("! ", "bold yellow"), text))
 
 
 def _notes(shard: ShardStatus) -> Iterator[Text]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import psycopg
@@ -118,6 +119,8 @@ class FleetStatus:
     slots: int | None
     problem: str | None
     shards: tuple[ShardStatus, ...]
+    astray: Mapping[int, str] = field(default_factory=dict)
+    """Slots of a Citus cluster whose rows lie on another node than the one that serves them, and on which."""
 
     @property
     def healthy(self) -> bool:
@@ -130,8 +133,12 @@ def fleet_status(config: ClusterConfig) -> FleetStatus:
 
     config = citus.resolve(config)
 
+    places: dict[int, str] = {}
+
     def inspect(shard: ShardConfig, conn: Connection) -> tuple[Record, ShardStatus]:
         record = read_record(conn)
+        if config.coordinator is not None:
+            places.update(citus.places(conn))
         return record, _inspect(config, shard, record, conn)
 
     answers, _ = ask_primaries(config.shards, inspect, purpose="status", deadline_seconds=STATUS_DEADLINE_SECONDS)
@@ -156,7 +163,8 @@ def fleet_status(config: ClusterConfig) -> FleetStatus:
         shard if shard.reachable and shard.problem is None else replace(shard, affected=shard_map.slots_of(shard.name))
         for shard in shards
     )
-    return FleetStatus(config.name, identity.cluster_id, shard_map.epoch, shard_map.slots, problem, shards)
+    astray = {slot: name for slot, name in sorted(places.items()) if shard_map.placement.get(slot, name) != name}
+    return FleetStatus(config.name, identity.cluster_id, shard_map.epoch, shard_map.slots, problem, shards, astray)
 
 
 def migrate_fleet(config: ClusterConfig, phase: Phase = "all") -> Answers[list[SchemaStep]]:

@@ -171,6 +171,8 @@ def _read_known(conn: Connection) -> dict[tuple[str, int], str]:
 
 
 def _slot_schemas(conn: Connection) -> list[str]:
+    if not _has_control(conn):
+        return []  # a node that has just been added to a Citus cluster sees the slots of the others
     if is_guarded(conn):
         return [slot_schema(cast(int, slot)) for (slot,) in conn.execute(_CITUS["own_slots"].on()).fetchall()]
     rows = conn.execute(_SQL["read_slot_schemas"].on()).fetchall()

@@ -85,3 +85,13 @@ def test_migrations_are_numbered_from_one() -> None:
     assert control[0] == "create schema wf_control"
     (fence,) = [statement for statement in control if "function wf_control.fence" in statement]
     assert fence.endswith("end\n$$")
+
+
+def test_what_citus_is_told_stands_for_statements_with_the_same_parameters() -> None:
+    def parameters(text: str) -> set[str]:
+        return set(re.findall(r"\$\d+", text))
+
+    families = [load(family) for family in ("claims", "messages", "moves", "repair", "retention")]
+    for name, variant in load("on_citus").items():
+        (original,) = [family[name] for family in families if name in family]
+        assert parameters(variant.text) == parameters(original.text), name
