@@ -3,9 +3,10 @@
 Both are done while the slot is in use, and in this order. While the rows are on their way, and for a moment after, the
 node that served the slot goes on serving it, over a hop; nobody notices but by the time it takes. Then executors give
 the slot back, as with any move, and it is *handed over*: one transaction on the node that served it waits for all that
-is under way there under a lease, gives back what is still claimed, and says in that node's copy of the map that another
-one serves the slot. From then on every transaction there that touches the slot fails as if its tables were gone, since
-it ends with a question to that copy (``guard``). The other node says that it serves the slot, and that is all.
+is under way there under a lease, and says in that node's copy of the map that another one serves the slot. From then on
+every transaction there that touches the slot fails as if its tables were gone, since it ends with a question to that
+copy (``guard``). Then one transaction on the other node gives back what is still claimed, and says that this node
+serves the slot. Neither writes to two nodes: a commit that reached only one of them would be worse than either.
 
 The rows need no other copy, no comparison and no clean-up of ours. The states are those of any move. A slot that Citus
 moved by itself is handed over in the same way.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
+from typing import cast
 
 import psycopg
 
@@ -43,6 +45,7 @@ from sharded_wf.reshard.verify import TableCheck
 from sharded_wf.routing import ShardMap
 
 _CITUS = load("citus")
+_MAP = load("shard_map")
 _ON_CITUS = load("on_citus")
 _POLL_SECONDS = 0.02
 
@@ -174,8 +177,8 @@ class CitusMover(Mover):
             conn.execute(_CITUS["lock_leases"].on())
             leases = [lease for (lease,) in conn.execute(_CITUS["claiming_leases"].on(schema)).fetchall()]
             conn.execute(_CITUS["note_departures"].on(), (move.slot, leases))
-            conn.execute(_ON_CITUS["give_back_all"].on(schema))
-            if conn.execute(_CITUS["pass_fence"].on(schema), (move.target, move.epoch)).rowcount != 1:
+            (fence,) = conn.execute(_MAP["read_fence"].on(schema)).fetchall()
+            if cast(int, fence[2]) >= move.epoch:
                 raise MoveRefused(
                     f"slot {move.slot} has moved since this move was planned; run: sharded-wf shards move --undo"
                 )
@@ -184,13 +187,16 @@ class CitusMover(Mover):
         return begun
 
     def _take_up(self, target: Side) -> None:
-        """The target serves the slot. Only after ``_hand_over``."""
-        conn, move = target.conn, self._move
+        """The target serves the slot, whose rows nobody can write to since ``_hand_over``: what was still claimed is
+        given back."""
+        conn, move, schema = target.conn, self._move, self._move.names.slot
         with conn.transaction():
             target.hold()
             # Whoever held workflows here when the slot left the last time, and has not noticed since, is fenced.
             conn.execute(SQL["end_departed"].on(), (move.slot,))
             conn.execute(SQL["forget_departures"].on(), (move.slot,))
+            conn.execute(_ON_CITUS["give_back_all"].on(schema))
+            conn.execute(_CITUS["pass_fence"].on(schema), (move.target, move.epoch))
             write_placements(conn, [Placement(move.slot, move.target, move.epoch)])
             target.advance("live", since=("copying",))
             conn.execute(SQL["notify_moves"].on())

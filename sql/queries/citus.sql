@@ -72,5 +72,5 @@ insert into {control}.departure (slot, lease_id)
 select $1::int, l.id from {control}.lease l where l.id = any($2::uuid[]) on conflict do nothing
 
 -- name: pass_fence
--- The slot's own word: it is served by another shard.
+-- The slot's own word on who serves it.
 update {slot}.fence set shard = $1, epoch = $2::bigint, live = true where epoch <= $2::bigint

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import itertools
@@ -129,16 +130,21 @@ class Server:
     def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
         """Stop it, as ``EmbeddedServer.stop``."""
         os.kill(self.pid, signal.SIGINT if mode == "fast" else signal.SIGQUIT)
-        wait_until(lambda: not Path(f"/proc/{self.pid}").exists(), "the node is down")
+        wait_until(self._is_down, "the node is down")
 
     def start(self) -> None:
         """Start it again, if it was stopped."""
-        if not Path(f"/proc/{self.pid}").exists():
+        if self._is_down():
             nothing = subprocess.DEVNULL
             self.pid = subprocess.Popen(
                 self._command, user=self._user, start_new_session=True, stdin=nothing, stdout=nothing, stderr=nothing
             ).pid
         wait_until(self._answers, "the node is up")
+
+    def _is_down(self) -> bool:
+        with contextlib.suppress(ChildProcessError):  # if it was started by us, its end is to be waited for
+            return os.waitpid(self.pid, os.WNOHANG)[0] == self.pid
+        return not Path(f"/proc/{self.pid}").exists()
 
     def _answers(self) -> bool:
         try:

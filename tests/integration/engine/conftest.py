@@ -14,15 +14,6 @@ from tests.support.cluster import TestCluster
 from tests.support.flows import LEDGER_VARIABLE
 
 
-@pytest.fixture(scope="session")
-def citus_templates() -> Iterator[dict[tuple[int, int], str]]:
-    """Citus clusters that are initialised and empty: by the numbers of their nodes and slots, the coordinator's DSN."""
-    made: dict[tuple[int, int], str] = {}
-    yield made
-    for coordinator in made.values():
-        citus.drop(coordinator)
-
-
 @pytest.fixture
 def make_cluster(
     databases: Callable[..., list[str]],

@@ -16,6 +16,6 @@ def test_rows_that_citus_has_moved(two_shards: TestCluster) -> None:
     slot = load_map(config).shard_map.slots_of(two_shards.name(1))[0]
     assert config.coordinator is not None
     with psycopg.connect(config.coordinator, autocommit=True, cursor_factory=psycopg.RawCursor) as conn:
-        move_rows(conn, slot, config.shards[1])
+        move_rows(conn, slot, two_shards.config.shards[1])
     finding = is_mended(config, "rows-elsewhere")
     assert (finding.shard, str(slot) in finding.what) == (two_shards.name(1), True)
