@@ -80,7 +80,7 @@ class InTransaction:
         if len(missing):
             raise WorkflowNotFound(f"no workflow has the ID {message.receiver!r}")
         delivery = messages.deliver(schema, (message,))
-        yield on_citus(delivery) if citus else delivery
+        yield from on_citus(delivery) if citus else (delivery,)
         yield leases.notify_wakes([slot])
 
     def _place_of(self, slot: int) -> Asking[tuple[str, bool, bool]]:

@@ -205,8 +205,6 @@ class Session:
     def _send(self, statement: Statement, sent: set[bytes]) -> bytes | None:
         """Queue one statement; returns the name under which it was prepared just now, if it was. ``sent``: the names
         that this round trip prepares, which are not known to have succeeded yet."""
-        if self._guarded:
-            statement = on_citus(statement)
         query, params = statement.query, statement.params
         if self.pooled:
             self._pgconn.send_query_params(
@@ -297,7 +295,21 @@ class Session:
         Raises ``psycopg.Error`` (rolled back) or ``ConnectionLost``.
         """
         opening = [_BEGIN_STATEMENT, self._settings()] if self.pooled else [_BEGIN_STATEMENT]
-        closing = [*guard_of(statements), _COMMIT_STATEMENT] if self._guarded else [_COMMIT_STATEMENT]
+        if self._guarded:
+            return await self._transact_on_citus(opening, statements, deadline)
+        return await self._transact(opening, statements, [_COMMIT_STATEMENT], deadline)
+
+    async def _transact_on_citus(
+        self, opening: list[Statement], statements: Sequence[Statement], deadline: float
+    ) -> list[Result]:
+        """Other words, and the question at the end."""
+        said = [words for statement in statements for words in on_citus(statement)]
+        results = await self._transact(opening, said, [*guard_of(statements), _COMMIT_STATEMENT], deadline)
+        return [result for words, result in zip(said, results, strict=True) if "__" not in words.query.name]
+
+    async def _transact(
+        self, opening: list[Statement], statements: Sequence[Statement], closing: list[Statement], deadline: float
+    ) -> list[Result]:
         try:
             results = await self._round_trip([*opening, *statements, *closing], deadline)
         except psycopg.Error:

@@ -11,7 +11,20 @@ from psycopg import pq
 from sharded_wf.postgres.queries import Query, load
 
 _GUARD = load("citus")["guard"]
-_ON_CITUS = load("on_citus")
+_FIRST_AFTER = 50
+
+
+def _by_name() -> dict[str, list[Query]]:
+    def place(query: Query) -> int:
+        return int(query.name.partition("__")[2] or _FIRST_AFTER - 1)
+
+    found: dict[str, list[Query]] = {}
+    for query in sorted(load("on_citus").values(), key=place):
+        found.setdefault(query.name.partition("__")[0], []).append(query)
+    return found
+
+
+_ON_CITUS = _by_name()
 _SLOT_PREFIX = "wf_"
 
 
@@ -62,10 +75,13 @@ class Joined(Result):
         return [row for part in self._parts for row in part.rows()]
 
 
-def on_citus(statement: Statement) -> Statement:
-    """The statement in words that a node of a Citus cluster understands."""
-    other = _ON_CITUS.get(statement.query.name)
-    return statement if other is None else Statement(other, statement.schema, statement.params)
+def on_citus(statement: Statement) -> tuple[Statement, ...]:
+    """The statement in words that a node of a Citus cluster understands: one, or several, for one transaction. The one
+    that answers has the statement's own name."""
+    others = _ON_CITUS.get(statement.query.name)
+    if others is None:
+        return (statement,)
+    return tuple(Statement(other, statement.schema, statement.params) for other in others)
 
 
 def guard_of(statements: Iterable[Statement]) -> list[Statement]:

@@ -195,6 +195,7 @@ class CitusMover(Mover):
             # Whoever held workflows here when the slot left the last time, and has not noticed since, is fenced.
             conn.execute(SQL["end_departed"].on(), (move.slot,))
             conn.execute(SQL["forget_departures"].on(), (move.slot,))
+            conn.execute(_ON_CITUS["give_back_all__1"].on(schema))
             conn.execute(_ON_CITUS["give_back_all"].on(schema))
             conn.execute(_CITUS["pass_fence"].on(schema), (move.target, move.epoch))
             write_placements(conn, [Placement(move.slot, move.target, move.epoch)])

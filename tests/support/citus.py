@@ -119,13 +119,16 @@ class Server:
 
     def pause(self) -> None:
         """SIGSTOP all of it: connections stay open, nothing answers."""
-        for pid in self._processes():
-            os.kill(pid, signal.SIGSTOP)
+        self._signal_all(signal.SIGSTOP)
 
     def resume(self) -> None:
         """SIGCONT all of it."""
+        self._signal_all(signal.SIGCONT)
+
+    def _signal_all(self, number: signal.Signals) -> None:
         for pid in self._processes():
-            os.kill(pid, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
         """Stop it, as ``EmbeddedServer.stop``."""

@@ -73,6 +73,7 @@ def cluster_and_far(
         two = make_cluster(2, alone=True)
         node = citus.Server(two.direct[1])
         yield two, node
+        node.resume()
         node.start()
     else:
         server = server_factory()
