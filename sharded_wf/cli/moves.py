@@ -14,9 +14,9 @@ import typer
 from psycopg.conninfo import conninfo_to_dict
 from rich.text import Text
 
-from sharded_wf.cli.options import ClusterOption, JsonOption, find_cluster
-from sharded_wf.cli.output import console, print_json, ranges, table
-from sharded_wf.cli.resharding import DryRun, FullSpeed, Yes, bars, confirm, print_outcome, settle
+from sharded_wf.cli.options import ClusterOption, DryRun, JsonOption, Yes, find_cluster
+from sharded_wf.cli.output import confirm, console, print_json, ranges, table
+from sharded_wf.cli.resharding import Force, FullSpeed, Resume, Undo, bars, print_outcome, settle
 from sharded_wf.cluster.directory import load_map
 from sharded_wf.config import ClusterConfig, ShardConfig
 from sharded_wf.errors import ConfigError, MoveRefused
@@ -93,15 +93,9 @@ def move(
     slots: Annotated[list[int] | None, typer.Argument(help="The slots.", show_default=False)] = None,
     to: Annotated[str | None, typer.Option("--to", metavar="SHARD", help="Where to.", show_default=False)] = None,
     cluster: ClusterOption = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Finish moves that were cut off (all, or these slots').")
-    ] = False,
-    undo: Annotated[
-        bool, typer.Option("--undo", help="Take moves back that were cut off before they were live.")
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Also if their process seems to live: it is shut out.")
-    ] = False,
+    resume: Resume = False,
+    undo: Undo = False,
+    force: Force = False,
     full_speed: FullSpeed = False,
     dry_run: DryRun = False,
     yes: Yes = False,
@@ -109,9 +103,7 @@ def move(
     """Move slots to another shard while they are in use. Can be killed at any moment, and resumed."""
     config = find_cluster(cluster)
     if resume or undo:
-        if resume and undo:
-            raise ConfigError("--resume or --undo, one of the two")
-        settle(config, slots or [], undo=undo, force=force, dry_run=dry_run, yes=yes)
+        settle(config, slots or [], resume=resume, undo=undo, force=force, dry_run=dry_run, yes=yes)
         return
     if not slots or to is None:
         raise ConfigError("say which slots, and where to: sharded-wf shards move 3 7 --to pg2")
@@ -121,12 +113,18 @@ def move(
 def drain(
     shard: Annotated[str, typer.Argument(help="The shard to empty.")],
     cluster: ClusterOption = None,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", metavar="SHARD", help="All to this one.", show_default=False),
+    ] = None,
     weights: Annotated[str | None, typer.Option(help="As for rebalance.", metavar="pg1=2,pg2=1")] = None,
     full_speed: FullSpeed = False,
     dry_run: DryRun = False,
     yes: Yes = False,
 ) -> None:
-    """Move every slot of a shard to the others."""
+    """Move every slot of a shard to the others, or to another one."""
+    if to is not None and weights is not None:
+        raise ConfigError("--to or --weights, one of the two")
     config = find_cluster(cluster)
     if config.coordinator is not None:
         host = conninfo_to_dict(config.shard(shard).dsn)
@@ -137,6 +135,10 @@ def drain(
         )
     config.shard(shard)
     directory = load_map(config)
+    if to is not None:
+        slots = directory.shard_map.slots_of(shard)
+        _carry_out(config, [(slot, to) for slot in slots], full_speed=full_speed, dry_run=dry_run, yes=yes)
+        return
     given = _weights(weights, directory.shards)
     try:
         wanted = plan.drain(directory.shard_map.placement, shard, given)

@@ -11,7 +11,7 @@ Tables are made through the coordinator. Nothing else needs it: with the coordin
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -25,7 +25,7 @@ from sharded_wf.errors import ConfigError
 from sharded_wf.limits import CITUS_VERSION_MIN, CONNECT_TIMEOUT_SECONDS, MAP_RELOAD_PATIENCE_SECONDS
 from sharded_wf.postgres.connect import Connection, connection
 from sharded_wf.postgres.failures import unavailable
-from sharded_wf.postgres.migrate import Phase, SchemaStep, check_schema, migrate
+from sharded_wf.postgres.migrate import Moment, Phase, SchemaStep, migrate
 from sharded_wf.postgres.queries import load, load_migrations
 from sharded_wf.routing import slot_schema
 
@@ -125,19 +125,19 @@ def make_slots(config: ClusterConfig, slots: int) -> list[str]:
     return [found[slot] for slot in range(slots)]
 
 
-def migrate_slots(config: ClusterConfig, phase: Phase = "all") -> list[SchemaStep]:
-    """Apply what is pending to every slot, through the coordinator. Raises as ``migrate``, and ``ShardUnavailable``."""
+def migrate_slots(
+    config: ClusterConfig,
+    phase: Phase = "all",
+    *,
+    force: bool = False,
+    report: Callable[[SchemaStep, Moment], None] = lambda _step, _moment: None,
+) -> list[SchemaStep]:
+    """Apply what is pending to every slot, through the coordinator. As ``migrate``, and raises ``ShardUnavailable``."""
     with coordinator(config, "migrate", None) as conn:
         own_schemas(conn)
-        applied = migrate(conn, (), phase=phase)
+        applied = migrate(conn, (), phase=phase, force=force, report=report)
         conn.execute(_SQL["slot_schemas"].on())
-        return applied + migrate(conn, places(conn), phase=phase)
-
-
-def check_slots(config: ClusterConfig) -> None:
-    """As ``check_schema``, for the slots. Raises ``SchemaOutOfDate``, ``ShardUnavailable``."""
-    with coordinator(config, "directory") as conn:
-        check_schema(conn, list(places(conn)))
+        return applied + migrate(conn, places(conn), phase=phase, force=force, report=report)
 
 
 def read_notes(config: ClusterConfig) -> Notes:
@@ -152,10 +152,17 @@ def own_schemas(conn: Connection) -> None:
     conn.execute(_SQL["own_schemas"].on())
 
 
-def make_control(conn: Connection, notes: Notes, phase: Phase = "all") -> list[SchemaStep]:
-    """Make a node's control schema, or bring it up to date. Returns what was applied."""
+def make_control(
+    conn: Connection,
+    notes: Notes,
+    phase: Phase = "all",
+    *,
+    force: bool = False,
+    report: Callable[[SchemaStep, Moment], None] = lambda _step, _moment: None,
+) -> list[SchemaStep]:
+    """Make a node's control schema, or bring it up to date. As ``migrate``."""
     own_schemas(conn)
-    applied = migrate(conn, (), phase=phase)
+    applied = migrate(conn, (), phase=phase, force=force, report=report)
     for migration in load_migrations("citus"):
         for statement in migration.statements():
             conn.execute(statement)

@@ -37,11 +37,17 @@ from sharded_wf.cluster.shard_map import (
 )
 from sharded_wf.cluster.timelines import accept_primary
 from sharded_wf.config import ClusterConfig, ShardConfig
-from sharded_wf.errors import ClusterMismatch, ConfigError, MigrationBlocked
-from sharded_wf.limits import MIGRATION_PATIENCE_SECONDS, POSTGRES_VERSION_MIN_NUM, SLOTS_DEFAULT, SLOTS_MAX
+from sharded_wf.errors import ClusterMismatch, ConfigError, MigrationBlocked, SchemaOutOfDate
+from sharded_wf.limits import (
+    MIGRATION_PATIENCE_SECONDS,
+    POSTGRES_VERSION_MIN_NUM,
+    SLOTS_DEFAULT,
+    SLOTS_MAX,
+    STATUS_DEADLINE_SECONDS,
+)
 from sharded_wf.postgres.connect import Connection, connection
 from sharded_wf.postgres.failures import unavailable
-from sharded_wf.postgres.migrate import migrate, pending
+from sharded_wf.postgres.migrate import migrate, pending, unknown_to_us
 from sharded_wf.postgres.queries import load
 from sharded_wf.routing import HASH_NAME, HASH_SEED, ShardMap
 
@@ -85,7 +91,8 @@ def init_cluster(config: ClusterConfig, slots: int | None = None) -> Initialized
     Where the cluster exists, nothing happens to it; shards that are new in the configuration join it, without slots.
 
     Raises ``ShardUnavailable`` (all must be reachable), ``ClusterMismatch`` if a shard belongs to another cluster or
-    was made with another number of slots, ``ConfigError`` for what can't work; nothing is written then.
+    was made with another number of slots, ``ConfigError`` for what can't work,
+    ``SchemaOutOfDate`` if a shard shall join while an upgrade is under way; nothing is written then.
 
     Of a Citus cluster the nodes are the shards, and Citus itself deals out the slots.
     """
@@ -100,6 +107,8 @@ def init_cluster(config: ClusterConfig, slots: int | None = None) -> Initialized
             first = min(config.shards, key=lambda shard: shard.name)
             ask_one(first, lambda shard, conn: _store(plan, shard, conn), purpose="init", deadline_seconds=None)
         joined = tuple(name for name, record in plan.records.items() if record.identity is None) if plan.live else ()
+        if joined:
+            _check_migrated(config, plan)
         ask_each(
             config.shards, lambda shard, conn: _build(plan, shard, conn), purpose="init", deadline_seconds=None
         ).all_or_raise()
@@ -179,6 +188,26 @@ def _plan(config: ClusterConfig, slots: int | None, records: Mapping[str, Record
             check_absent(config.shard(name), shard_map)
     notes = None if config.coordinator is None else citus.read_notes(config)
     return _Plan(identity, placements, decided=True, live=live, records=records, notes=notes)
+
+
+def _check_migrated(config: ClusterConfig, plan: _Plan) -> None:
+    """Who joins gets the tables of this version of the code; so the others must have just these. Raises
+    ``SchemaOutOfDate``."""
+
+    def look(shard: ShardConfig, conn: Connection) -> None:
+        if todo := pending(conn):
+            raise SchemaOutOfDate(
+                f"shard {shard.name!r} has migrations to apply ({todo[0].label}); run sharded-wf shards migrate, and "
+                "then let others join"
+            )
+        if newer := unknown_to_us(conn):
+            raise SchemaOutOfDate(
+                f"shard {shard.name!r} has a migration that this version does not know ({newer}); let others join with "
+                "the newer sharded-wf"
+            )
+
+    members = [shard for shard in config.shards if plan.records[shard.name].identity is not None]
+    ask_each(members, look, purpose="init", deadline_seconds=STATUS_DEADLINE_SECONDS).all_or_raise()
 
 
 def _deal(config: ClusterConfig, count: int) -> Iterable[str]:

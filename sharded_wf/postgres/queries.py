@@ -26,6 +26,7 @@ from sharded_wf.routing.shard_map import CONTROL_SCHEMA
 _NAME_LINE = re.compile(r"--\s*name:\s*(.*?)\s*$")
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]*")
 _SQL_TOKEN = re.compile(r"(?P<comment>--[^\n]*)|\$(?P<tag>\w*)\$.*?\$(?P=tag)\$|'[^']*'|;|[^-$';]+|.", re.DOTALL)
+_LOCKS_LINE = re.compile(r"^-- locks: (.+)$", re.MULTILINE)
 _MIGRATION_FILE = re.compile(r"(\d{4})_(pre|post)_([a-z0-9_]+)\.sql")
 
 
@@ -60,6 +61,12 @@ class Migration:
     phase: Literal["pre", "post"]
     name: str
     text: str
+
+    @property
+    def locks(self) -> tuple[str, ...]:
+        """The tables, there before it, that nobody else can write while it runs: as its line ``-- locks: …`` says."""
+        found = _LOCKS_LINE.search(self.text)
+        return () if found is None else tuple(name.strip() for name in found[1].split(","))
 
     def statements(self, schema: str = "") -> list[LiteralString]:
         """The script for one slot's schema, one statement after the other (Citus takes no two at once); a migration of

@@ -27,7 +27,7 @@ from sharded_wf.limits import (
 )
 from sharded_wf.postgres.connect import Connection, connection
 from sharded_wf.postgres.failures import unavailable
-from sharded_wf.postgres.migrate import make_copy
+from sharded_wf.postgres.migrate import applied_versions, make_copy
 from sharded_wf.reshard.copying import Copier, begin_capture, end_capture
 from sharded_wf.reshard.cutover import Cutover, drop, milliseconds, rename
 from sharded_wf.reshard.record import Move, Side, find_move, purpose_of
@@ -128,15 +128,16 @@ class Coordinator:
         """Copy the slot while it is in use, compare, and follow its changes."""
         names, progress = self._move.names, None
         parts = self._parts(source)
+        versions = applied_versions(source.conn, names.slot)  # during an upgrade: perhaps not all that we know
         for part in parts:
-            make_copy(target.conn, part.names.copy)
+            make_copy(target.conn, part.names.copy, versions)
         tables = read_tables(source.conn, names.slot)
         if not tables:
             raise MoveRefused(f"slot {self._move.slot} is not on {self._move.source!r}: see sharded-wf shards status")
         if tables != read_tables(target.conn, parts[0].names.copy):
             raise MoveRefused(
-                f"{names.slot} has other tables than a new slot on {self._move.target!r}; "
-                "run: sharded-wf shards migrate"
+                f"{names.slot} has other tables than its migrations make on {self._move.target!r}: somebody changed "
+                "them by hand, or is migrating it; see sharded-wf doctor"
             )
         copier = self._copier(source, target, names.slot)
         begin_capture(source, names, copier.tables, self._sleep)

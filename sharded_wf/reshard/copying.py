@@ -24,6 +24,7 @@ import psycopg
 from sharded_wf.errors import MoveBlocked
 from sharded_wf.limits import MOVE_CHUNK_ROWS, MOVE_LOCK_ATTEMPTS, MOVE_LOCK_PAUSE_SECONDS
 from sharded_wf.postgres.connect import Connection
+from sharded_wf.postgres.migrate import holders_of
 from sharded_wf.reshard.record import Side
 from sharded_wf.reshard.tables import SQL, Names, Part, Table, key_bound, text_of
 
@@ -59,8 +60,7 @@ def end_capture(conn: Connection, names: Names, tables: tuple[Table, ...], schem
 
 def blocked_by(conn: Connection, names: Names) -> str:
     """For people: who holds the slot's tables."""
-    rows = conn.execute(SQL["name_blockers"].on(), (names.slot,)).fetchall()
-    held = "; ".join(f"pid {pid} ({who}): {query}" for pid, who, query in rows) or "transactions that come and go"
+    held = holders_of(conn, names.slot)
     return (
         f"the tables of {names.slot} could not be locked, {MOVE_LOCK_ATTEMPTS} times: {held}. The slot works as "
         "before. End what holds them, then run: sharded-wf shards move --resume"

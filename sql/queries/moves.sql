@@ -54,13 +54,6 @@ delete from {control}.move where slot = $1::int and id = $2::uuid
 select pg_terminate_backend(pid) from pg_stat_activity
 where application_name like $1 || '%' and usename = current_user and pid <> pg_backend_pid()
 
--- name: name_blockers
--- Who holds what our session would need, for the message.
-select distinct a.pid, coalesce(a.application_name, ''), left(coalesce(a.query, ''), 60)
-from pg_locks l join pg_class c on c.oid = l.relation join pg_namespace n on n.oid = c.relnamespace
-join pg_stat_activity a on a.pid = l.pid
-where l.granted and n.nspname = $1 and l.pid <> pg_backend_pid() limit 5
-
 -- name: backend
 select pg_backend_pid()
 

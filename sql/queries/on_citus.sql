@@ -147,7 +147,7 @@ order by w.id
 
 -- name: resume__1
 select w.id from {slot}.workflow w
-where w.id = any($1::text[]) and w.status > 3 and $2::timestamptz is not null order by w.id for update
+where w.id = any($1::text[]) and w.status > 3 and w.error ->> 'undone_from' is null and $2::timestamptz is not null order by w.id for update
 
 -- name: resume__2
 with mark as materialized (
@@ -157,7 +157,7 @@ with mark as materialized (
             s.kind = 23
             or w.status = 5 and (s.kind = 5 or s.kind = 31 and (s.output ->> 'cancelled')::boolean)
             or s.place = any(array(select json_array_elements_text(w.error -> 'causes')::int)))), '[]') as void
-    from {slot}.workflow w where w.id = any($1::text[]) and w.status > 3 and w.claims > 0)
+    from {slot}.workflow w where w.id = any($1::text[]) and w.status > 3 and w.error ->> 'undone_from' is null and w.claims > 0)
 insert into {slot}.step (workflow_id, place, ordinal, kind, name, fingerprint, output, error, started_at, completed_at)
 select m.id, -(m.last + 1), m.last + 1, 10, 'resume', 0,
     json_build_object('void', m.void, 'status', m.status, 'error', m.error), null, m.completed_at, $2::timestamptz
@@ -165,23 +165,48 @@ from mark m
 
 -- name: resume__3
 delete from {slot}.failed f using {slot}.workflow w
-where w.id = any($1::text[]) and w.status > 3 and f.failed_at = w.completed_at and f.workflow_id = w.id
+where w.id = any($1::text[]) and w.status > 3 and w.error ->> 'undone_from' is null and f.failed_at = w.completed_at and f.workflow_id = w.id
     and $2::timestamptz is not null
 
 -- name: resume__4
 delete from {slot}.message m using {slot}.workflow w
-where w.id = any($1::text[]) and w.status > 3 and m.workflow_id = w.id and m.topic >= '$' and m.topic < '%'
+where w.id = any($1::text[]) and w.status > 3 and w.error ->> 'undone_from' is null and m.workflow_id = w.id and m.topic >= '$' and m.topic < '%'
     and $2::timestamptz is not null
 
 -- name: resume
 with back as (
     update {slot}.workflow w set status = 0, claim_id = null, completed_at = null, error = null, deaths = 0,
         deadline = $2::timestamptz + (w.deadline - w.created_at)
-    where w.id = any($1::text[]) and w.status > 3
+    where w.id = any($1::text[]) and w.status > 3 and w.error ->> 'undone_from' is null
     returning w.id, w.capability, w.queue, w.priority, w.claims)
 insert into {slot}.ready (capability, queue, priority, enqueued_at, id)
 select case when claims > 0 then '~' else '' end || capability, queue, priority, $2::timestamptz, id from back
 returning id
+
+-- name: start_stillborn
+with started as (
+    insert into {slot}.workflow
+        (id, deadline, name, capability, queue, priority, parent_id, created_at, completed_at, status, error)
+    select u.id, u.deadline, $3, $4, $5, $6::smallint, $7, $8::timestamptz, $8::timestamptz, 5, $9::json
+    from unnest($1::text[], $2::timestamptz[]) u (id, deadline)
+    on conflict (id) do nothing
+    returning id)
+insert into {slot}.failed (failed_at, workflow_id, status) select $8::timestamptz, id, 5 from started where $10::json is not null
+
+-- name: start_stillborn__50
+with started as materialized (
+    select w.id from {slot}.workflow w
+    where w.id = any($1::text[]) and w.status = 5 and w.created_at = $8::timestamptz and w.completed_at = $8::timestamptz)
+insert into {slot}.outbox (receiver, topic, sender, seq, sent_at, payload)
+select $7::text, '$outcome', id, 1, $8::timestamptz, $10::json from started where $7::text is not null
+    and ($2::timestamptz[], $3::text, $4::text, $5::text, $6::smallint) is not null and $9::json is not null
+on conflict do nothing
+
+-- name: start_stillborn__51
+delete from {slot}.input i where i.workflow_id = any($1::text[])
+    and not exists (select from {slot}.workflow w where w.id = i.workflow_id and w.input is null)
+    and ($2::timestamptz[], $3::text, $4::text, $5::text, $6::smallint, $8::timestamptz) is not null
+    and coalesce($7::text, '') is not null and ($9::json is not null or $10::json is not null)
 
 -- name: delete_old__1
 select w.id from {slot}.workflow w join unnest($1::text[], $2::timestamptz[]) u (id, created_at) on w.id = u.id and w.created_at = u.created_at

@@ -55,6 +55,10 @@ select w.id, json_build_object(
         'place', a.place, 'attempt', a.attempt, 'started_at', a.started_at, 'failed_at', a.failed_at,
         'error', a.error) order by a.place, a.attempt)
         from {slot}.attempt a where a.workflow_id = w.id), '[]'),
+    'heartbeats', coalesce((select json_agg(json_build_object(
+        'place', h.place, 'attempt', h.attempt, 'beat_at', h.beat_at, 'next_at', h.next_at, 'details', h.details)
+        order by h.place)
+        from {slot}.heartbeat h where h.workflow_id = w.id), '[]'),
     'events', coalesce((select json_object_agg(e.key, e.value order by e.key)
         from {slot}.event e where e.workflow_id = w.id), '{}'))::text,
     (select json_agg(json_build_array(t.name, t.kind, t.value) order by t.name)

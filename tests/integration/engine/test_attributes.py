@@ -91,6 +91,7 @@ def test_a_start_that_is_made_again_sets_nothing_again(cluster: TestCluster) -> 
     asyncio.run(go())
 
 
+@pytest.mark.sampled
 def test_killed_at_every_flush(cluster: TestCluster, seed: int, full: bool) -> None:
     points = every_point(6)
     points = points if full else random.Random(seed).sample(points, 2)

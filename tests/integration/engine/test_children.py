@@ -78,6 +78,7 @@ POINTS: list[tuple[str, int, Moment]] = [
 ]
 
 
+@pytest.mark.sampled
 def test_killed_at_every_flush(make_cluster: Callable[..., TestCluster], seed: int, full: bool) -> None:
     """SIGKILL at a flush of parent or children, on its way to the server or back; a sample, or every one."""
     points = POINTS if full else random.Random(seed).sample(POINTS, 1)

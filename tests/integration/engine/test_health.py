@@ -78,6 +78,7 @@ def test_a_port_that_is_taken_is_an_error_in_words() -> None:
     asyncio.run(go())
 
 
+@pytest.mark.sampled
 def test_a_worker_says_which_slots_are_affected(
     cluster_and_far: tuple[TestCluster, EmbeddedServer],
 ) -> None:

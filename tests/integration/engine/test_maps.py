@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from sharded_wf import WorkflowNotFound
 from sharded_wf.cluster.directory import load_map
 from sharded_wf.model.status import Status
@@ -12,6 +14,7 @@ from tests.support.flows import app, maps
 from tests.support.processes import wait_until
 
 
+@pytest.mark.sampled
 def test_i3_a_map_goes_on_after_its_executor_was_killed(two_shards: TestCluster) -> None:
     async def start() -> None:
         async with app.connect(two_shards.config) as client:

@@ -184,6 +184,7 @@ def test_a_paused_workflow_can_be_cancelled(cluster: TestCluster) -> None:
     assert runs(cluster)["w", 101] == 1
 
 
+@pytest.mark.sampled
 def test_killed_at_every_flush_of_a_cancel(cluster: TestCluster, seed: int, full: bool) -> None:
     """A parent with two children that clean up, killed at each flush from the start to the end; a sample, or all."""
     points = every_point(4)
@@ -211,6 +212,7 @@ def test_killed_at_every_flush_of_a_cancel(cluster: TestCluster, seed: int, full
         assert name in ids or found[name, 101] >= 1
 
 
+@pytest.mark.sampled
 def test_killed_at_the_flush_of_a_terminate(cluster: TestCluster) -> None:
     """A parent that was parked is replayed to find its children; with the flush that ends it they are told."""
     points = every_point(1)
@@ -240,6 +242,7 @@ def test_killed_at_the_flush_of_a_terminate(cluster: TestCluster) -> None:
         assert all(found[f"{id_}/tidy-{child}", 101] >= 1 for child in (1, 2))
 
 
+@pytest.mark.sampled
 def test_killed_at_every_flush_of_a_pause(cluster: TestCluster, seed: int, full: bool) -> None:
     """Paused while its first step runs: whoever inherits it begins nothing, until it is unpaused."""
     points = every_point(2)

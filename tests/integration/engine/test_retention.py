@@ -238,6 +238,9 @@ def test_what_is_deleted_is_in_the_export(cluster: TestCluster, tmp_path: Path) 
     async def go() -> None:
         async with app.connect(cluster.config) as client, app.executor(cluster.config):
             await finish(client, ("a", chain.bind(2)), ("b", echo.bind("line\nbreak " + "x" * 1000)))
+            for slot in slots_of(cluster):  # as if a step of it had reported
+                beat = f"select id, 0, 2, now(), null::timestamptz, '[7]'::json from {slot}.workflow where id = 'a'"
+                cluster.ask(f"insert into {slot}.heartbeat {beat} returning 1")
             age(cluster)
             (tmp_path / "file").write_text("")
             with pytest.raises(AssertionError):
@@ -251,6 +254,7 @@ def test_what_is_deleted_is_in_the_export(cluster: TestCluster, tmp_path: Path) 
     assert set(by_id) == {"a", "b"}
     assert by_id["a"]["output"] == 2
     assert [step["ordinal"] for step in by_id["a"]["steps"]] == [1, 2]
+    assert [(one["place"], one["attempt"], one["details"]) for one in by_id["a"]["heartbeats"]] == [(0, 2, [7])]
     assert by_id["b"]["output"].startswith("line\nbreak")
 
 

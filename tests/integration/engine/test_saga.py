@@ -32,6 +32,7 @@ POINTS: list[tuple[Any, int, Moment]] = [
 ]
 
 
+@pytest.mark.sampled
 def test_killed_at_every_flush(make_cluster: Callable[..., TestCluster], seed: int, full: bool) -> None:
     """SIGKILL at each recorded step or compensation, on its way to the server or back; a sample, or every one."""
     for workflow, skip, when in POINTS if full else random.Random(seed).sample(POINTS, 1):
@@ -61,6 +62,7 @@ def numbers_of(cluster: TestCluster, id_: str) -> list[int]:
     return list(dict.fromkeys(number for workflow_id, _, number, _, _ in cluster.bodies() if workflow_id == id_))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("workflow", [saga_waits, saga_waits_blocking], ids=["async", "def"])
 def test_killed_at_every_flush_of_a_cancelled_saga(cluster: TestCluster, seed: int, full: bool, workflow: Any) -> None:
     """From the first step to the outcome: three steps, the request to cancel, three compensations. There is no time at

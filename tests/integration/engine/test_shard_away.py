@@ -40,6 +40,7 @@ async def latency(client: Client, ids: list[str]) -> float:
     return statistics.median(taken)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("trouble", ["down", "hung"])
 def test_i8_a_shard_that_is_away_delays_only_its_slots(
     cluster_and_far: tuple[TestCluster, EmbeddedServer],
@@ -87,6 +88,7 @@ def test_i8_a_shard_that_is_away_delays_only_its_slots(
         ]
 
 
+@pytest.mark.sampled
 def test_i8_who_waits_for_results_hears_of_them_as_soon_as_a_hung_shard_is_back(
     cluster_and_far: tuple[TestCluster, EmbeddedServer],
 ) -> None:
@@ -113,6 +115,7 @@ def test_i8_who_waits_for_results_hears_of_them_as_soon_as_a_hung_shard_is_back(
     asyncio.run(go())
 
 
+@pytest.mark.sampled
 def test_i8_fixed_ids_are_refused_at_once_when_the_shard_has_been_away_for_long(
     cluster_and_far: tuple[TestCluster, EmbeddedServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +150,7 @@ def test_i8_fixed_ids_are_refused_at_once_when_the_shard_has_been_away_for_long(
     asyncio.run(go())
 
 
+@pytest.mark.sampled
 def test_i8_def_workflows_of_a_hung_shard_take_no_threads_from_the_others(
     cluster_and_far: tuple[TestCluster, EmbeddedServer],
 ) -> None:
@@ -205,6 +209,7 @@ def test_i8_made_ids_return_to_a_shard_that_came_back(
     asyncio.run(go())
 
 
+@pytest.mark.sampled
 def test_i8_an_executor_starts_while_a_shard_is_down(
     cluster_and_far: tuple[TestCluster, EmbeddedServer],
 ) -> None:

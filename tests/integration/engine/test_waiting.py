@@ -40,6 +40,7 @@ def statuses(cluster: TestCluster) -> list[int]:
     return sorted(cluster.statuses().values())
 
 
+@pytest.mark.sampled
 def test_a_killed_executor_loses_neither_heartbeats_nor_looks(cluster: TestCluster) -> None:
     async def start() -> None:
         async with app.connect(cluster.config) as client:
@@ -108,6 +109,7 @@ def test_events_reach_workflows_on_other_shards_and_clients(two_shards: TestClus
     asyncio.run(go())
 
 
+@pytest.mark.sampled
 def test_waiting_in_vain_ends(cluster: TestCluster) -> None:
     async def go() -> None:
         async with app.connect(cluster.config) as client, app.executor(cluster.config, park_after=0.1):
@@ -128,6 +130,7 @@ def test_waiting_in_vain_ends(cluster: TestCluster) -> None:
     asyncio.run(go())
 
 
+@pytest.mark.sampled
 def test_a_chain_of_events_over_two_shards_with_executors_killed(two_shards: TestCluster) -> None:
     ids = [id_ for pair in zip(two_shards.ids_on(1, 6, "a"), two_shards.ids_on(2, 6, "b"), strict=True) for id_ in pair]
 
@@ -151,6 +154,7 @@ def test_a_chain_of_events_over_two_shards_with_executors_killed(two_shards: Tes
     assert len(rows) == len(ids)
 
 
+@pytest.mark.sampled
 def test_the_time_of_workflows_and_their_children_is_over(two_shards: TestCluster) -> None:
     """Also of one that is parked, of one whose executor was killed, and of one that comes too late to run at all."""
 

@@ -160,6 +160,7 @@ def test_i7_events_are_waited_for_across_moves(two_shards: TestCluster) -> None:
     asyncio.run(go())
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("sync", [False, True], ids=["async", "def"])
 def test_killed_at_every_flush(two_shards: TestCluster, seed: int, full: bool, sync: bool) -> None:
     """Two workflows on two shards wait in every way, and for each other; their executor is killed at each flush of the

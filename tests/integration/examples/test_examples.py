@@ -34,6 +34,7 @@ def test_the_readme_s_first_program(tmp_path: Path) -> None:
     assert run(program, tmp_path) == expected  # the second time it is looked up
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("name", "lines"),
     [

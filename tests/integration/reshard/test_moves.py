@@ -69,6 +69,7 @@ async def load(client: Client, stop: asyncio.Event, seed: int) -> list[Handle[An
     return handles
 
 
+@pytest.mark.sampled
 def test_i7_slots_move_back_and_forth_under_load(two_shards: TestCluster, seed: int) -> None:
     async def go() -> None:
         async with app.connect(two_shards.config) as client, app.executor(two_shards.config, park_after=0.2):
