@@ -84,7 +84,7 @@ def _with_nodes(config: ClusterConfig, conn: Connection) -> ClusterConfig:
     given.pop("hostaddr", None)
     rows = cast(list[tuple[int, str, int]], conn.execute(_SQL["read_nodes"].on()).fetchall())
     shards = tuple(
-        ShardConfig(f"group{group}", make_conninfo(**{**given, "host": name, "port": port}))
+        ShardConfig(f"group{group}", make_conninfo("", **{**given, "host": name, "port": port}))
         for group, name, port in rows
     )
     if not shards:

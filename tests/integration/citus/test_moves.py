@@ -43,6 +43,11 @@ def move_behind_our_back(cluster: TestCluster, slot: int, shard: int) -> None:
         move_rows(conn, slot, cluster.config.shards[shard - 1])
 
 
+async def finish(client: Client, id_: str) -> None:
+    handle = await client.start(chain.bind(2), id=id_)
+    assert await handle.result(30) == 2
+
+
 def placement(cluster: TestCluster) -> dict[int, str]:
     return dict(load_map(cluster.config).shard_map.placement)
 
@@ -51,24 +56,25 @@ def test_i7_slots_move_under_load_with_us_and_behind_our_back(two_shards: TestCl
     first, second = two_shards.name(1), two_shards.name(2)
     before = placement(two_shards)
     there = [slot for slot, shard in before.items() if shard == first]
-    back = next(slot for slot, shard in before.items() if shard == second)
+    ids = two_shards.ids_on(2, 1)
+    back = load_map(two_shards.config).shard_map.slot_of(ids[0])
 
     async def go() -> None:
         async with app.connect(two_shards.config) as client, app.executor(two_shards.config, park_after=0.2):
             stop = asyncio.Event()
             loading = asyncio.create_task(load(client, stop, seed))
-            await asyncio.sleep(0.5)
+            await finish(client, f"{{{ids[0]}}}/before")
             await asyncio.to_thread(carry_out, two_shards, (there[0], second), (there[1], second))
             await asyncio.to_thread(carry_out, two_shards, (there[0], first))
             await asyncio.to_thread(move_behind_our_back, two_shards, back, 1)
-            await asyncio.sleep(1.0)  # served over the hop
+            await finish(client, f"{{{ids[0]}}}/over the hop")
             assert not loading.done(), loading
             shard_map = load_map(two_shards.config).shard_map
             assert astray(two_shards.config, shard_map) == {back: first}
             assert "over a hop" in verify_slot(two_shards.config, back).verdict
             wanted = [one for one in rebalancing(two_shards.config, shard_map) if one[0] == back]
             await asyncio.to_thread(carry_out, two_shards, *wanted)
-            await asyncio.sleep(0.5)
+            await finish(client, f"{{{ids[0]}}}/after")
             stop.set()
             handles = await loading
             async with asyncio.timeout(60):
@@ -105,10 +111,6 @@ def test_i7_a_move_that_was_cut_off_anywhere_is_finished_or_undone(
 
         return report
 
-    async def finish(client: Client, id_: str) -> None:
-        handle = await client.start(chain.bind(2), id=id_)
-        assert await handle.result(30) == 2
-
     async def go() -> None:
         async with app.connect(two_shards.config) as client, app.executor(two_shards.config):
             for at, phase in enumerate(phases):
@@ -129,7 +131,7 @@ def test_i7_a_move_that_was_cut_off_anywhere_is_finished_or_undone(
                     assert placement(two_shards)[slot] == second
                 assert not unfinished_moves(two_shards.config)
                 assert verify_slot(two_shards.config, slot).well
-                await finish(client, f"{{{here}}}/{phase}" if "{" not in here else here)
+                await finish(client, f"{{{here}}}/{phase}")
                 if placement(two_shards)[slot] == second:
                     await asyncio.to_thread(carry_out, two_shards, (slot, first))
             await asyncio.to_thread(two_shards.certify)
