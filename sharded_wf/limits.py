@@ -42,6 +42,8 @@ SLOTS_MAX = 4096
 """As many at the beginning; and slots are split until hashes are divided by this, not further."""
 POSTGRES_VERSION_MIN_NUM = 140000
 """As Postgres itself counts: 150000 is version 15."""
+CITUS_VERSION_MIN = (12, 1)
+"""The first that moves whole schemas."""
 MIGRATION_LOCK_TIMEOUT_SECONDS = 0.5
 """How long a migration waits in line for a table; writers wait behind it for as long."""
 MIGRATION_LOCK_PAUSE_SECONDS = 0.5
@@ -260,6 +262,7 @@ never quiet enough both bounds grow, each time ..."""
 MOVE_SWITCH_GROWTH = 1.3
 """… by this factor."""
 MOVE_PASSES_MAX = 200
+MOVE_BEAT_SECONDS = 1.0
 MOVE_STALE_SECONDS = 10.0
 """A coordinator that was silent for so long is taken for dead: its move may be resumed, and nobody drains for it."""
 MOVE_DRAIN_SECONDS = 8.0

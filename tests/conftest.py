@@ -24,6 +24,7 @@ import pytest
 from psycopg import sql
 
 from sharded_wf.dev import EmbeddedServer
+from tests.support import citus
 from tests.support.cluster import TestCluster
 
 POSTGRES_VERSION = os.environ.get("SHARDED_WF_TEST_POSTGRES", "18")
@@ -51,7 +52,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header() -> str:
     tried = "every case" if FULL else f"one in {SAMPLED_ONE_IN} of the slow tests" if SAMPLED else "every test, sampled"
-    return f"sharded_wf: SHARDED_WF_TEST_SEED={SEED} PostgreSQL {POSTGRES_VERSION}, {tried}"
+    server = "Citus" if citus.COORDINATOR else f"PostgreSQL {POSTGRES_VERSION}"
+    return f"sharded_wf: SHARDED_WF_TEST_SEED={SEED} {server}, {tried}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -135,6 +137,15 @@ def cluster_templates(postgres_server: EmbeddedServer) -> Callable[[int, int], l
         return names
 
     return template
+
+
+@pytest.fixture(scope="session")
+def citus_templates() -> Iterator[dict[tuple[int, int], str]]:
+    """Citus clusters that are initialised and empty: by the numbers of their nodes and slots, the coordinator's DSN."""
+    made: dict[tuple[int, int], str] = {}
+    yield made
+    for coordinator in made.values():
+        citus.drop(coordinator)
 
 
 @pytest.fixture

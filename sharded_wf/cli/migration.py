@@ -11,11 +11,10 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from sharded_wf.cli.options import ClusterOption, DryRun, JsonOption, Yes
+from sharded_wf.cli.options import ClusterOption, DryRun, JsonOption, Yes, find_cluster
 from sharded_wf.cli.output import confirm, console, print_error, print_json, ranges, table
 from sharded_wf.cluster.fanout import Answers
 from sharded_wf.cluster.migration import ShardPlan, migrate_fleet, plan_fleet
-from sharded_wf.config import find_config
 from sharded_wf.errors import ConfigError, ShardedWfError
 from sharded_wf.postgres.migrate import Moment, SchemaStep, noted_name
 from sharded_wf.postgres.queries import Migration
@@ -44,7 +43,7 @@ def migrate(
 ) -> None:
     """Bring the tables of every shard up to date. Can be killed at any moment and run again, and run twice at once.
     Asks before what old processes can't work with; --json prints the plan alone."""
-    config = find_config(cluster)
+    config = find_cluster(cluster)
     plans = plan_fleet(config)
     if json:
         if not dry_run:

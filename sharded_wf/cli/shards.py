@@ -11,12 +11,11 @@ import typer
 from rich.text import Text
 
 from sharded_wf.cli import migration, moves, resharding, splits, top
-from sharded_wf.cli.options import ClusterOption, JsonOption, Yes
+from sharded_wf.cli.options import ClusterOption, JsonOption, Yes, find_cluster
 from sharded_wf.cli.output import console, duration, print_json, ranges, table
 from sharded_wf.cluster.fleet import Count, FleetStatus, ShardStatus, fleet_status
 from sharded_wf.cluster.initialize import init_cluster
 from sharded_wf.cluster.timelines import accept_primary
-from sharded_wf.config import find_config
 from sharded_wf.limits import LOOK_SECONDS, SLOTS_DEFAULT
 from sharded_wf.reshard.fleet import unfinished_moves
 
@@ -60,7 +59,7 @@ def init(
     ] = None,
 ) -> None:
     """Make the cluster in empty databases, or add the shards that are new in shards.toml. Safe to repeat."""
-    config = find_config(cluster)
+    config = find_cluster(cluster)
     made = init_cluster(config, slots)
     shard_map, out = made.shard_map, console()
     shards = "1 shard" if len(config.shards) == 1 else f"{len(config.shards)} shards"
@@ -78,7 +77,7 @@ def status(
     wait: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for a shard's answer.")] = LOOK_SECONDS,
 ) -> None:
     """Show each shard: whether it answers, its slots, its backlog, who works there. Exits with 1 if one is not well."""
-    config = find_config(cluster)
+    config = find_cluster(cluster)
     with ThreadPoolExecutor(max_workers=1) as pool:  # a shard that hangs is waited for once
         asked = pool.submit(unfinished_moves, config, wait)
         found = fleet_status(config, wait)
@@ -105,7 +104,7 @@ def accept(
 ) -> None:
     """Say that the server which the shard's DSN leads to is its primary, though another or a later one was seen: after
     a restore, or an upgrade in place. Not after a failover, which is noticed."""
-    config = find_config(cluster)
+    config = find_cluster(cluster)
     found = config.shard(shard)
     if not yes:
         typer.confirm(
@@ -156,6 +155,10 @@ def _print_notes(found: FleetStatus) -> None:
         out.print()
     for note in notes:
         out.print(note)
+    if found.astray:
+        slots = ("slot " if len(found.astray) == 1 else "slots ") + ranges(list(found.astray))
+        text = f"Citus has moved the rows of {slots}: served over a hop until you run sharded-wf shards rebalance"
+        out.print(Text.assemble(("! ", "bold yellow"), text))
 
 
 def _notes(shard: ShardStatus) -> Iterator[Text]:

@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from sharded_wf.cli.options import ClusterOption, DryRun, Yes
+from sharded_wf.cli.options import ClusterOption, DryRun, Yes, find_cluster
 from sharded_wf.cli.output import confirm, console, ranges, table
 from sharded_wf.cli.resharding import Force, FullSpeed, Resume, Undo, bars, print_outcome, settle
 from sharded_wf.cluster.directory import load_map
-from sharded_wf.config import ClusterConfig, find_config
+from sharded_wf.config import ClusterConfig
+from sharded_wf.errors import ConfigError
 from sharded_wf.limits import MOVE_PACE_FACTOR
 from sharded_wf.reshard import plan
 from sharded_wf.reshard.fleet import Wish, check_splits, move_all, sizes
@@ -38,7 +39,12 @@ def split(
 ) -> None:
     """Split slots in two while they are in use: all of them, which doubles their number, or some. Can be killed at any
     moment: finish what hangs with --resume, then run it again, and it goes on with the slots that are left."""
-    config = find_config(cluster)
+    config = find_cluster(cluster)
+    if config.coordinator is not None:
+        raise ConfigError(
+            "slots of a Citus cluster can't be split: choose their number when it is made (sharded-wf shards init "
+            "--slots); Citus moves them whole"
+        )
     if resume or undo:
         settle(config, slots or [], splits=True, resume=resume, undo=undo, force=force, dry_run=dry_run, yes=yes)
         return

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import time
 import uuid
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import psycopg
 
+from sharded_wf.cluster import citus
 from sharded_wf.cluster.shard_map import (
     PLANNED_EPOCH,
     Record,
@@ -123,6 +125,8 @@ class FleetStatus:
     slots: int | None
     problem: str | None
     shards: tuple[ShardStatus, ...]
+    astray: Mapping[int, str] = field(default_factory=dict)
+    """Slots of a Citus cluster whose rows lie on another node than the one that serves them, and on which."""
 
     @property
     def healthy(self) -> bool:
@@ -134,8 +138,14 @@ def fleet_status(config: ClusterConfig, patience_seconds: float | None = None) -
     """Ask every shard how it fares. Blocks for as long as the slowest, at most ``patience_seconds`` (unless said, some
     ``STATUS_DEADLINE_SECONDS``)."""
 
+    config = citus.resolve(config)
+
+    places: dict[int, str] = {}
+
     def inspect(shard: ShardConfig, conn: Connection) -> tuple[Record, ShardStatus]:
         record = read_record(conn)
+        if config.coordinator is not None:
+            places.update(citus.places(conn))
         return record, _inspect(config, shard, record, conn)
 
     answers, _ = ask_primaries(
@@ -163,7 +173,8 @@ def fleet_status(config: ClusterConfig, patience_seconds: float | None = None) -
         shard if shard.reachable and shard.problem is None else replace(shard, affected=shard_map.slots_of(shard.name))
         for shard in shards
     )
-    return FleetStatus(config.name, identity.cluster_id, shard_map.epoch, shard_map.slots, problem, shards)
+    astray = {slot: name for slot, name in sorted(places.items()) if shard_map.placement.get(slot, name) != name}
+    return FleetStatus(config.name, identity.cluster_id, shard_map.epoch, shard_map.slots, problem, shards, astray)
 
 
 def _failed(shard: ShardConfig, error: Exception) -> ShardStatus:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sharded_wf.cluster import citus
 from sharded_wf.cluster.fanout import Answers, ask_each
 from sharded_wf.cluster.fleet import NOT_YET, ExecutorStatus, read_executors
 from sharded_wf.cluster.shard_map import check_identity, read_record
@@ -60,6 +61,7 @@ def plan_fleet(config: ClusterConfig) -> Answers[ShardPlan]:
         moving = moving_slots(conn) if first or rest else []
         return ShardPlan(tuple(first), tuple(rest), tuple(old), tuple(moving))
 
+    config = citus.resolve(config)
     answers, _ = ask_primaries(config.shards, look, purpose="migrate", deadline_seconds=STATUS_DEADLINE_SECONDS)
     return answers
 
@@ -79,12 +81,29 @@ def migrate_fleet(
     ``ClusterMismatch``, those that are no shard yet with ``ClusterNotInitialized``, untouched.
     """
 
+    config = citus.resolve(config)
+
     def bring_up(phase: Phase) -> Answers[list[SchemaStep]]:
         def work(shard: ShardConfig, conn: Connection) -> list[SchemaStep]:
-            _check_member(config, shard, conn)
-            return migrate(conn, phase=phase, force=force, report=lambda step, moment: report(shard.name, step, moment))
+            def told(step: SchemaStep, moment: Moment) -> None:
+                report(shard.name, step, moment)
 
-        return ask_each(config.shards, work, purpose="migrate", deadline_seconds=None)
+            _check_member(config, shard, conn)
+            if notes is not None:
+                return citus.make_control(conn, notes, phase, force=force, report=told)
+            return migrate(conn, phase=phase, force=force, report=told)
+
+        notes, applied = None, None
+        if config.coordinator is not None:
+            # The slots' tables first, and through the coordinator; then the nodes hear which migrations these have.
+            applied = citus.migrate_slots(
+                config, phase, force=force, report=lambda step, moment: report(citus.COORDINATOR, step, moment)
+            )
+            notes = citus.read_notes(config)
+        answers = ask_each(config.shards, work, purpose="migrate", deadline_seconds=None)
+        if applied is not None:
+            answers.given[citus.COORDINATOR] = applied
+        return answers
 
     # No old primary gets the migrations that the new one needs.
     plans = plan_fleet(config)

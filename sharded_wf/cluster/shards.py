@@ -21,6 +21,7 @@ from typing import TypeVar
 import psycopg
 
 from sharded_wf.clock import SYSTEM_CLOCK, Clock
+from sharded_wf.cluster import citus
 from sharded_wf.cluster.directory import Directory, load_map
 from sharded_wf.cluster.shard import Shard
 from sharded_wf.cluster.shard_map import Placement, live_slots, merge
@@ -87,6 +88,7 @@ class ShardSet:
     async def open(cls, config: ClusterConfig, clock: Clock = SYSTEM_CLOCK) -> ShardSet:
         """Read the shard map from the databases. Raises as ``load_map``; a shard that is away is tolerated as long as
         one answers."""
+        config = await asyncio.to_thread(citus.resolve, config)
         directory = await asyncio.to_thread(load_map, config)
         opened = cls(config, directory.shard_map, directory.shards, clock)
         opened.cluster_id = directory.cluster_id
@@ -125,6 +127,7 @@ class ShardSet:
                 logger.info("the shard map could not be read anew: %s", error)
 
     def _load(self) -> Directory:
+        self.config = citus.refresh(self.config)
         directory = load_map(self.config, lenient=True)
         known = {shard.name for shard in self.config.shards}
         # Only a file can have changed since this process began: see `ClusterConfig.source`.

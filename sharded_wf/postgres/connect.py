@@ -251,8 +251,8 @@ def _read_blocking(conn: psycopg.Connection[Any], primary: Primary) -> Reading:
 
 
 def _reading_of(row: Any) -> Reading:
-    pid, standby, system, number = row
-    return Reading(pid, standby, None if number is None else Timeline(int(system), int(number, 16)))
+    pid, standby, system, number, guarded = row
+    return Reading(pid, standby, None if number is None else Timeline(int(system), int(number, 16)), guarded)
 
 
 def _may_be_accepted(primary: Primary, reading: Reading) -> bool:

@@ -35,6 +35,7 @@ Moment = Literal["begins", "written", "done"]
 """Of one step: it begins; its changes are made, and not committed; they are committed."""
 
 _SQL = load("migrations")
+_CITUS = load("citus")
 _LOCK_TIMEOUT = f"{int(MIGRATION_LOCK_TIMEOUT_SECONDS * 1000)}ms"
 
 
@@ -110,7 +111,8 @@ def make_copy(conn: Connection, schema: str, versions: Collection[int] | None = 
         for migration in load_migrations("slot"):
             found = conn.execute(_SQL["has_migration"].on(), (schema, migration.version)).fetchone()
             if (versions is None or migration.version in versions) and (found is None or not found[0]):
-                conn.execute(migration.on(schema))
+                for statement in migration.statements(schema):
+                    conn.execute(statement)
                 conn.execute(_SQL["note_migration"].on(), (schema, migration.version, noted_name(migration)))
 
 
@@ -173,8 +175,14 @@ def too_new_message(which: str) -> str:
 
 
 def slots_present(conn: Connection) -> list[int]:
-    """The slots whose schemas lie in this database, ascending."""
+    """The slots whose schemas lie in this database, ascending; of a node of a Citus cluster, those that it serves."""
     return [int(schema.removeprefix("wf_")) for schema in _slot_schemas(conn)]
+
+
+def is_guarded(conn: Connection) -> bool:
+    """Whether this is the database of a node of a Citus cluster, where every schema is seen on every node."""
+    found = conn.execute(_CITUS["guarded"].on()).fetchone()
+    return found is not None and bool(found[0])
 
 
 def _apply_patiently(
@@ -218,8 +226,8 @@ def _apply(conn: Connection, step: SchemaStep, force: bool, report: Callable[[Sc
                 _refuse_moving(conn, int(step.schema.removeprefix("wf_")))
         if migration.phase == "post":
             _end_old(conn, step, force)
-        # Without parameters this is the simple protocol, which takes a whole script.
-        conn.execute(migration.on(step.schema))
+        for statement in migration.statements(step.schema):
+            conn.execute(statement)
         conn.execute(_SQL["note_migration"].on(), (step.schema, migration.version, noted_name(migration)))
         report(step, "written")
     return True
@@ -266,5 +274,9 @@ def _read_known(conn: Connection) -> dict[tuple[str, int], str]:
 
 
 def _slot_schemas(conn: Connection) -> list[str]:
+    if not _has_control(conn):
+        return []  # a node that has just been added to a Citus cluster sees the slots of the others
+    if is_guarded(conn):
+        return [slot_schema(cast(int, slot)) for (slot,) in conn.execute(_CITUS["own_slots"].on()).fetchall()]
     rows = conn.execute(_SQL["read_slot_schemas"].on()).fetchall()
     return [str(name) for (name,) in rows if re.fullmatch(r"wf_\d{4,}", str(name))]

@@ -17,6 +17,7 @@ from sharded_wf.errors import MoveRefused
 from sharded_wf.limits import MOVE_PACE_FACTOR, MOVES_AT_ONCE_MAX, SLOTS_MAX, STATUS_DEADLINE_SECONDS
 from sharded_wf.postgres.connect import Connection
 from sharded_wf.postgres.migrate import unknown_to_us
+from sharded_wf.reshard.citus import CitusMover
 from sharded_wf.reshard.coordinator import Coordinator, Moved, Progress
 from sharded_wf.reshard.move import Mover
 from sharded_wf.reshard.record import Move, read_moves
@@ -42,7 +43,8 @@ def driver(
     pace: float = MOVE_PACE_FACTOR,
 ) -> Coordinator:
     """Whoever drives this: a move, or a split."""
-    return (Splitter if move.splits else Mover)(config, move, report, pace=pace)
+    mover = Mover if config.coordinator is None else CitusMover
+    return (Splitter if move.splits else mover)(config, move, report, pace=pace)
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,7 +160,9 @@ def test_one_that_was_cancelled_before_it_ran_runs(cluster: TestCluster) -> None
 
 def test_a_parent_is_resumed_with_its_child_on_another_shard(two_shards: TestCluster) -> None:
     shard_map = load_map(two_shards.config).shard_map
-    parent = next(id_ for id_ in two_shards.ids_on(1, 50) if shard_map.shard_of(f"{id_}/fragile_chain-1") == "pg2")
+    parent = next(
+        id_ for id_ in two_shards.ids_on(1, 50) if shard_map.shard_of(f"{id_}/fragile_chain-1") == two_shards.name(2)
+    )
 
     async def go() -> None:
         async with running(two_shards) as client:

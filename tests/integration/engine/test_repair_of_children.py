@@ -29,7 +29,7 @@ from tests.support.repair_flows import (
 def test_a_child_that_was_started_is_resumed_with_its_parent(two_shards: TestCluster, workflow: Any) -> None:
     """The parent, the child, and a fork that begins after the start: its child is its own."""
     shard_of = load_map(two_shards.config).shard_map.shard_of
-    parent = next(id_ for id_ in two_shards.ids_on(1, 100) if shard_of(f"{id_}/fragile_leaf-1") == "pg2")
+    parent = next(id_ for id_ in two_shards.ids_on(1, 100) if shard_of(f"{id_}/fragile_leaf-1") == two_shards.name(2))
 
     async def go() -> None:
         async with (

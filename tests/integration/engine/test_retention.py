@@ -345,7 +345,7 @@ def test_a_start_whose_obstacle_is_removed_is_made_again(cluster: TestCluster, m
         async with app.connect(cluster.config) as client, app.executor(cluster.config):
             await finish(client, ("w", echo.bind("old")))
             age(cluster)
-            link = client._shards.shards["pg1"].writer.link
+            link = client._shards.shards[cluster.name(1)].writer.link
             transact, calls = link.transact, 0
 
             async def then_sweep(*given: Any, **options: Any) -> Any:

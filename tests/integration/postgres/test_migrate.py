@@ -210,7 +210,8 @@ def test_what_a_migration_locks_is_what_it_says(database: str, kind: Literal["co
         for migration in load_migrations(kind):
             before = files_of(conn, schema)
             with conn.transaction():
-                conn.execute(migration.on(schema))
+                for statement in migration.statements(schema):
+                    conn.execute(statement)
                 locks = {name for (name,) in conn.execute(locked, (schema,)).fetchall()} & before.keys()
             after = files_of(conn, schema)
             assert locks == set(migration.locks), migration.name
