@@ -57,8 +57,9 @@ class Flusher:
 
     def add(self, op: Op) -> None:
         """Save this with the next flush."""
+        if not self._waiting:
+            self._wanted.set()
         self._waiting.append(op)
-        self._wanted.set()
 
     @property
     def is_quiet(self) -> bool:

@@ -10,7 +10,7 @@ from contextvars import Context as VariableContext
 from typing import TYPE_CHECKING
 
 from sharded_wf.executor.held import Hold
-from sharded_wf.executor.ops import Op, OpKind, Renewal
+from sharded_wf.executor.ops import FINISH, RECORD, Op, OpKind, Renewal
 from sharded_wf.model.history import Entry, FailedAttempt, Heartbeat
 from sharded_wf.model.workflow import Event, Message, Outcome, Start
 from sharded_wf.workflow.attempts import Attempts
@@ -40,7 +40,7 @@ class ShardHost:
     def record(self, run: Run, entry: Entry, consumed: Message | None = None, outbox: Message | None = None) -> None:
         hold: Hold = run.claim
         if not hold.leaving:
-            self._save(Op(OpKind.RECORD, hold, entry, consumed, outbox))
+            self._save(Op(RECORD, hold, entry, consumed, outbox))
 
     def record_attempt(self, run: Run, attempt: FailedAttempt) -> None:
         hold: Hold = run.claim
@@ -76,6 +76,11 @@ class ShardHost:
         if not hold.leaving:
             self._executor.courier.start_child(hold, start)
 
+    def revive_child(self, run: Run, child_id: str, closers: tuple[str, ...]) -> None:
+        hold: Hold = run.claim
+        if not hold.leaving:
+            self._executor.courier.revive_child(hold, child_id, closers)
+
     def send(self, run: Run, place: int, message: Message) -> None:
         hold: Hold = run.claim
         if not hold.leaving:
@@ -90,7 +95,7 @@ class ShardHost:
         hold: Hold = run.claim
         if not hold.leaving:
             hold.leaving = True
-            self._save(Op(OpKind.FINISH, hold, outcome=outcome))
+            self._save(Op(FINISH, hold, outcome=outcome))
 
     def continue_as_new(
         self, run: Run, entry: Entry, capability: str, queue: str, cancels: tuple[str, ...] = ()

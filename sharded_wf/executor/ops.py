@@ -7,6 +7,7 @@ refuses.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 
@@ -65,21 +66,24 @@ class Op(msgspec.Struct, frozen=True, gc=False):
     renewal: Renewal | None = None
 
 
-_CANCEL, _ATTRIBUTES = EntryKind.CANCEL, EntryKind.ATTRIBUTES
+# Kept under names of their own: before Python 3.12 each look at a member of an enum costs as much as making an op.
+RECORD, FINISH, PARK = OpKind.RECORD, OpKind.FINISH, OpKind.PARK
+_CANCEL, _ATTRIBUTES, _SUCCEEDED = EntryKind.CANCEL, EntryKind.ATTRIBUTES, Status.SUCCEEDED
 _decode_attributes = msgspec.json.Decoder(tuple[Attribute, ...]).decode
-
-LEAVING = frozenset({OpKind.FINISH, OpKind.PARK, OpKind.GIVE_BACK, OpKind.REROUTE, OpKind.CONTINUE})
-"""After these the executor holds the workflow no longer."""
 
 
 class Told(msgspec.Struct, gc=False):
     """What a flush tells others: messages that it delivers itself and messages that it leaves in the outbox for the
-    relay, each with its slot; and the slots in which workflows ended (or set an event), or became ready again."""
+    relay, each with its slot; and the slots in which workflows ended (or set an event), or became ready again. ``left``
+    says how many workflows leave each claim with it, ``churned`` how many rows of other churning tables it removes, or
+    will have removed, by slot and table."""
 
     delivered: list[tuple[int, Message]]
     outgoing: list[tuple[int, Message]]
     ended: set[int]
     ready: set[int]
+    left: dict[Claim, int]
+    churned: Counter[tuple[int, str]]
 
 
 class _Slot:
@@ -116,53 +120,57 @@ def statements_of(
     same transaction, else into the outbox.
     """
     slots: dict[int, _Slot] = {}
-    left: dict[Claim, int] = {}
-    told = Told([], [], set(), set())
+    told = Told([], [], set(), set(), {}, Counter())
+    left = told.left
     for op in ops:
         hold = op.hold
         claim = hold.claim
         slot = slots.get(claim.slot)
         if slot is None:
             slot = slots[claim.slot] = _Slot()
-        kind = op.kind
-        if kind is OpKind.RECORD:
-            assert op.entry is not None
-            slot.entries[0].append(hold.run.id)
-            slot.entries[1].append(op.entry)
+        entry, outcome = op.entry, op.outcome
+        if entry is not None:
+            ids, entries = slot.entries
+            ids.append(hold.run.id)
+            entries.append(entry)
             if op.consumed is not None:
                 slot.consumed.append(op.consumed)
-                if op.entry.kind is _CANCEL:
-                    _cancel_children(op, read_cancellation(op.entry.output).told, slots, slot, told, is_here, now)
-            elif op.entry.kind is _ATTRIBUTES:
-                slot.attributes += [(hold.run.id, one) for one in _decode_attributes(op.entry.output or b"[]")]
+                told.churned[claim.slot, "message"] += 1
+                told.churned[claim.slot, "wake"] += 1
+                if entry.kind is _CANCEL:
+                    said = read_cancellation(entry.output)
+                    _cancel_children(op, said.told, said.told_as, slots, slot, told, is_here, now)
+            elif entry.kind is _ATTRIBUTES:
+                slot.attributes += [(hold.run.id, one) for one in _decode_attributes(entry.output or b"[]")]
             if op.outbox is not None:
                 slot.outgoing.append(op.outbox)
                 told.outgoing.append((claim.slot, op.outbox))
-            continue
-        if kind is OpKind.ASIDE:
-            assert op.aside is not None
+        elif outcome is not None:
+            left[claim] = left.get(claim, 0) + 1
+            _finish(hold, outcome, slot)
+            told.ended.add(claim.slot)
+            if outcome.cancels:
+                _cancel_children(op, outcome.cancels, outcome.cancels_as, slots, slot, told, is_here, now)
+            if hold.parent_id is not None:
+                _tell_parent(op, slots, slot, told, is_here, now)
+        elif op.aside is not None:
             slot.asides.append((hold.run.id, op.aside))
             if isinstance(op.aside, Event):
                 told.ended.add(claim.slot)
-            continue
-        left[claim] = left.get(claim, 0) + 1
-        if kind is OpKind.FINISH:
-            _finish(op, slot)
-            if hold.mailed and op.outcome is not None and op.outcome.status is Status.SUCCEEDED:
-                slot.mailed.append(hold.run.id)
-            told.ended.add(claim.slot)
-            if op.outcome is not None and op.outcome.cancels:
-                _cancel_children(op, op.outcome.cancels, slots, slot, told, is_here, now)
-            if hold.parent_id is not None:
-                _tell_parent(op, slots, slot, told, is_here, now)
         else:
+            left[claim] = left.get(claim, 0) + 1
             _leave(op, slot)
             told.ready.add(claim.slot)
             if op.renewal is not None and op.renewal.cancels:
-                _cancel_children(op, op.renewal.cancels, slots, slot, told, is_here, now)
+                _cancel_children(op, op.renewal.cancels, hold.run.id, slots, slot, told, is_here, now)
+            if op.due_at is not None:
+                told.churned[claim.slot, "timer"] += 1
     for claim, count in left.items():
         if count == claim.held:
             slots[claim.slot].released.append(claim.id)
+            told.churned[claim.slot, "claim"] += 1
+    for number, _ in told.outgoing:
+        told.churned[number, "outbox"] += 1
     statements: list[Statement] = []
     for number in sorted(slots):
         _slot_statements(statements, slot_schema(number), slots[number], now)
@@ -183,14 +191,15 @@ def _aside_statements(statements: list[Statement], schema: str, asides: list[tup
         statements.append(events.set_events(schema, set_))
 
 
-def _finish(op: Op, slot: _Slot) -> None:
-    run_id, claim_id, outcome = op.hold.run.id, op.hold.claim.id, op.outcome
-    assert outcome is not None
-    if outcome.status is Status.SUCCEEDED:
+def _finish(hold: Hold, outcome: Outcome, slot: _Slot) -> None:
+    run_id, claim_id = hold.run.id, hold.claim.id
+    if outcome.status is _SUCCEEDED:
         ids, outputs, claim_ids = slot.ended
         ids.append(run_id)
         outputs.append(outcome.output or b"null")
         claim_ids.append(claim_id)
+        if hold.mailed:
+            slot.mailed.append(run_id)
     else:
         slot.failed[0].append(run_id)
         slot.failed[1].append(outcome.error or b"null")
@@ -238,6 +247,7 @@ def _tell_parent(
 def _cancel_children(
     op: Op,
     children: Iterable[str],
+    sender: str,
     slots: dict[int, _Slot],
     slot: _Slot,
     told: Told,
@@ -245,7 +255,7 @@ def _cancel_children(
     now: Microseconds,
 ) -> None:
     for child in children:
-        _tell(op, Message(child, CANCEL_TOPIC, op.hold.run.id, 1, b"null", now), slots, slot, told, is_here)
+        _tell(op, Message(child, CANCEL_TOPIC, sender, 1, b"null", now), slots, slot, told, is_here)
 
 
 def _tell(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from sharded_wf.executor.held import Claim, Hold, UnknownRun, is_paused
 from sharded_wf.executor.host import ShardHost
-from sharded_wf.executor.ops import LEAVING, Aside, Op, OpKind, Told
+from sharded_wf.executor.ops import FINISH, PARK, Aside, Op, OpKind, Told
 from sharded_wf.limits import PARK_SWEEP_SECONDS
 from sharded_wf.model.history import EMPTY_HISTORY, FailedAttempt, Heartbeat, History
 from sharded_wf.model.workflow import Message
@@ -116,20 +116,10 @@ class Runs:
     def saved(self, ops: list[Op], told: Told) -> None:
         """A flush was committed. Runs are stepped from a plain callback, never inside the flusher's task; but the
         claims are counted here: the next flush may be made before that callback, and must know which are empty."""
-        churned = self._vacuum.churned
-        for op in ops:
-            claim = op.hold.claim
-            if op.kind in LEAVING:
-                claim.held -= 1
-                if not claim.held:
-                    churned(claim.slot, "claim", 1)
-                if op.due_at is not None:
-                    churned(claim.slot, "timer", 1)
-            elif op.consumed is not None:
-                churned(claim.slot, "message", 1)
-                churned(claim.slot, "wake", 1)
-        for slot, _ in told.outgoing:
-            churned(slot, "outbox", 1)
+        for claim, count in told.left.items():
+            claim.held -= count
+        for (slot, table), rows in told.churned.items():
+            self._vacuum.churned(slot, table, rows)
         self._loop.call_soon(self._go_on, ops, told)
 
     def _go_on(self, ops: list[Op], told: Told) -> None:
@@ -144,12 +134,12 @@ class Runs:
                     if not hold.leaving:
                         _tell_aside(hold.run, op.aside)
                 else:
-                    finished += kind is OpKind.FINISH
+                    finished += kind is FINISH
                     # It may have been claimed anew, or everything been dropped, between the commit and this callback.
                     if self.held.get(hold.run.id) is hold:
                         del self.held[hold.run.id]
                         left += 1
-                    if kind is OpKind.PARK:
+                    if kind is PARK:
                         hold.run.drop()
                         if op.due_at is not None:
                             self._watch.timer_set(hold.claim.slot, op.due_at)

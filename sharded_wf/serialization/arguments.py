@@ -17,7 +17,7 @@ import msgspec
 from sharded_wf.errors import DefinitionError, StoredValueMismatch, UnstorableValue
 from sharded_wf.limits import PAYLOAD_WARN_BYTES
 from sharded_wf.serialization.inspection import find_bent
-from sharded_wf.serialization.values import check_size, confirm, encode_json, make_decoder, unstorable
+from sharded_wf.serialization.values import check_size, confirm, encode_json, encode_text, make_decoder, unstorable
 
 _CONVERSION_ERRORS = (TypeError, ValueError, OverflowError, RecursionError, NotImplementedError)
 _NO_KEYWORDS: dict[str, Any] = {}
@@ -48,6 +48,12 @@ class ArgumentsCodec:
 
         Raises ``TypeError`` if the arguments don't fit the signature.
         """
+        try:
+            return encode_text(self.pack(*args, **kwargs))
+        except _CONVERSION_ERRORS:
+            return self._fingerprint_otherwise(args, kwargs)
+
+    def _fingerprint_otherwise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         try:
             packed = self.pack(*args, **kwargs)
         except TypeError:

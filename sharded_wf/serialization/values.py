@@ -59,7 +59,8 @@ def _from_storable(kind: Any, value: Any) -> Any:
     raise TypeError(f"a value of type {getattr(kind, '__qualname__', kind)} can't be made from JSON")
 
 
-_encode_text = msgspec.json.Encoder(enc_hook=_to_storable, order="deterministic").encode
+encode_text = msgspec.json.Encoder(enc_hook=_to_storable, order="deterministic").encode
+"""JSON text, of all but dictionaries whose keys are no strings; see :func:`encode_json`."""
 
 
 def encode_json(value: Any) -> bytes:
@@ -68,9 +69,9 @@ def encode_json(value: Any) -> bytes:
     msgspec sorts only dictionaries whose keys are strings, so others have their keys turned into strings first.
     """
     try:
-        return _encode_text(value)
+        return encode_text(value)
     except TypeError:
-        return _encode_text(msgspec.to_builtins(value, str_keys=True, enc_hook=_to_storable))
+        return encode_text(msgspec.to_builtins(value, str_keys=True, enc_hook=_to_storable))
 
 
 def check_size(data: bytes, what: str) -> None:
@@ -144,18 +145,11 @@ class ValueCodec(Generic[T]):
         Raises :class:`UnstorableValue` if it has no faithful JSON form, :class:`StoredValueMismatch` if it doesn't fit
         the annotation, and :class:`LimitExceeded` if it is too large.
         """
-        if type(value) in self._plain:
-            try:
-                data = _encode_text(value)
-            except _CONVERSION_ERRORS as error:
-                raise unstorable(value, error, self.what) from None
-            decoded = value
-        else:
-            try:
-                data = encode_json(value)
-            except _CONVERSION_ERRORS as error:
-                raise unstorable(value, error, self.what) from None
-            decoded = self._confirmed(value, data)
+        try:
+            data = encode_text(value)
+        except _CONVERSION_ERRORS as error:
+            data = self._encoded_otherwise(value, error)
+        decoded = value if type(value) in self._plain else self._confirmed(value, data)
         if len(data) > PAYLOAD_WARN_BYTES:
             check_size(data, f"{self.what} takes ")
         return data, decoded
@@ -171,7 +165,25 @@ class ValueCodec(Generic[T]):
         except (msgspec.MsgspecError, *_CONVERSION_ERRORS) as error:
             raise StoredValueMismatch(f"{self.what} does not fit its annotation {shown(self.kind)}: {error}") from None
 
+    def _encoded_otherwise(self, value: Any, error: Exception) -> bytes:
+        try:
+            if isinstance(error, TypeError):
+                return encode_json(value)
+        except _CONVERSION_ERRORS as second:
+            error = second
+        raise unstorable(value, error, self.what) from None
+
     def _confirmed(self, value: Any, data: bytes) -> T:
+        try:
+            decoded = self._decode(data)
+            if decoded == value:
+                return cast("T", decoded)
+        except Exception:  # noqa: BLE001 - it does not fit the annotation, or what a class's own methods raise
+            pass
+        return self._judged(value, data)
+
+    def _judged(self, value: Any, data: bytes) -> T:
+        """What came back from JSON is not simply the same: see whether that is all right, or say why not."""
         try:
             decoded = self.decode(data)
         except StoredValueMismatch:

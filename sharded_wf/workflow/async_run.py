@@ -158,7 +158,7 @@ class AsyncRun(WorkflowRun):
             args, kwargs = definition.arguments.decode(self.input)
             coroutine = definition.function(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - input that doesn't fit: it fails, and is not tried for ever
-            self.conclude(self.failed(error))
+            self.end(self.failed(error))
             return
         variables = VariableContext()
         variables.run(scope.set, self)
@@ -166,10 +166,19 @@ class AsyncRun(WorkflowRun):
         self._drive(None)
 
     def deliver(self, entry: Entry) -> None:
+        stage = self.host.stage
+        if not stage.is_open or self.driving or self.backlog is not None:
+            self._deliver_alone(entry)
+        elif not self.stopped:
+            self.busy -= 1
+            self._turn(entry, stage)
+
+    def _deliver_alone(self, entry: Entry) -> None:
+        """Deliver what does not come with a flush; if it can't be now, soon."""
         if self.stopped:
             return
         host = self.host
-        if self.driving or self.backlog is not None or (not host.stage.is_open and current_task(host.loop) is not None):
+        if self.driving or self.backlog is not None or current_task(host.loop) is not None:
             if self.backlog is None:
                 self.backlog = deque()
                 host.loop.call_soon(self._deliver_backlog)
@@ -216,7 +225,7 @@ class AsyncRun(WorkflowRun):
         task = self.task
         assert task is not None
         self.driving = True
-        stage.enter(loop)
+        _set_running_loop(loop)
         try:
             if entry is not None:
                 self._hand_over(entry)
@@ -235,53 +244,52 @@ class AsyncRun(WorkflowRun):
                 if entry is not None:
                     self._hand_over(entry)
         except NonDeterminismError as error:
-            self.conclude(self.failed(error))
+            self.end(self.failed(error))
             return
         finally:
             self.driving = False
         if replay is None or not replay.commands:
-            self.conclude(self.failed(WorkflowStuck(_stuck_text(task))))
+            self.end(self.failed(WorkflowStuck(_stuck_text(task))))
         else:
             stage.waiting.append(self)
 
     def go_on(self) -> None:
         """Begin what the code has asked for and still wants; while it is paused, nothing."""
         replay = self.replay
-        if replay is not None:
-            if replay.fresh and (self.waits is None or not self.waits.pausing):
-                self._begin_fresh(replay.fresh)
-            if self.busy == 0:
-                self.waiting_since = self.host.clock.monotonic()
+        if replay is None:
+            return
+        fresh = replay.fresh
+        if fresh and (self.waits is None or not self.waits.pausing):
+            replay.fresh = []
+            self.driving = True  # a host that answers at once must not re-enter
+            try:
+                for command in fresh:
+                    if command.phase == ISSUED and not self.stopped:
+                        command.begin()
+            finally:
+                self.driving = False
+        if self.busy == 0:
+            self.waiting_since = self.host.clock.monotonic()
 
     def _run_ready(self, loop: WorkflowLoop) -> None:
         ready, first = loop.ready, loop.next
         if first:
             ready[:0] = reversed(first)
             first.clear()
-        for callback, args, context in ready:  # which grows meanwhile
+        for call in ready:  # which grows meanwhile
             while True:
+                callback = call.callback
                 if callback is not None:
                     try:
-                        context.run(callback, *args)
+                        call.context.run(callback, *call.args)
                     except (SystemExit, KeyboardInterrupt) as error:
                         self._interrupted(error)
                     except Exception as error:  # noqa: BLE001 - as asyncio does with callbacks that fail
                         loop.call_exception_handler({"message": f"{callback!r} failed", "exception": error})
                 if not first:
                     break
-                callback, args, context = first.pop()
+                call = first.pop()
         ready.clear()
-
-    def _begin_fresh(self, fresh: list[Any]) -> None:
-        assert self.replay is not None
-        self.replay.fresh = []
-        self.driving = True  # a host that answers at once must not re-enter
-        try:
-            for command in fresh:
-                if command.phase == ISSUED and not self.stopped:
-                    command.begin()
-        finally:
-            self.driving = False
 
     def unpaused(self) -> None:
         stage = self.host.stage
@@ -299,15 +307,16 @@ class AsyncRun(WorkflowRun):
     def _end(self, task: Task[Any]) -> None:
         """The code has ended."""
         try:
-            if self.replay is not None:
-                self.replay.check_leftovers()
+            replay = self.replay
+            if replay is not None and replay.position < replay.total:
+                replay.check_leftovers()
             value = task.result()
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 - whatever left the workflow is its outcome
             self.ended_with(error)
         else:
-            self.conclude(self.succeeded(value))
+            self.end(self.succeeded(value))
 
     # The end
 
@@ -322,11 +331,12 @@ class AsyncRun(WorkflowRun):
         loop = self.loop
         loop.stopped = True
         task, self.task = self.task, None
-        tasks, loop.tasks = loop.tasks, []
+        tasks = [kept for kept in loop.tasks if not kept.done()]
+        loop.tasks = []
         if task is not None and not task.done():
             tasks.insert(0, task)
-        if any(not kept.done() for kept in tasks):
-            _close(loop, [kept for kept in tasks if not kept.done()])
+        if tasks:
+            _close(loop, tasks)
         loop.ready.clear()
         loop.next.clear()
         # Breaks the cycle, so that thousands of ended runs are no work for the garbage collector. Nobody asks for it

@@ -16,6 +16,7 @@ from types import CoroutineType, coroutine
 from typing import Any, Protocol
 
 from sharded_wf.limits import ATTEMPTS_PER_TURN_MAX
+from sharded_wf.workflow.context import Context, scope
 from sharded_wf.workflow.replay import LIVE
 
 STRAY_CANCEL_SECONDS = 1.0
@@ -38,6 +39,7 @@ class Attempted(Protocol):
     def run(self) -> Any: ...
     @property
     def step(self) -> Any: ...
+    def context(self) -> Context: ...
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]: ...
     def timeout_text(self) -> str: ...
     def succeed(self, result: Any) -> None: ...
@@ -70,7 +72,8 @@ class Attempts:
         """The task that makes the attempts in the queue."""
 
     def make(self, command: Attempted, variables: VariableContext) -> None:
-        """Make an attempt of ``command`` soon, with these context variables. ``command.running`` is what to cancel."""
+        """Make an attempt of ``command`` soon, with these context variables, in which it is the scope.
+        ``command.running`` is what to cancel."""
         command.running = _QUEUED
         self._queue.append((command, variables))
         if self._server is None:
@@ -92,21 +95,18 @@ class Attempts:
                 command, variables = queue.popleft()
                 if command.phase != LIVE or command.running is not _QUEUED:
                     continue
-                run = variables.run
-                body: Any = None
                 try:
-                    body = run(_begin, command)
-                    waited = run(body.send, None)
-                except StopIteration as done:
-                    _returned(command, done.value)
+                    body, given = variables.run(_begin, command)
                 except BaseException as error:  # noqa: BLE001 - whatever it raised is its result
                     _raised(task, command, error)
                 else:
-                    self._hand_on()
-                    command.running = task
-                    task.set_name(command.name)
-                    yield from _follow(task, command, variables, body, waited)
-                    return
+                    if body is not None:
+                        self._hand_on()
+                        command.running = task
+                        task.set_name(command.name)
+                        yield from _follow(task, command, variables, body, given)
+                        return
+                    _returned(command, given)
                 if task.cancelling():
                     return  # somebody has cancelled this task; the next attempt shall not meet that
         finally:
@@ -120,14 +120,21 @@ class Attempts:
             self._serve()
 
 
-def _begin(command: Attempted) -> Any:
-    """The coroutine of one attempt."""
+def _begin(command: Attempted) -> tuple[Any, Any]:
+    """Make an attempt up to where it waits: its coroutine, and what that waits for; or, if it does not wait, ``None``
+    and what it returned. In the attempt's own context."""
+    scope.set(command)
     args, kwargs = command.arguments()
     step = command.step
-    body = step.function(*args, **kwargs)
-    if step.timeout_seconds is not None:
-        return _with_timeout(command, body, step.timeout_seconds)
-    return body if type(body) is CoroutineType else _await(body)
+    try:
+        body = step.function(*args, **kwargs)
+        if step.timeout_seconds is not None:
+            body = _with_timeout(command, body, step.timeout_seconds)
+        elif type(body) is not CoroutineType:
+            body = _await(body)
+        return body, body.send(None)
+    except StopIteration as done:
+        return None, done.value
 
 
 async def _await(body: Awaitable[Any]) -> Any:

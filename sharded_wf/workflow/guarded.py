@@ -176,13 +176,13 @@ class GuardedStepCommand(StepCommand):
         self.started_at = run.host.clock.now_us()
         attempt = self.current = GuardedAttempt(self)
         variables = self.variables.copy()
-        variables.run(scope.set, attempt)
         if step.heartbeat_seconds is not None:
             self.beat_at = loop.time()
             self._listen(attempt)
         if step.is_async:
             run.host.attempts.make(attempt, variables)
             return
+        variables.run(scope.set, attempt)
         if step.timeout_seconds is not None:
             late = TimeoutError(self.timeout_text())
             self.timer = loop.call_later(step.timeout_seconds, attempt.report, attempt.attempt, False, late)

@@ -158,13 +158,14 @@ class StepCommand:
         run.busy += 1
         self.started_at = host.clock.now_us()
         # Attempts that may overlap (a thread can't be stopped) need a copy each: a context is entered by one at a time.
-        variables = self.variables if self.step.once else self.variables.copy()
-        variables.run(scope.set, self)
-        if self.step.is_async:
+        step = self.step
+        variables = self.variables if step.once else self.variables.copy()
+        if step.is_async:
             host.attempts.make(self, variables)
             return
-        if self.step.timeout_seconds is not None:
-            self.timer = host.loop.call_later(self.step.timeout_seconds, self._timed_out, self.attempt)
+        variables.run(scope.set, self)
+        if step.timeout_seconds is not None:
+            self.timer = host.loop.call_later(step.timeout_seconds, self._timed_out, self.attempt)
         self.running = run.run_in_thread(self, variables)
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -292,6 +293,15 @@ class Threaded(Protocol):
     name: str
 
     def run_and_report(self, variables: VariableContext) -> None: ...
+
+
+class InThisThread:
+    """Stands for a step that a ``def`` workflow's own thread runs; it can't be stopped."""
+
+    __slots__ = ()
+
+    def cancel(self) -> bool:
+        return False
 
 
 class OwnThread:

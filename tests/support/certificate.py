@@ -45,6 +45,18 @@ class Rows:
 TABLES = ("workflow", "step", "ready", "claim", "timer", "message", "wake", "outbox", "failed", "attempt")
 
 
+def slot_schemas(conn: psycopg.Connection[Any]) -> list[str]:
+    """The schemas of the slots that this database holds; of a node of a Citus cluster, those that it serves."""
+    citus = conn.execute("select to_regproc('wf_control.guard') is not null").fetchone() == (True,)
+    rows = conn.execute(
+        "select nspname from pg_namespace where nspname ~ '^wf_[0-9]{4,}$' order by 1"
+        if not citus
+        else "select 'wf_' || lpad(m.slot::text, 4, '0') from wf_control.shard_map m "
+        "join wf_control.cluster c on c.shard = m.shard order by 1"
+    ).fetchall()
+    return [schema for (schema,) in rows]
+
+
 def read_rows(shards: Sequence[str], ledger: str | None = None) -> Rows:
     """All rows of the shards with these connection strings, one snapshot a shard, and those of the ledger."""
     rows = Rows()
@@ -52,10 +64,7 @@ def read_rows(shards: Sequence[str], ledger: str | None = None) -> Rows:
         with psycopg.connect(dsn) as conn:
             cursor = conn.cursor(row_factory=dict_row)
             cursor.execute("set transaction isolation level repeatable read")
-            found = cursor.execute(
-                "select nspname from pg_namespace where nspname ~ '^wf_[0-9]{4,}$' order by 1"
-            ).fetchall()
-            for schema in (row["nspname"] for row in found):
+            for schema in slot_schemas(conn):
                 for table in TABLES:
                     query = sql.SQL("select * from {}").format(sql.Identifier(schema, table))
                     slot = f"{dsn} {schema}"

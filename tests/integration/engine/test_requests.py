@@ -39,7 +39,7 @@ def test_a_cancel_reaches_children_on_other_shards_and_clean_ups_run(two_shards:
     parent = next(
         id_
         for id_ in two_shards.ids_on(1, 100)
-        if [shard_map.shard_of(f"{id_}/tidy-{number}") for number in (1, 2)] == ["pg1", "pg2"]
+        if all(shard_map.shard_of(f"{id_}/tidy-{number}") == two_shards.name(number) for number in (1, 2))
     )
 
     async def go() -> None:

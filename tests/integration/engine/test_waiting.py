@@ -39,6 +39,7 @@ def statuses(cluster: TestCluster) -> list[int]:
     return sorted(cluster.statuses().values())
 
 
+@pytest.mark.sampled
 def test_a_killed_executor_loses_neither_heartbeats_nor_looks(cluster: TestCluster) -> None:
     async def start() -> None:
         async with app.connect(cluster.config) as client:
@@ -107,6 +108,7 @@ def test_events_reach_workflows_on_other_shards_and_clients(two_shards: TestClus
     asyncio.run(go())
 
 
+@pytest.mark.sampled
 def test_waiting_in_vain_ends(cluster: TestCluster) -> None:
     async def go() -> None:
         async with app.connect(cluster.config) as client, app.executor(cluster.config, park_after=0.1):

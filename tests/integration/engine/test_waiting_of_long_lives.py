@@ -141,7 +141,12 @@ def test_i7_events_are_waited_for_across_moves(two_shards: TestCluster) -> None:
             outside = asyncio.create_task(setting.event("progress", dict[str, int], timeout=30))
             with pytest.raises(ResultTimeout):
                 await setting.event("progress", timeout=0.2)
-            await asyncio.to_thread(move, two_shards, (client.locate(here)[0], "pg2"), (client.locate(there)[0], "pg1"))
+            await asyncio.to_thread(
+                move,
+                two_shards,
+                (client.locate(here)[0], two_shards.name(2)),
+                (client.locate(there)[0], two_shards.name(1)),
+            )
             late = await client.start(watcher.bind(here), id=two_shards.ids_on(1, 1, "late")[0])
             await client.send(here, "go", 1)
             assert list(await asyncio.gather(watching.result(20), late.result(20))) == [7, 7]
