@@ -331,8 +331,9 @@ class AsyncRun(WorkflowRun):
         loop = self.loop
         loop.stopped = True
         task, self.task = self.task, None
-        tasks = [kept for kept in loop.tasks if not kept.done()]
-        loop.tasks = []
+        tasks, loop.tasks = loop.tasks, []
+        if tasks:
+            tasks = [kept for kept in tasks if not kept.done()]
         if task is not None and not task.done():
             tasks.insert(0, task)
         if tasks:
