@@ -31,8 +31,9 @@ bench: venv ## Measure speed beside the bare loop, and latency: a regression run
 	@$(VENV)/bin/python -m bench run --workload mixed --embedded 2 --rate 20 --seconds 10
 	@$(VENV)/bin/python -m bench latency --rounds 200
 
+# Who names tests wants just these.
 test: venv ## Run the tests, sampled and seeded (repeat a run with SHARDED_WF_TEST_SEED=...)
-	@$(PYTEST) $(ARGS)
+	@SHARDED_WF_TEST_SAMPLED=$(if $(ARGS),0,1) $(PYTEST) $(ARGS)
 
 test-full: venv-check ## Run every case, on all Postgres and Python versions that are here
 	@.ci/other-pythons $(VENV)

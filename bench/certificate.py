@@ -102,8 +102,14 @@ def certify(
 
 
 def slots_of(conn: Conn) -> list[str]:
-    """The schemas of the slots of a shard."""
-    rows = conn.execute(r"select nspname from pg_namespace where nspname ~ '^wf_[0-9]{4,}$' order by 1").fetchall()
+    """The schemas of the slots of a shard; of a node of a Citus cluster, which sees all, those that it serves."""
+    served = conn.execute("select to_regproc('wf_control.guard') is not null").fetchone() == (True,)
+    rows = conn.execute(
+        "select 'wf_' || lpad(m.slot::text, greatest(4, length(m.slot::text)), '0') from wf_control.shard_map m "
+        "join wf_control.cluster c on c.shard = m.shard order by m.slot"
+        if served
+        else r"select nspname from pg_namespace where nspname ~ '^wf_[0-9]{4,}$' order by 1"
+    ).fetchall()
     return [row[0] for row in rows]
 
 

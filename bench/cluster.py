@@ -7,15 +7,16 @@ it costs the measured ones nothing; else beside the first shard.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import psycopg
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from sharded_wf.cluster.citus import resolve
 from sharded_wf.cluster.initialize import init_cluster
 from sharded_wf.config import ClusterConfig, ShardConfig, find_config
 from sharded_wf.dev.embedded import EmbeddedServer
@@ -64,7 +65,7 @@ def open_cluster(shape: Shape) -> Generator[Cluster]:
         with _open_embedded(shape) as cluster:
             yield cluster
     else:
-        with _open_scratch(find_config(shape.config), shape.slots) as cluster:
+        with _open_scratch(resolve(find_config(shape.config)), shape.slots) as cluster:
             yield cluster
 
 
@@ -112,11 +113,15 @@ def _open_scratch(config: ClusterConfig, slots: int) -> Generator[Cluster]:
             exits.callback(_drop, dsn, database)
             return make_conninfo(dsn, dbname=database)
 
+        coordinator = None
         try:
-            shards = tuple(
-                ShardConfig(shard.name, create(shard.dsn, f"{name}_{number}"))
-                for number, shard in enumerate(config.shards)
-            )
+            if config.coordinator is not None:
+                coordinator, shards = _create_citus(config, name, create)
+            else:
+                shards = tuple(
+                    ShardConfig(shard.name, create(shard.dsn, f"{name}_{number}"))
+                    for number, shard in enumerate(config.shards)
+                )
             first = config.shards[0].dsn
             ledger, bare = create(first, f"{name}_ledger"), create(first, f"{name}_bare")
         except psycopg.Error as error:
@@ -124,9 +129,26 @@ def _open_scratch(config: ClusterConfig, slots: int) -> Generator[Cluster]:
                 f"{config.source}: no scratch database can be made ({str(error).strip()}); the bench needs a role that "
                 "may CREATE DATABASE on each shard's server"
             ) from None
-        scratch = ClusterConfig("bench", shards, source=config.source)
+        scratch = ClusterConfig("bench", shards, source=config.source, coordinator=coordinator)
         init_cluster(scratch, slots)
         yield Cluster(scratch, _make_ledger(ledger), bare, {})
+
+
+def _create_citus(
+    config: ClusterConfig, name: str, create: Callable[[str, str], str]
+) -> tuple[str, tuple[ShardConfig, ...]]:
+    """A Citus cluster in databases of this name, on the servers of this one: its coordinator's DSN, and its shards."""
+    assert config.coordinator is not None
+    made = [create(dsn, name) for dsn in (config.coordinator, *(shard.dsn for shard in config.shards))]
+    for dsn in made:
+        with psycopg.connect(dsn, autocommit=True) as conn:
+            conn.execute("create extension citus")
+    with psycopg.connect(made[0], autocommit=True) as conn:
+        places = [conninfo_to_dict(dsn) for dsn in made]
+        conn.execute("select citus_set_coordinator_host(%s, %s::int)", (places[0]["host"], places[0].get("port", 5432)))
+        for place in places[1:]:
+            conn.execute("select citus_add_node(%s, %s::int)", (place["host"], place["port"]))
+    return made[0], resolve(ClusterConfig("bench", (), source=config.source, coordinator=made[0])).shards
 
 
 def _drop(dsn: str, database: str) -> None:

@@ -21,6 +21,11 @@ write to the wrong shard.
     dsn = "postgresql://wf@orders/orders"
     [retention]             # optional: finished workflows are kept for ever unless this says otherwise
     default = "30 days"
+
+A Citus cluster is named by its coordinator, in place of shards: they are its worker nodes, which it knows itself::
+
+    [citus]
+    coordinator = "postgresql://wf@coordinator/wf"      # or coordinator_env = "CITUS_DSN"
 """
 
 from __future__ import annotations
@@ -86,9 +91,16 @@ class ClusterConfig:
     outboxes: tuple[ShardConfig, ...] = ()
     """Databases that are no shards, from whose outboxes (``sharded-wf outbox init``) the executors carry."""
     retention: Retention | None = field(default=None, hash=False)
+    coordinator: str | None = field(default=None, repr=False)
+    """The DSN of a Citus cluster's coordinator. ``shards`` are then its nodes, once it was asked
+    (``cluster.citus.resolve``), and empty before."""
 
     def __post_init__(self) -> None:
         _check_name(self.name, f"{self.source}: [cluster] name")
+        if self.coordinator is not None:
+            _check_dsn(self.coordinator, f"{self.source}: [citus] coordinator")
+            if not self.shards:
+                return
         if not self.shards:
             raise ConfigError(f'{self.source}: no shard is named; write a [[shard]] with name = "pg1" and a dsn')
         by_dsn: dict[str, str] = {}
@@ -137,7 +149,7 @@ class ClusterConfig:
             raise ConfigError(f"{source} can't be read: {error}") from None
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{source} is no valid TOML: {error}") from None
-        _check_keys(document, ("cluster", "shard", "outbox", "retention"), source)
+        _check_keys(document, ("cluster", "shard", "citus", "outbox", "retention"), source)
         cluster = document.get("cluster", {})
         if not isinstance(cluster, dict) or "name" not in cluster:
             raise ConfigError(f'{source}: the cluster has no name; write [cluster] and below it name = "shop"')
@@ -149,10 +161,13 @@ class ClusterConfig:
         if not isinstance(outboxes, list) or not all(isinstance(outbox, dict) for outbox in outboxes):
             raise ConfigError(f"{source}: outboxes are written as [[outbox]], with two brackets on each side")
         name = _string(cluster, "name", f"{source}: [cluster]")
+        coordinator = _coordinator(document["citus"], source, environ) if "citus" in document else None
+        if coordinator is not None and shards:
+            raise ConfigError(f"{source}: [citus] or [[shard]], one of the two: the coordinator knows the nodes itself")
         return cls(
             name, tuple(_database(shard, "shard", source, environ) for shard in shards), source,
             tuple(_database(outbox, "outbox", source, environ) for outbox in outboxes),
-            _retention(document.get("retention"), source),
+            _retention(document.get("retention"), source), coordinator,
         )  # fmt: skip
 
     def shard(self, name: str) -> ShardConfig:
@@ -202,7 +217,8 @@ def _read(named: str, source: str, environ: Mapping[str, str]) -> ClusterConfig:
     if named.startswith(EMBEDDED):
         raise ConfigError(
             f'{source} says {EMBEDDED!r}, but only dev, demo, bench and connect("embedded:") use embedded servers; '
-            f"name a shards.toml or a DSN ({_DSN_EXAMPLE})"
+            "while one of them runs, name the .sharded_wf/shards.toml that it made, else a shards.toml or a DSN "
+            f"({_DSN_EXAMPLE})"
         )
     if "://" in named or ("=" in named and not named.endswith(".toml") and not Path(named).exists()):
         return ClusterConfig.from_dsn(named, source)
@@ -219,15 +235,28 @@ def _database(table: dict[str, object], kind: str, source: str, environ: Mapping
     weight = table.get("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, int | float):
         raise ConfigError(f"{where}: weight must be a number; write weight = 2")
-    if ("dsn" in table) == ("dsn_env" in table):
-        raise ConfigError(f'{where} needs either dsn = "{_DSN_EXAMPLE}" or dsn_env = "PG1_DSN", one of the two')
-    if "dsn" in table:
-        return ShardConfig(name, _string(table, "dsn", where), float(weight))
-    variable = _string(table, "dsn_env", where)
+    return ShardConfig(name, _dsn(table, "dsn", "PG1_DSN", where, environ), float(weight))
+
+
+def _coordinator(table: object, source: str, environ: Mapping[str, str]) -> str:
+    where = f"{source}: [citus]"
+    if not isinstance(table, dict):
+        raise ConfigError(f'{where} must be a table; write [citus] and below it coordinator = "{_DSN_EXAMPLE}"')
+    _check_keys(table, ("coordinator", "coordinator_env"), where)
+    return _dsn(table, "coordinator", "CITUS_DSN", where, environ)
+
+
+def _dsn(table: dict[str, object], key: str, example: str, where: str, environ: Mapping[str, str]) -> str:
+    """The DSN under this key, or in the environment variable that ``<key>_env`` names."""
+    if (key in table) == (f"{key}_env" in table):
+        raise ConfigError(f'{where} needs either {key} = "{_DSN_EXAMPLE}" or {key}_env = "{example}", one of the two')
+    if key in table:
+        return _string(table, key, where)
+    variable = _string(table, f"{key}_env", where)
     dsn = environ.get(variable)
     if not dsn:
-        raise ConfigError(f"{where}: dsn_env names {variable}, which is not set; set it to a DSN ({_DSN_EXAMPLE})")
-    return ShardConfig(name, dsn, float(weight))
+        raise ConfigError(f"{where}: {key}_env names {variable}, which is not set; set it to a DSN ({_DSN_EXAMPLE})")
+    return dsn
 
 
 def _retention(table: object, source: str) -> Retention | None:

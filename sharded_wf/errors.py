@@ -12,11 +12,13 @@ ShardedWfError
 ├── LeaseLost
 ├── SchemaOutOfDate
 ├── MigrationBlocked
+├── MigrationRefused
 ├── MoveRefused
 ├── MoveBlocked
 ├── MoveTakenOver
 ├── WorkflowNotFound
 ├── StepNotFound
+├── ResumeRefused
 ├── IdConflict
 ├── ResultTimeout
 ├── WorkflowFailed
@@ -99,12 +101,18 @@ class LeaseLost(ShardedWfError):
 
 
 class SchemaOutOfDate(ShardedWfError):
-    """The tables of a shard are older than this version needs: run ``sharded-wf shards migrate``."""
+    """The tables of a shard are older than this version needs (run ``sharded-wf shards migrate``), or newer than it can
+    use (upgrade sharded-wf); the message says which."""
 
 
 class MigrationBlocked(ShardedWfError):
     """A migration could not get a lock that another transaction holds; end that one, then migrate again. What was
     applied before stays applied."""
+
+
+class MigrationRefused(ShardedWfError):
+    """A migration is not for the processes that still run, or meets an unfinished move of the slot; the message names
+    them. What was applied before stays applied: see docs/runbooks/upgrading.md."""
 
 
 class MoveRefused(ShardedWfError):
@@ -126,6 +134,11 @@ class WorkflowNotFound(ShardedWfError):
 
 class StepNotFound(ShardedWfError):
     """The workflow's history has no such step; ``sharded-wf workflow show`` lists what it has, with numbers."""
+
+
+class ResumeRefused(ShardedWfError):
+    """The workflow has undone its work in a ``saga()``. Resumed, it would go on as if that were done. Fork it from the
+    step that the message names, or start another."""
 
 
 class IdConflict(ShardedWfError):

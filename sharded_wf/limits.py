@@ -42,8 +42,21 @@ SLOTS_MAX = 4096
 """As many at the beginning; and slots are split until hashes are divided by this, not further."""
 POSTGRES_VERSION_MIN_NUM = 140000
 """As Postgres itself counts: 150000 is version 15."""
-MIGRATION_LOCK_TIMEOUT_SECONDS = 2.0
+CITUS_VERSION_MIN = (12, 1)
+"""The first that moves whole schemas."""
+MIGRATION_LOCK_TIMEOUT_SECONDS = 0.5
+"""How long a migration waits in line for a table; writers wait behind it for as long."""
+MIGRATION_LOCK_PAUSE_SECONDS = 0.5
 MIGRATION_PATIENCE_SECONDS = 60.0
+LOOK_SECONDS = 2.5
+"""How long whoever asks all shards waits for one that can't be connected to while others can; and how long ``shards
+status`` and ``shards top`` wait for any answer. (A DSN with several hosts has more for each: see
+``HOST_CONNECT_TIMEOUT_SECONDS``.)"""
+LOOK_SILENT_FOR_SECONDS = 10.0
+LOOK_AGAIN_SECONDS = 0.2
+"""The same for a shard that this process has given up within the last ``LOOK_SILENT_FOR_SECONDS``."""
+SCHEMA_RETRY_SECONDS = 10.0
+"""An executor that is too old for a shard's tables looks again after so long."""
 STATUS_DEADLINE_SECONDS = 10.0
 TIMELINES_PATIENCE_SECONDS = 2.0
 """How long a process that starts waits until the shards have written down which timelines it saw."""
@@ -177,12 +190,20 @@ ATTRIBUTE_VALUE_MAX_BYTES = 1024
 # Cancelling
 CANCEL_CLEANUP_SECONDS = 60.0
 """How long a cancelled workflow may go on to clean up; then it is ended as it is."""
-CLEANUP_REPLAY_LOOK_SECONDS = 0.05
-"""A clean-up whose time is over while its code is still being replayed is looked at again after this."""
+REPLAY_LOOK_SECONDS = 0.05
+"""A workflow that is to end (it was terminated, or the time of its clean-up is over) while its code is still being
+replayed is looked at again after this."""
+TERMINATE_REPLAY_MAX_SECONDS = 5.0
+"""Then it is terminated all the same, whatever its code does."""
+CLOSED_CHILD_LOOK_SECONDS = 0.2
+"""A child that still cleans up, because the end of its parent cancelled it, is looked at again after this, if that was
+resumed."""
 PAUSED_RETRY_LOOK_SECONDS = 0.5
 
 # Repair
 REPAIR_PAGE_ROWS = 500
+REPAIR_REASONS_MAX = 100
+"""Workflows of which a repair in bulk says why it skipped them; of the others it gives the number."""
 """How many workflows of one slot are resumed, or counted, in one transaction."""
 
 # Waiting for results
@@ -229,8 +250,19 @@ MOVE_IDLE_SECONDS = 3.0
 MOVE_PASS_IDLE_SECONDS = 120.0
 MOVE_CUTOVER_DEADLINE_SECONDS = 20.0
 MOVE_SHORT_PASS_SECONDS = 0.1
-"""A pass over the changes that took no longer is short enough to make the last one with the slot locked."""
+MOVE_SHORT_PASS_ROWS = 500
+"""A pass over the changes that took no longer, or copied no more, is short enough to make the last one with the slot
+locked."""
+MOVE_LAST_PASSES_MAX = 5
+MOVE_SWITCH_SECONDS = 0.15
+"""For this long a switch may keep a slot locked …"""
+MOVE_SWITCH_KEYS_MAX = 3_000
+"""… with no more changed keys to copy; else it is given up, and made again when there are fewer. For a slot that is
+never quiet enough both bounds grow, each time ..."""
+MOVE_SWITCH_GROWTH = 1.3
+"""… by this factor."""
 MOVE_PASSES_MAX = 200
+MOVE_BEAT_SECONDS = 1.0
 MOVE_STALE_SECONDS = 10.0
 """A coordinator that was silent for so long is taken for dead: its move may be resumed, and nobody drains for it."""
 MOVE_DRAIN_SECONDS = 8.0

@@ -4,7 +4,8 @@ A worker of pytest-xdist has one server for all its tests, started with the firs
 databases of its own on it. A test that stops, kills or pauses a server asks for one of its own (``server_factory``).
 
 The environment chooses: ``SHARDED_WF_TEST_POSTGRES`` the server's version (18 unless set; ``make test-full`` runs all),
-``SHARDED_WF_TEST_SEED`` the seed of everything random, ``SHARDED_WF_TEST_FULL=1`` every case instead of a sample.
+``SHARDED_WF_TEST_SEED`` the seed of everything random, ``SHARDED_WF_TEST_FULL=1`` every case of each test instead of a
+sample, ``SHARDED_WF_TEST_SAMPLED=1`` (``make test`` sets it) a sample of the slow tests too: those marked ``sampled``.
 """
 
 from __future__ import annotations
@@ -23,10 +24,13 @@ import pytest
 from psycopg import sql
 
 from sharded_wf.dev import EmbeddedServer
+from tests.support import citus
 from tests.support.cluster import TestCluster
 
 POSTGRES_VERSION = os.environ.get("SHARDED_WF_TEST_POSTGRES", "18")
 FULL = os.environ.get("SHARDED_WF_TEST_FULL", "") == "1"
+SAMPLED = os.environ.get("SHARDED_WF_TEST_SAMPLED", "") == "1" and not FULL
+SAMPLED_ONE_IN = 3  # of the tests marked `sampled`, so many times fewer run
 
 # Sampled tests take the run's seed; setting it repeats a failure. The workers inherit what the first process set.
 SEED = int(os.environ.setdefault("SHARDED_WF_TEST_SEED", str(random.SystemRandom().randrange(2**31))))
@@ -47,7 +51,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header() -> str:
-    return f"sharded_wf: SHARDED_WF_TEST_SEED={SEED} PostgreSQL {POSTGRES_VERSION} {'full' if FULL else 'sampled'}"
+    tried = "every case" if FULL else f"one in {SAMPLED_ONE_IN} of the slow tests" if SAMPLED else "every test, sampled"
+    server = "Citus" if citus.COORDINATOR else f"PostgreSQL {POSTGRES_VERSION}"
+    return f"sharded_wf: SHARDED_WF_TEST_SEED={SEED} {server}, {tried}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not SAMPLED:
+        return
+    left_out = [item for item in items if item.get_closest_marker("sampled") and _seed_of(item) % SAMPLED_ONE_IN]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]
 
 
 def pytest_terminal_summary(terminalreporter: Any, exitstatus: int) -> None:
@@ -58,7 +72,11 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int) -> None:
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
     """A seed of the test's own, which follows from the run's seed and the test's name, whatever ran before."""
-    return zlib.crc32(f"{SEED}:{request.node.nodeid}".encode())
+    return _seed_of(request.node)
+
+
+def _seed_of(test: pytest.Item) -> int:
+    return zlib.crc32(f"{SEED}:{test.nodeid}".encode())
 
 
 @pytest.fixture
@@ -119,6 +137,15 @@ def cluster_templates(postgres_server: EmbeddedServer) -> Callable[[int, int], l
         return names
 
     return template
+
+
+@pytest.fixture(scope="session")
+def citus_templates() -> Iterator[dict[tuple[int, int], str]]:
+    """Citus clusters that are initialised and empty: by the numbers of their nodes and slots, the coordinator's DSN."""
+    made: dict[tuple[int, int], str] = {}
+    yield made
+    for coordinator in made.values():
+        citus.drop(coordinator)
 
 
 @pytest.fixture

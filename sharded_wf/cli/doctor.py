@@ -10,9 +10,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from sharded_wf.cli.options import ClusterOption, JsonOption
+from sharded_wf.cli.options import ClusterOption, JsonOption, find_cluster
 from sharded_wf.cli.output import console, duration, print_json
-from sharded_wf.config import find_config
 from sharded_wf.doctor.checks import Family
 from sharded_wf.doctor.examine import Report, examine
 from sharded_wf.doctor.finding import RUNBOOK, Finding, Severity, Unseen
@@ -44,7 +43,7 @@ def doctor(
     Only reads, and needs no superuser. Exits with 0 if nothing worse than notes was found, 1 after warnings, 3 after
     critical findings.
     """
-    config = find_config(cluster)
+    config = find_cluster(cluster)
     out = console()
     waiting = out.status("examining", spinner="dots") if out.is_terminal and not json else nullcontext()
     with waiting:

@@ -11,19 +11,23 @@ from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
+from psycopg.conninfo import conninfo_to_dict
 from rich.text import Text
 
-from sharded_wf.cli.options import ClusterOption, JsonOption
-from sharded_wf.cli.output import console, print_json, ranges, table
-from sharded_wf.cli.resharding import DryRun, FullSpeed, Yes, bars, confirm, print_outcome, settle
+from sharded_wf.cli.options import ClusterOption, DryRun, JsonOption, Yes, find_cluster
+from sharded_wf.cli.output import confirm, console, print_json, ranges, table
+from sharded_wf.cli.resharding import Force, FullSpeed, Resume, Undo, bars, print_outcome, settle
 from sharded_wf.cluster.directory import load_map
-from sharded_wf.config import ClusterConfig, ShardConfig, find_config
+from sharded_wf.config import ClusterConfig, ShardConfig
 from sharded_wf.errors import ConfigError, MoveRefused
 from sharded_wf.limits import MOVE_PACE_FACTOR
 from sharded_wf.reshard import plan
 from sharded_wf.reshard.checkup import verify_slot
+from sharded_wf.reshard.citus import rebalancing
 from sharded_wf.reshard.fleet import Wish, check_wishes, move_all, unfinished_moves
 from sharded_wf.reshard.members import add_shards, add_to_file, check_removable, remove_shard
+
+_ON_CITUS = "the shards are the nodes of a Citus cluster:"
 
 
 def add(
@@ -34,7 +38,12 @@ def add(
     dry_run: DryRun = False,
 ) -> None:
     """Let new shards join the cluster, without slots; `rebalance` then gives them their share. Safe to repeat."""
-    config = find_config(cluster)
+    config = find_cluster(cluster)
+    if config.coordinator is not None and (shard is not None or dsn is not None or dsn_env is not None):
+        raise ConfigError(
+            f"{_ON_CITUS} say so on the coordinator: select citus_add_node('host', 5432); then run, without a name: "
+            "sharded-wf shards add"
+        )
     known = {one.name for one in config.shards}
     if (dsn is not None or dsn_env is not None) and shard is not None and shard not in known:
         if dry_run:
@@ -69,7 +78,7 @@ def remove(
     yes: Yes = False,
 ) -> None:
     """Let an empty shard leave the cluster. Its database stays; only our control schema goes."""
-    config = find_config(cluster)
+    config = find_cluster(cluster)
     leases = check_removable(config, shard)
     out = console()
     out.print(Text.assemble((shard, "bold"), f" holds no slots and can leave; {leases} executors will let go of it"))
@@ -84,25 +93,17 @@ def move(
     slots: Annotated[list[int] | None, typer.Argument(help="The slots.", show_default=False)] = None,
     to: Annotated[str | None, typer.Option("--to", metavar="SHARD", help="Where to.", show_default=False)] = None,
     cluster: ClusterOption = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Finish moves that were cut off (all, or these slots').")
-    ] = False,
-    undo: Annotated[
-        bool, typer.Option("--undo", help="Take moves back that were cut off before they were live.")
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Also if their process seems to live: it is shut out.")
-    ] = False,
+    resume: Resume = False,
+    undo: Undo = False,
+    force: Force = False,
     full_speed: FullSpeed = False,
     dry_run: DryRun = False,
     yes: Yes = False,
 ) -> None:
     """Move slots to another shard while they are in use. Can be killed at any moment, and resumed."""
-    config = find_config(cluster)
+    config = find_cluster(cluster)
     if resume or undo:
-        if resume and undo:
-            raise ConfigError("--resume or --undo, one of the two")
-        settle(config, slots or [], undo=undo, force=force, dry_run=dry_run, yes=yes)
+        settle(config, slots or [], resume=resume, undo=undo, force=force, dry_run=dry_run, yes=yes)
         return
     if not slots or to is None:
         raise ConfigError("say which slots, and where to: sharded-wf shards move 3 7 --to pg2")
@@ -112,15 +113,32 @@ def move(
 def drain(
     shard: Annotated[str, typer.Argument(help="The shard to empty.")],
     cluster: ClusterOption = None,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", metavar="SHARD", help="All to this one.", show_default=False),
+    ] = None,
     weights: Annotated[str | None, typer.Option(help="As for rebalance.", metavar="pg1=2,pg2=1")] = None,
     full_speed: FullSpeed = False,
     dry_run: DryRun = False,
     yes: Yes = False,
 ) -> None:
-    """Move every slot of a shard to the others."""
-    config = find_config(cluster)
+    """Move every slot of a shard to the others, or to another one."""
+    if to is not None and weights is not None:
+        raise ConfigError("--to or --weights, one of the two")
+    config = find_cluster(cluster)
+    if config.coordinator is not None:
+        host = conninfo_to_dict(config.shard(shard).dsn)
+        raise ConfigError(
+            f"{_ON_CITUS} say on the coordinator that it shall hold nothing: select citus_set_node_property("
+            f"'{host.get('host')}', {host.get('port')}, 'shouldhaveshards', false); then run: "
+            "sharded-wf shards rebalance"
+        )
     config.shard(shard)
     directory = load_map(config)
+    if to is not None:
+        slots = directory.shard_map.slots_of(shard)
+        _carry_out(config, [(slot, to) for slot in slots], full_speed=full_speed, dry_run=dry_run, yes=yes)
+        return
     given = _weights(weights, directory.shards)
     try:
         wanted = plan.drain(directory.shard_map.placement, shard, given)
@@ -144,8 +162,13 @@ def rebalance(
     yes: Yes = False,
 ) -> None:
     """Give every shard its share of the slots, with as few moves as can be."""
-    config = find_config(cluster)
+    config = find_cluster(cluster)
     directory = load_map(config)
+    if config.coordinator is not None:
+        if weights is not None:
+            raise ConfigError(f"--weights: {_ON_CITUS} its rebalancer goes by strategies of its own")
+        _carry_out(config, rebalancing(config, directory.shard_map), full_speed=False, dry_run=dry_run, yes=yes)
+        return
     given = _weights(weights, directory.shards)
     moving = {one.move.slot for one in unfinished_moves(config)}
     try:
@@ -160,7 +183,7 @@ def verify(
 ) -> None:
     """Compare both sides of an unfinished move, or make sure that a slot lives exactly once. Exits with 1 if it is not
     well."""
-    config = find_config(cluster)
+    config = find_cluster(cluster)
     found = verify_slot(config, slot)
     if json:
         print_json(found)

@@ -6,6 +6,9 @@ from typing import Annotated
 
 import typer
 
+from sharded_wf.cluster.citus import resolve
+from sharded_wf.config import ClusterConfig, find_config
+
 ClusterOption = Annotated[
     str | None,
     typer.Option(
@@ -17,3 +20,10 @@ ClusterOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", "--plan", help="Show the plan and do nothing.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")]
+
+
+def find_cluster(named: str | None) -> ClusterConfig:
+    """The cluster to use, as ``find_config`` finds it; a Citus cluster with its nodes. Raises as both."""
+    return resolve(find_config(named))

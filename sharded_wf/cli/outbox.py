@@ -7,10 +7,9 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from sharded_wf.cli.options import ClusterOption
+from sharded_wf.cli.options import ClusterOption, find_cluster
 from sharded_wf.cli.output import console
 from sharded_wf.cluster.outbox import init_outbox
-from sharded_wf.config import find_config
 
 app = typer.Typer(help="Outboxes in databases of your own, for start_in and send_in.", no_args_is_help=True)
 
@@ -26,7 +25,7 @@ def init(
     cluster: ClusterOption = None,
 ) -> None:
     """Make the outbox (the schema wf_outbox) in a database that is no shard. Safe to repeat."""
-    config = find_config(cluster)
+    config = find_cluster(cluster)
     made = init_outbox(config, dsn)
     out = console()
     out.print(Text("the outbox is ready" if made else "the outbox exists"))

@@ -9,9 +9,12 @@ import sys
 from collections.abc import Iterable
 
 import msgspec
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from sharded_wf.errors import ConfigError
 
 PIPED_WIDTH_COLUMNS = 160
 """Tables that go into a file or another program are not squeezed into 80 columns."""
@@ -66,3 +69,11 @@ def duration(seconds: float) -> str:
     if seconds < 172_800:
         return f"{seconds / 3600:.1f} h"
     return f"{seconds / 86_400:.1f} d"
+
+
+def confirm(yes: bool, question: str) -> None:
+    """Ask, unless told not to."""
+    if not yes:
+        if not sys.stdin.isatty():
+            raise ConfigError("this asks before it acts; without a terminal, say --yes (or --dry-run)")
+        typer.confirm(question, abort=True)

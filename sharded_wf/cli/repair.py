@@ -22,6 +22,7 @@ from sharded_wf.model.status import Status
 
 _STATES = {status.label: status for status in (Status.FAILED, Status.CANCELLED, Status.QUARANTINED)}
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_REASONS_SHOWN = 5
 _KEYS = ("name", "status", "queue", "error", "since", "until")
 _Work = Callable[[Callable[[Repaired], None]], Repaired]
 
@@ -119,11 +120,18 @@ def _in_bulk(verb: str, work: _Work, dry_run: bool, json: bool) -> None:
         task = bar.add_task("looking …")
         total = work(lambda far: bar.update(task, description=f"{far.matched:,} found, {far.done:,} {verb}"))
     if json:
-        print_json({"matched": total.matched, verb: total.done, "dry_run": dry_run})
-    elif dry_run:
-        out.print(Text(f"{total.matched:,} workflows fit; nothing was changed"))
+        said = {"matched": total.matched, verb: total.done, "skipped": total.skipped, "reasons": total.reasons}
+        print_json({**said, "dry_run": dry_run})
+        return
+    skipped = f", {total.skipped:,} {'would be ' if dry_run else ''}skipped" if total.skipped else ""
+    if dry_run:
+        out.print(Text(f"{total.matched:,} workflows fit{skipped}; nothing was changed"))
     else:
-        out.print(Text(f"{total.matched:,} workflows fit, {total.done:,} {verb}"))
+        out.print(Text(f"{total.matched:,} workflows fit, {total.done:,} {verb}{skipped}"))
+    for reason in list(total.reasons.values())[:_REASONS_SHOWN]:
+        out.print(Text(f"  {reason}"))
+    if (more := total.skipped - _REASONS_SHOWN) > 0:
+        out.print(Text(f"  and {more:,} more"))
 
 
 def _filter(id_: str | None, where: list[str] | None) -> Failed | None:

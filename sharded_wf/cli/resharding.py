@@ -3,7 +3,6 @@ afterwards; and moves that hang."""
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -13,16 +12,17 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from sharded_wf.cli.output import console, duration, print_error
+from sharded_wf.cli.output import confirm, console, duration, print_error
 from sharded_wf.config import ClusterConfig
 from sharded_wf.errors import ConfigError, MoveRefused
 from sharded_wf.reshard.coordinator import Moved
 from sharded_wf.reshard.coordinator import Progress as Step
 from sharded_wf.reshard.fleet import Unfinished, resume_all, undo_all, unfinished_moves
 
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and do nothing.")]
 FullSpeed = Annotated[bool, typer.Option("--full-speed", help="Copy without rests, at the expense of other slots.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Finish what was cut off (all, or these slots').")]
+Undo = Annotated[bool, typer.Option("--undo", help="Take back what was cut off before it was live.")]
+Force = Annotated[bool, typer.Option("--force", help="Also if its process seems to live: it is shut out.")]
 
 _PHASES = {
     "planned": "planned",
@@ -38,14 +38,6 @@ _PHASES = {
     "unmade": "undoing",
     "undone": "undone",
 }
-
-
-def confirm(yes: bool, question: str) -> None:
-    """Ask, unless told not to."""
-    if not yes:
-        if not sys.stdin.isatty():
-            raise ConfigError("this asks before it acts; without a terminal, say --yes (or --dry-run)")
-        typer.confirm(question, abort=True)
 
 
 @contextmanager
@@ -110,12 +102,15 @@ def settle(
     slots: Sequence[int],
     *,
     splits: bool = False,
+    resume: bool,
     undo: bool,
     force: bool,
     dry_run: bool,
     yes: bool,
 ) -> None:
     """Finish what hangs, or take it back: moves and splits, or ``splits`` alone; all, or of these slots."""
+    if resume and undo:
+        raise ConfigError("--resume or --undo, one of the two")
     out = console()
     hanging = [one for one in unfinished_moves(config) if not slots or one.move.slot in slots]
     if splits:

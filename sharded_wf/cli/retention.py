@@ -13,10 +13,10 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from sharded_wf.cli.history import moment
-from sharded_wf.cli.options import ClusterOption, JsonOption
+from sharded_wf.cli.options import ClusterOption, JsonOption, find_cluster
 from sharded_wf.cli.output import console, print_error, print_json, table
 from sharded_wf.clock import SYSTEM_CLOCK
-from sharded_wf.config import ClusterConfig, find_config
+from sharded_wf.config import ClusterConfig
 from sharded_wf.errors import ConfigError
 from sharded_wf.maintenance.sweep_once import Swept, sweep_once
 from sharded_wf.retention import Retention, parse_age
@@ -37,7 +37,7 @@ OlderThan = Annotated[
 @app.command()
 def status(cluster: ClusterOption = None, older_than: OlderThan = None, json: JsonOption = False) -> None:
     """Count what is old enough to go, by queue and workflow. Removes nothing, and looks at a million rows a shard."""
-    config = find_config(cluster)
+    config = find_cluster(cluster)
     _show(_sweep(config, _policy(config, older_than, None), dry_run=True, quiet=json), json, dry_run=True)
 
 
@@ -53,7 +53,7 @@ def run(
     json: JsonOption = False,
 ) -> None:
     """Remove finished workflows that are old enough, now. Safe to interrupt, to repeat, and beside running workers."""
-    config = find_config(cluster)
+    config = find_cluster(cluster)
     _show(_sweep(config, _policy(config, older_than, export), dry_run=dry_run, quiet=json), json, dry_run=dry_run)
 
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
 import msgspec
 import typer
 from rich.text import Text
 
-from sharded_wf.cli import moves, resharding, splits, top
-from sharded_wf.cli.options import ClusterOption, JsonOption
-from sharded_wf.cli.output import console, duration, print_error, print_json, ranges, table
-from sharded_wf.cluster.fleet import Count, FleetStatus, ShardStatus, fleet_status, migrate_fleet
+from sharded_wf.cli import migration, moves, resharding, splits, top
+from sharded_wf.cli.options import ClusterOption, JsonOption, Yes, find_cluster
+from sharded_wf.cli.output import console, duration, print_json, ranges, table
+from sharded_wf.cluster.fleet import Count, FleetStatus, ShardStatus, fleet_status
 from sharded_wf.cluster.initialize import init_cluster
 from sharded_wf.cluster.timelines import accept_primary
-from sharded_wf.config import find_config
-from sharded_wf.errors import ShardedWfError
-from sharded_wf.limits import SLOTS_DEFAULT
+from sharded_wf.limits import LOOK_SECONDS, SLOTS_DEFAULT
 from sharded_wf.reshard.fleet import unfinished_moves
 
 app = typer.Typer(
@@ -31,6 +30,7 @@ NOTHING = "-"
 for _name, _command in (moves.COMMANDS | top.COMMANDS).items():
     app.command(_name)(_command)
 app.command("split")(splits.split)
+app.command("migrate")(migration.migrate)
 _COLUMNS: tuple[str, ...] = (
     "",
     "shard",
@@ -59,7 +59,7 @@ def init(
     ] = None,
 ) -> None:
     """Make the cluster in empty databases, or add the shards that are new in shards.toml. Safe to repeat."""
-    config = find_config(cluster)
+    config = find_cluster(cluster)
     made = init_cluster(config, slots)
     shard_map, out = made.shard_map, console()
     shards = "1 shard" if len(config.shards) == 1 else f"{len(config.shards)} shards"
@@ -71,11 +71,17 @@ def init(
 
 
 @app.command()
-def status(cluster: ClusterOption = None, json: JsonOption = False) -> None:
+def status(
+    cluster: ClusterOption = None,
+    json: JsonOption = False,
+    wait: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for a shard's answer.")] = LOOK_SECONDS,
+) -> None:
     """Show each shard: whether it answers, its slots, its backlog, who works there. Exits with 1 if one is not well."""
-    config = find_config(cluster)
-    found = fleet_status(config)
-    hanging = unfinished_moves(config) if found.cluster_id is not None else []
+    config = find_cluster(cluster)
+    with ThreadPoolExecutor(max_workers=1) as pool:  # a shard that hangs is waited for once
+        asked = pool.submit(unfinished_moves, config, wait)
+        found = fleet_status(config, wait)
+        hanging = asked.result() if found.cluster_id is not None else []
     # A slot that was retired by a process that is gone is nowhere, until somebody finishes its move.
     stuck = any(one.move.state == "retired" and one.move.abandoned for one in hanging)
     if json:
@@ -94,11 +100,11 @@ def status(cluster: ClusterOption = None, json: JsonOption = False) -> None:
 def accept(
     shard: Annotated[str, typer.Argument(help="The shard.")],
     cluster: ClusterOption = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    yes: Yes = False,
 ) -> None:
     """Say that the server which the shard's DSN leads to is its primary, though another or a later one was seen: after
     a restore, or an upgrade in place. Not after a failover, which is noticed."""
-    config = find_config(cluster)
+    config = find_cluster(cluster)
     found = config.shard(shard)
     if not yes:
         typer.confirm(
@@ -108,33 +114,6 @@ def accept(
         )
     accepted = accept_primary(config, shard)
     console().print(Text(f"{shard}: {accepted or 'has no timelines; nothing to accept'}"))
-
-
-@app.command()
-def migrate(
-    cluster: ClusterOption = None,
-    pre: Annotated[
-        bool,
-        typer.Option(
-            "--pre", help="Only what suits the old code too: before a deployment. Then again without, after it."
-        ),
-    ] = False,
-) -> None:
-    """Bring the tables of every shard up to date. Safe to repeat, and to run twice at once."""
-    answers = migrate_fleet(find_config(cluster), "pre" if pre else "all")
-    out = console()
-    for name, applied in answers.given.items():
-        if not applied:
-            out.print(Text(f"{name}: up to date"))
-            continue
-        schemas = {step.schema for step in applied}
-        out.print(Text(f"{name}: {len(applied)} applied to {len(schemas)} schemas, up to {applied[-1].label}"))
-    for name, error in answers.failed.items():
-        if not isinstance(error, ShardedWfError):
-            raise error
-        print_error(str(error) if name in str(error) else f"{name}: {error}")
-    if answers.failed:
-        raise typer.Exit(1)
 
 
 def _print_status(found: FleetStatus) -> None:
@@ -176,6 +155,10 @@ def _print_notes(found: FleetStatus) -> None:
         out.print()
     for note in notes:
         out.print(note)
+    if found.astray:
+        slots = ("slot " if len(found.astray) == 1 else "slots ") + ranges(list(found.astray))
+        text = f"Citus has moved the rows of {slots}: served over a hop until you run sharded-wf shards rebalance"
+        out.print(Text.assemble(("! ", "bold yellow"), text))
 
 
 def _notes(shard: ShardStatus) -> Iterator[Text]:

@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from sharded_wf.cli.options import ClusterOption
-from sharded_wf.cli.output import console, ranges, table
-from sharded_wf.cli.resharding import DryRun, FullSpeed, Yes, bars, confirm, print_outcome, settle
+from sharded_wf.cli.options import ClusterOption, DryRun, Yes, find_cluster
+from sharded_wf.cli.output import confirm, console, ranges, table
+from sharded_wf.cli.resharding import Force, FullSpeed, Resume, Undo, bars, print_outcome, settle
 from sharded_wf.cluster.directory import load_map
-from sharded_wf.config import ClusterConfig, find_config
+from sharded_wf.config import ClusterConfig
 from sharded_wf.errors import ConfigError
 from sharded_wf.limits import MOVE_PACE_FACTOR
 from sharded_wf.reshard import plan
@@ -26,15 +26,9 @@ def split(
         typer.Argument(help="These slots. Default: all that were split least often.", show_default=False),
     ] = None,
     cluster: ClusterOption = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Finish splits that were cut off (all, or these slots').")
-    ] = False,
-    undo: Annotated[
-        bool, typer.Option("--undo", help="Take splits back that were cut off before they were live.")
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Also if their process seems to live: it is shut out.")
-    ] = False,
+    resume: Resume = False,
+    undo: Undo = False,
+    force: Force = False,
     until: Annotated[
         int | None,
         typer.Option(help="Only while there are fewer slots than this: then repeating the command does no more."),
@@ -45,11 +39,14 @@ def split(
 ) -> None:
     """Split slots in two while they are in use: all of them, which doubles their number, or some. Can be killed at any
     moment: finish what hangs with --resume, then run it again, and it goes on with the slots that are left."""
-    config = find_config(cluster)
+    config = find_cluster(cluster)
+    if config.coordinator is not None:
+        raise ConfigError(
+            "slots of a Citus cluster can't be split: choose their number when it is made (sharded-wf shards init "
+            "--slots); Citus moves them whole"
+        )
     if resume or undo:
-        if resume and undo:
-            raise ConfigError("--resume or --undo, one of the two")
-        settle(config, slots or [], splits=True, undo=undo, force=force, dry_run=dry_run, yes=yes)
+        settle(config, slots or [], splits=True, resume=resume, undo=undo, force=force, dry_run=dry_run, yes=yes)
         return
     shard_map = load_map(config).shard_map
     if until is not None and shard_map.slots >= until:

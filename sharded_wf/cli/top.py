@@ -13,9 +13,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from sharded_wf.cli.options import ClusterOption, JsonOption
+from sharded_wf.cli.options import ClusterOption, JsonOption, find_cluster
 from sharded_wf.cli.output import console, print_json, table
-from sharded_wf.config import ClusterConfig, find_config
+from sharded_wf.config import ClusterConfig
 from sharded_wf.doctor.finding import size
 from sharded_wf.doctor.load import Busy, Load, Sampler
 from sharded_wf.limits import TOP_INTERVAL_SECONDS, TOP_SAMPLE_MAX_ROWS, TOP_SHOWN_ROWS, TOP_WINDOW_SECONDS
@@ -34,7 +34,7 @@ def top(
 
     Live until Ctrl-C in a terminal; else, or with --once or --json, one look. Exits with 1 if a shard does not answer.
     """
-    config = find_config(cluster)
+    config = find_cluster(cluster)
     sampler, out = Sampler(config), console()
     sampler.look()  # rates need two
     time.sleep(interval)

@@ -6,10 +6,9 @@ import msgspec
 import typer
 from rich.text import Text
 
-from sharded_wf.cli.options import ClusterOption, JsonOption
+from sharded_wf.cli.options import ClusterOption, JsonOption, find_cluster
 from sharded_wf.cli.output import console, duration, print_json, table
 from sharded_wf.cluster.versions import OpenVersion, open_versions
-from sharded_wf.config import find_config
 
 _COLUMNS = ("app", "version", "pending", "running", "parked", "oldest", "executors")
 _NUMBERS = frozenset({"pending", "running", "parked", "oldest"})
@@ -21,7 +20,7 @@ def versions(cluster: ClusterOption = None, json: JsonOption = False) -> None:
 
     Exits with 1 if something is open that no live executor can run. Reads every workflow once.
     """
-    found = open_versions(find_config(cluster))
+    found = open_versions(find_cluster(cluster))
     if json:
         print_json([msgspec.to_builtins(one) | {"open": one.open} for one in found])
     else:

@@ -56,16 +56,27 @@ def list_(
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")] = 20,
     json: JsonOption = False,
 ) -> None:
-    """List workflows of all shards, the newest first."""
+    """List workflows of all shards, the newest first. Exits with 1 if a shard does not answer."""
     wanted = None if status is None else _status_of(status)
+    away: dict[str, str] = {}
     with BlockingClient.connect(find_config(cluster)) as client:
-        found = client.list(where=_conditions(where or []), name=name, status=wanted, queue=queue, limit=limit)
+        found = client.list(
+            where=_conditions(where or []), name=name, status=wanted, queue=queue, limit=limit, away=away
+        )
     if json:
         print_json([as_plain(one) for one in found])
-        return
+    else:
+        _print_list(found, limit, "no workflows" + (" like this" if name or status or queue or where else ""))
+    for shard, reason in away.items():
+        print_error(f"without those on {shard}, which can't be reached: {reason}")
+    if away:
+        raise typer.Exit(1)
+
+
+def _print_list(found: list[Description], limit: int, nothing: str) -> None:
     out = console()
     if not found:
-        out.print("no workflows" + (" like this" if name or status or queue or where else ""))
+        out.print(nothing)
         return
     rows = table(*_COLUMNS, numbers=frozenset({"created", "took"}), wraps=frozenset({"id"}))
     for one in found:

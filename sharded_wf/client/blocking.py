@@ -309,9 +309,10 @@ class BlockingClient:
         queue: str | None = None,
         limit: int = 100,
         before: Microseconds | Description | None = None,
+        away: dict[str, str] | None = None,
     ) -> list[Description]:
         """As ``Client.list``."""
         found: list[Description] = self._call(
-            self._client.list(where=where, name=name, status=status, queue=queue, limit=limit, before=before)
+            self._client.list(where=where, name=name, status=status, queue=queue, limit=limit, before=before, away=away)
         )
         return found

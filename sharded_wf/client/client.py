@@ -297,15 +297,15 @@ class Client:
 
     async def resume(self, id: str) -> bool:
         """A workflow that failed, was cancelled or quarantined goes on where it was: what it finished is kept, what
-        it failed of runs again. Returns False, and changes nothing, if it is under way or succeeded. Children whose
-        failure it failed of are resumed with it. Raises ``WorkflowNotFound``, ``ShardUnavailable`` (then ask again)."""
+        it failed of runs again. False: it is under way or succeeded. Children that it failed of, or that its end
+        cancelled, go on with it. Raises ``ResumeRefused``, ``WorkflowNotFound``, ``ShardUnavailable`` (ask again)."""
         return await repair.resume(self._shards, id)
 
     async def resume_many(
         self, wanted: Failed, *, dry_run: bool = False, progress: Callable[[Repaired], None] | None = None
     ) -> Repaired:
-        """Resume all that ended badly, until now, and fits ``wanted``; with ``dry_run`` only count them. ``progress``
-        is called now and then with the counts so far. Raises ``ShardUnavailable`` when the other shards are done."""
+        """Resume all that ended badly, until now, and fits ``wanted``; with ``dry_run`` only count. What can't be
+        resumed is skipped. ``progress`` gets the counts so far. Raises ``ShardUnavailable`` after the others."""
         return await repair.resume_many(self._shards, wanted, dry_run=dry_run, report=progress)
 
     async def fork(self, id: str, *, from_step: int | str, new_id: str | None = None) -> Handle[Any]:
@@ -328,7 +328,7 @@ class Client:
         progress: Callable[[Repaired], None] | None = None,
     ) -> Repaired:
         """Fork all that ended badly, until now, and fits ``wanted``; the new IDs are the old ones with ``suffix``, so
-        asking again forks nothing twice. As ``fork`` and ``resume_many`` for the rest."""
+        asking again forks nothing twice. What has no such step is skipped. As ``resume_many`` for the rest."""
         return await repair.fork_many(self._shards, wanted, from_step, suffix, dry_run=dry_run, report=progress)
 
     async def _deliver(self, message: Message) -> None:
@@ -340,8 +340,7 @@ class Client:
     def locate(self, id: str) -> tuple[int, str]:
         """Where a workflow with this ID lies, or would: its slot, and the name of the shard. Asks nobody."""
         check_id(id)
-        slot = self._shards.map.slot_of(id)
-        return slot, self._shards.shard_of_slot(slot).name
+        return (slot := self._shards.map.slot_of(id)), self._shards.shard_of_slot(slot).name
 
     async def describe(self, id: str) -> Description | None:
         """All that is known of a workflow now, or None if there is none with this ID."""
@@ -392,9 +391,10 @@ class Client:
         queue: str | None = None,
         limit: int = 100,
         before: Microseconds | Description | None = None,
+        away: dict[str, str] | None = None,
     ) -> list[Description]:
         """The newest workflows of all shards (without ``where``, of those that failed, were cancelled or quarantined:
         the last to end), at most ``limit``. ``where``: only those whose attributes fit, as ``attr("stage") == "paid"``.
         ``before`` pages on: a moment (microseconds since the epoch), or, with ``where``, the last one of the page
-        before, which misses none of the same moment. Raises ``ShardUnavailable``: a list with holes is no list."""
-        return await search.list_workflows(self._shards, where, name, status, queue, limit, before)
+        before. ``away``: gets the names of shards that don't answer, and why. Else raises ``ShardUnavailable``."""
+        return await search.list_workflows(self._shards, where, name, status, queue, limit, before, away)

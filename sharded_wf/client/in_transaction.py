@@ -26,6 +26,7 @@ from sharded_wf.model.workflow import Message, Start
 from sharded_wf.postgres import borrowed
 from sharded_wf.postgres.failures import moved_slot
 from sharded_wf.postgres.session import Result, Statement
+from sharded_wf.postgres.statements import on_citus
 from sharded_wf.routing import CONTROL_SCHEMA, slot_schema
 from sharded_wf.store import leases, messages, outcomes, requests, starts
 from sharded_wf.store.starts import Existing
@@ -46,7 +47,7 @@ class InTransaction:
     def start(self, start: Start, *, same: bool) -> Asking[Existing | str | None]:
         """Start a workflow: what existed before, or ``None`` if it is new, or ``LEFT``."""
         slot = self._shards.map.slot_of(start.id)
-        schema, here = yield from self._place_of(slot)
+        schema, here, _ = yield from self._place_of(slot)
         if not here:
             yield requests.leave_start(schema, start, same=same)
             if schema == CONTROL_SCHEMA:
@@ -69,7 +70,7 @@ class InTransaction:
     def send(self, message: Message) -> Asking[None]:
         """Send a message. Raises ``WorkflowNotFound``, if that can be known here."""
         slot = self._shards.map.slot_of(message.receiver)
-        schema, here = yield from self._place_of(slot)
+        schema, here, citus = yield from self._place_of(slot)
         if not here:
             yield requests.leave_message(schema, message)
             if schema == CONTROL_SCHEMA:
@@ -78,22 +79,24 @@ class InTransaction:
         missing = yield outcomes.missing_workflows(schema, {message.receiver})
         if len(missing):
             raise WorkflowNotFound(f"no workflow has the ID {message.receiver!r}")
-        yield messages.deliver(schema, (message,))
+        delivery = messages.deliver(schema, (message,))
+        yield from on_citus(delivery) if citus else (delivery,)
         yield leases.notify_wakes([slot])
 
-    def _place_of(self, slot: int) -> Asking[tuple[str, bool]]:
-        """The schema to write into, and whether it is the slot itself. Raises ``TransactionRefused``."""
-        is_shard, has_outbox = requests.is_shard_and_outbox((yield requests.where_am_i()))
+    def _place_of(self, slot: int) -> Asking[tuple[str, bool, bool]]:
+        """The schema to write into, whether it is the slot itself, and whether this is a node of a Citus cluster.
+        Raises ``TransactionRefused``."""
+        is_shard, has_outbox, citus = requests.is_shard_and_outbox((yield requests.where_am_i()))
         if is_shard:
             identity = requests.identity_of((yield requests.read_cluster()))
             self._check_cluster(identity)
             schema = slot_schema(slot)
-            if (yield requests.has_live_slot(schema)).value() == b"\x01":
-                return schema, True
-            return CONTROL_SCHEMA, False
+            if (yield requests.has_live_slot(slot)).value() == b"\x01":
+                return schema, True, citus
+            return CONTROL_SCHEMA, False, citus
         if has_outbox:
             self._check_cluster(requests.identity_of((yield requests.read_owner())))
-            return requests.OUTBOX_SCHEMA, False
+            return requests.OUTBOX_SCHEMA, False, False
         raise TransactionRefused(
             "the connection leads to a database that is neither a shard of the cluster nor has an outbox; make one: "
             "sharded-wf outbox init DSN"

@@ -13,8 +13,8 @@ from sharded_wf.client.validation import check_id
 from sharded_wf.clock import Microseconds
 from sharded_wf.cluster import repair as cluster_repair
 from sharded_wf.cluster.shards import ShardSet, SlotSplit
-from sharded_wf.errors import IdConflict, StepNotFound, WorkflowNotFound
-from sharded_wf.limits import READ_DEADLINE_SECONDS, REPAIR_PAGE_ROWS, WRITE_DEADLINE_SECONDS
+from sharded_wf.errors import IdConflict, LimitExceeded, ResumeRefused, StepNotFound, WorkflowNotFound
+from sharded_wf.limits import READ_DEADLINE_SECONDS, REPAIR_PAGE_ROWS, REPAIR_REASONS_MAX, WRITE_DEADLINE_SECONDS
 from sharded_wf.model.history import EMPTY_HISTORY, Entry, EntryKind, History, Resumption, continuation_of
 from sharded_wf.model.status import Status
 from sharded_wf.routing import children_of, slot_schema
@@ -46,9 +46,22 @@ class Repaired(msgspec.Struct):
     """Workflows that fit the filter."""
     done: int = 0
     """Those that were resumed, or forked; in a dry run, 0."""
+    skipped: int = 0
+    """Those that can't be repaired this way; in a dry run too."""
+    reasons: dict[str, str] = {}
+    """Why, by ID: of the first ``limits.REPAIR_REASONS_MAX`` of them."""
+
+    def skip(self, id_: str, reason: str) -> None:
+        """Note one that can't be repaired this way."""
+        self.skipped += 1
+        if len(self.reasons) < REPAIR_REASONS_MAX:
+            self.reasons[id_] = reason
 
 
 Report = Callable[[Repaired], None]
+
+_UNFORKABLE = (StepNotFound, IdConflict, WorkflowNotFound, LimitExceeded)
+"""What stands in the way of one fork, and of no other."""
 
 
 async def resume(shards: ShardSet, id_: str) -> bool:
@@ -56,7 +69,9 @@ async def resume(shards: ShardSet, id_: str) -> bool:
     check_id(id_)
     if await cluster_repair.resume(shards, [id_]):
         return True
-    await _existing(shards, id_)
+    origin, _ = await _existing(shards, id_)
+    if origin.undone_from is not None:
+        raise ResumeRefused(_undone_text(id_, origin.undone_from))
     return False
 
 
@@ -67,8 +82,11 @@ async def resume_many(shards: ShardSet, wanted: Failed, *, dry_run: bool, report
     async def of(slots: Sequence[int]) -> None:
         async for page in _pages(shards, slots, wanted):
             total.matched += len(page)
+            for one in page:
+                if one.undone_from is not None:
+                    total.skip(one.id, _undone_text(one.id, one.undone_from))
             if not dry_run:
-                resumed = await cluster_repair.resume(shards, [one.id for one in page])
+                resumed = await cluster_repair.resume(shards, [one.id for one in page if one.undone_from is None])
                 total.done += len(resumed)  # not in one line with the await: other shards count meanwhile
             if report is not None:
                 report(total)
@@ -81,8 +99,7 @@ async def fork(shards: ShardSet, id_: str, from_step: int | str, new_id: str | N
     """As ``Client.fork``; the new workflow's ID, and whether this call made it."""
     new_id = shards.id_maker()() if new_id is None else new_id
     check_id(new_id)
-    origin, history = await _existing(shards, id_)
-    ordinal = _ordinal_of(id_, history, from_step)
+    origin, history, ordinal = await _forkable(shards, id_, from_step)
     now = shards.clock.now_us()
     entries = _copied(id_, history, ordinal, now)
     answers = await shards.transact(
@@ -107,9 +124,18 @@ async def fork_many(
     async def of(slots: Sequence[int]) -> None:
         async for page in _pages(shards, slots, wanted):
             total.matched += len(page)
-            if not dry_run:
-                made = await asyncio.gather(*(fork(shards, one.id, from_step, one.id + suffix) for one in page))
-                total.done += sum(created for _, created in made)
+            works = [
+                _forkable(shards, one.id, from_step) if dry_run else fork(shards, one.id, from_step, one.id + suffix)
+                for one in page
+            ]
+            answers = await asyncio.gather(*works, return_exceptions=True)
+            for one, answer in zip(page, answers, strict=True):
+                if isinstance(answer, _UNFORKABLE):
+                    total.skip(one.id, str(answer))
+                elif isinstance(answer, BaseException):
+                    raise answer
+                else:
+                    total.done += answer[1] is True
             if report is not None:
                 report(total)
 
@@ -151,6 +177,20 @@ async def _pages(shards: ShardSet, slots: Sequence[int], wanted: Failed) -> Asyn
 
 def _microseconds(moment: datetime) -> Microseconds:
     return round(moment.timestamp() * 1_000_000)
+
+
+async def _forkable(shards: ShardSet, id_: str, from_step: int | str) -> tuple[repair.Origin, History, int]:
+    """What a fork takes over, and the number of the step that it begins with. Raises ``StepNotFound``,
+    ``WorkflowNotFound``."""
+    origin, history = await _existing(shards, id_)
+    return origin, history, _ordinal_of(id_, history, from_step)
+
+
+def _undone_text(id_: str, from_step: int) -> str:
+    return (
+        f"workflow {id_!r} has undone its work (saga), and resumed it would count as done: "
+        f"fork it from step {from_step}, where that work began, or start another"
+    )
 
 
 async def _existing(shards: ShardSet, id_: str) -> tuple[repair.Origin, History]:

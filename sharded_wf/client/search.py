@@ -13,6 +13,7 @@ from sharded_wf.cluster.shards import ShardSet
 from sharded_wf.limits import READ_DEADLINE_SECONDS
 from sharded_wf.model.attributes import Where
 from sharded_wf.model.status import Status
+from sharded_wf.postgres.connect import look_seconds
 from sharded_wf.postgres.failures import moved_slot, unavailable
 from sharded_wf.postgres.session import ConnectionLost
 from sharded_wf.store import attributes, workflows
@@ -27,6 +28,7 @@ async def list_workflows(
     queue: str | None,
     limit: int,
     before: Microseconds | Description | None,
+    away: dict[str, str] | None,
 ) -> list[Description]:
     """As ``Client.list``."""
     until = shards.clock.monotonic() + READ_DEADLINE_SECONDS
@@ -43,9 +45,13 @@ async def list_workflows(
         if not asked:
             return []
         try:
+            await shard.reader.connect(within=look_seconds(shard.dsn))
             answers = await shard.reader.transact(asked, deadline=READ_DEADLINE_SECONDS)
         except ConnectionLost as error:
-            raise unavailable(shard.name, error) from None
+            if away is None:
+                raise unavailable(shard.name, error) from None
+            away[shard.name] = str(error)
+            return []
         return [one for answer in answers for one in workflows.descriptions_of(answer)]
 
     parts: list[list[Description]] = []

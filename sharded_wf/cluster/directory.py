@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sharded_wf.cluster import citus
 from sharded_wf.cluster.shard_map import (
     PLANNED_EPOCH,
     Placement,
@@ -60,6 +61,7 @@ def load_map(config: ClusterConfig, *, lenient: bool = False) -> Directory:
     Raises ``ClusterNotInitialized``; ``ClusterMismatch`` if cluster, shards, slots or hash are not what the databases
     hold; ``SchemaOutOfDate``; ``ShardUnavailable`` if no shard answers that knows the cluster.
     """
+    config = citus.resolve(config)
     answers, copies = ask_primaries(
         config.shards,
         _look,

@@ -1,4 +1,4 @@
-"""How the shards fare, and what is done on all of them at once.
+"""How the shards fare.
 
 Status is what people look at when something is wrong. So it never fails as a whole: a shard that is away, empty or
 foreign is a line that says so; and it costs little: it reads a bounded number of rows, however long the history.
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 import uuid
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import psycopg
 
-from sharded_wf.cluster.fanout import Answers, ask_each
+from sharded_wf.cluster import citus
 from sharded_wf.cluster.shard_map import (
     PLANNED_EPOCH,
     Record,
@@ -25,7 +26,7 @@ from sharded_wf.cluster.shard_map import (
 )
 from sharded_wf.cluster.timelines import ask_primaries
 from sharded_wf.config import ClusterConfig, ShardConfig
-from sharded_wf.errors import ClusterNotInitialized, ConfigError, ShardUnavailable
+from sharded_wf.errors import ConfigError, ShardUnavailable
 from sharded_wf.limits import (
     LEASE_SECONDS,
     STATUS_COUNT_MAX_ROWS,
@@ -34,11 +35,11 @@ from sharded_wf.limits import (
     STATUS_LANES_MAX,
 )
 from sharded_wf.postgres.connect import Connection
-from sharded_wf.postgres.migrate import Phase, SchemaStep, migrate, pending, slots_present
+from sharded_wf.postgres.migrate import SchemaStep, pending, slots_present
 from sharded_wf.postgres.queries import load
-from sharded_wf.routing import slot_schema
+from sharded_wf.routing import CONTROL_SCHEMA, slot_schema
 
-_NOT_YET = "not part of the cluster yet: run sharded-wf shards init"
+NOT_YET = "not part of the cluster yet: run sharded-wf shards init"
 _FLEET = load("fleet")
 _MAP = load("shard_map")
 
@@ -57,7 +58,8 @@ class Count:
 @dataclass(frozen=True, slots=True)
 class ExecutorStatus:
     """One executor's lease on one shard. ``beat_age_seconds``: since its last heartbeat, by the server's clock.
-    ``live``: that is less than a lease. ``queues``: ``None`` means all."""
+    ``live``: that is less than a lease. ``queues``: ``None`` means all. ``control_known``, ``slot_known``: the newest
+    migrations that its code knows (0: it did not say)."""
 
     id: str
     executor: str
@@ -69,6 +71,12 @@ class ExecutorStatus:
     queues: tuple[str, ...] | None
     version: str
     live: bool
+    control_known: int = 0
+    slot_known: int = 0
+
+    def knows(self, step: SchemaStep) -> bool:
+        """Whether its code knows this migration."""
+        return step.migration.version <= (self.control_known if step.schema == CONTROL_SCHEMA else self.slot_known)
 
     def can_run(self, capability: str, queue: str) -> bool:
         """Whether this executor takes workflows of this capability from this queue."""
@@ -117,6 +125,8 @@ class FleetStatus:
     slots: int | None
     problem: str | None
     shards: tuple[ShardStatus, ...]
+    astray: Mapping[int, str] = field(default_factory=dict)
+    """Slots of a Citus cluster whose rows lie on another node than the one that serves them, and on which."""
 
     @property
     def healthy(self) -> bool:
@@ -124,14 +134,24 @@ class FleetStatus:
         return self.problem is None and all(shard.reachable and shard.problem is None for shard in self.shards)
 
 
-def fleet_status(config: ClusterConfig) -> FleetStatus:
-    """Ask every shard how it fares. Blocks for as long as the slowest, at most some ``STATUS_DEADLINE_SECONDS``."""
+def fleet_status(config: ClusterConfig, patience_seconds: float | None = None) -> FleetStatus:
+    """Ask every shard how it fares. Blocks for as long as the slowest, at most ``patience_seconds`` (unless said, some
+    ``STATUS_DEADLINE_SECONDS``)."""
+
+    config = citus.resolve(config)
+
+    places: dict[int, str] = {}
 
     def inspect(shard: ShardConfig, conn: Connection) -> tuple[Record, ShardStatus]:
         record = read_record(conn)
+        if config.coordinator is not None:
+            places.update(citus.places(conn))
         return record, _inspect(config, shard, record, conn)
 
-    answers, _ = ask_primaries(config.shards, inspect, purpose="status", deadline_seconds=STATUS_DEADLINE_SECONDS)
+    answers, _ = ask_primaries(
+        config.shards, inspect, purpose="status", deadline_seconds=STATUS_DEADLINE_SECONDS,
+        patience_seconds=patience_seconds,
+    )  # fmt: skip
     shards = tuple(
         answers.given[shard.name][1] if shard.name in answers.given else _failed(shard, answers.failed[shard.name])
         for shard in config.shards
@@ -153,27 +173,8 @@ def fleet_status(config: ClusterConfig) -> FleetStatus:
         shard if shard.reachable and shard.problem is None else replace(shard, affected=shard_map.slots_of(shard.name))
         for shard in shards
     )
-    return FleetStatus(config.name, identity.cluster_id, shard_map.epoch, shard_map.slots, problem, shards)
-
-
-def migrate_fleet(config: ClusterConfig, phase: Phase = "all") -> Answers[list[SchemaStep]]:
-    """Apply what is pending on every shard at once; return what was applied, and why not, by shard.
-
-    A shard that is away or blocked does not keep the others from going on: run it again for those. Databases that are
-    not what the configuration says they are fail with ``ClusterMismatch``, those that are no shard yet with
-    ``ClusterNotInitialized``, untouched.
-    """
-
-    def bring_up(shard: ShardConfig, conn: Connection) -> list[SchemaStep]:
-        identity = read_record(conn).identity
-        if identity is None:
-            raise ClusterNotInitialized(f"shard {shard.name!r} is {_NOT_YET}")
-        check_identity(config, shard, identity)
-        return migrate(conn, phase=phase)
-
-    # No old primary gets the migrations that the new one needs.
-    ask_primaries(config.shards, lambda _, __: None, purpose="migrate", deadline_seconds=STATUS_DEADLINE_SECONDS)
-    return ask_each(config.shards, bring_up, purpose="migrate", deadline_seconds=None)
+    astray = {slot: name for slot, name in sorted(places.items()) if shard_map.placement.get(slot, name) != name}
+    return FleetStatus(config.name, identity.cluster_id, shard_map.epoch, shard_map.slots, problem, shards, astray)
 
 
 def _failed(shard: ShardConfig, error: Exception) -> ShardStatus:
@@ -224,7 +225,7 @@ def _inspect(config: ClusterConfig, shard: ShardConfig, record: Record, conn: Co
 
 def _problem(config: ClusterConfig, shard: ShardConfig, record: Record) -> str | None:
     if record.identity is None:
-        return _NOT_YET
+        return NOT_YET
     try:
         check_identity(config, shard, record.identity)
     except ConfigError as error:
@@ -270,7 +271,7 @@ def read_executors(conn: Connection) -> tuple[ExecutorStatus, ...]:
     """The leases of a shard."""
     found: list[ExecutorStatus] = []
     for row in conn.execute(_FLEET["read_executors"].on()).fetchall():
-        lease, executor, beat_age, up, idle, isolated, capabilities, queues, version = row
+        lease, executor, beat_age, up, idle, isolated, capabilities, queues, version, *known = row
         found.append(
             ExecutorStatus(
                 id=str(lease),
@@ -283,6 +284,8 @@ def read_executors(conn: Connection) -> tuple[ExecutorStatus, ...]:
                 queues=None if queues is None else tuple(cast(list[str], queues)),
                 version=str(version),
                 live=cast(float, beat_age) < LEASE_SECONDS,
+                control_known=cast(int, known[0]),
+                slot_known=cast(int, known[1]),
             )
         )
     return tuple(found)

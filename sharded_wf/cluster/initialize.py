@@ -12,12 +12,13 @@ It can be killed at any moment and run again, and run twice at once. What makes 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import psycopg
 
+from sharded_wf.cluster import citus
 from sharded_wf.cluster.directory import check_absent
 from sharded_wf.cluster.fanout import ask_each, ask_one, reason_of
 from sharded_wf.cluster.shard_map import (
@@ -36,11 +37,17 @@ from sharded_wf.cluster.shard_map import (
 )
 from sharded_wf.cluster.timelines import accept_primary
 from sharded_wf.config import ClusterConfig, ShardConfig
-from sharded_wf.errors import ClusterMismatch, ConfigError, MigrationBlocked
-from sharded_wf.limits import MIGRATION_PATIENCE_SECONDS, POSTGRES_VERSION_MIN_NUM, SLOTS_DEFAULT, SLOTS_MAX
+from sharded_wf.errors import ClusterMismatch, ConfigError, MigrationBlocked, SchemaOutOfDate
+from sharded_wf.limits import (
+    MIGRATION_PATIENCE_SECONDS,
+    POSTGRES_VERSION_MIN_NUM,
+    SLOTS_DEFAULT,
+    SLOTS_MAX,
+    STATUS_DEADLINE_SECONDS,
+)
 from sharded_wf.postgres.connect import Connection, connection
 from sharded_wf.postgres.failures import unavailable
-from sharded_wf.postgres.migrate import migrate, pending
+from sharded_wf.postgres.migrate import migrate, pending, unknown_to_us
 from sharded_wf.postgres.queries import load
 from sharded_wf.routing import HASH_NAME, HASH_SEED, ShardMap
 
@@ -66,6 +73,7 @@ class _Plan:
     decided: bool
     live: bool
     records: Mapping[str, Record]
+    notes: citus.Notes | None
 
     def identity_of(self, shard: str) -> Identity:
         own = self.identity
@@ -83,8 +91,12 @@ def init_cluster(config: ClusterConfig, slots: int | None = None) -> Initialized
     Where the cluster exists, nothing happens to it; shards that are new in the configuration join it, without slots.
 
     Raises ``ShardUnavailable`` (all must be reachable), ``ClusterMismatch`` if a shard belongs to another cluster or
-    was made with another number of slots, ``ConfigError`` for what can't work; nothing is written then.
+    was made with another number of slots, ``ConfigError`` for what can't work,
+    ``SchemaOutOfDate`` if a shard shall join while an upgrade is under way; nothing is written then.
+
+    Of a Citus cluster the nodes are the shards, and Citus itself deals out the slots.
     """
+    config = citus.resolve(config)
     if slots is not None and not len(config.shards) <= slots <= SLOTS_MAX:
         raise ConfigError(f"{slots} slots for {len(config.shards)} shards: choose {len(config.shards)} to {SLOTS_MAX}")
     with _locked(config):
@@ -95,6 +107,8 @@ def init_cluster(config: ClusterConfig, slots: int | None = None) -> Initialized
             first = min(config.shards, key=lambda shard: shard.name)
             ask_one(first, lambda shard, conn: _store(plan, shard, conn), purpose="init", deadline_seconds=None)
         joined = tuple(name for name, record in plan.records.items() if record.identity is None) if plan.live else ()
+        if joined:
+            _check_migrated(config, plan)
         ask_each(
             config.shards, lambda shard, conn: _build(plan, shard, conn), purpose="init", deadline_seconds=None
         ).all_or_raise()
@@ -155,9 +169,12 @@ def _plan(config: ClusterConfig, slots: int | None, records: Mapping[str, Record
     identities = {name: record.identity for name, record in records.items() if record.identity is not None}
     if not identities:
         count = slots or max(SLOTS_DEFAULT, len(config.shards))
-        placements = tuple(Placement(slot, name, PLANNED_EPOCH) for slot, name in enumerate(_deal(config, count)))
+        dealt, notes = _deal(config, count), None
+        if config.coordinator is not None:
+            dealt, notes = citus.make_slots(config, count), citus.read_notes(config)
+        placements = tuple(Placement(slot, name, PLANNED_EPOCH) for slot, name in enumerate(dealt))
         identity = Identity(uuid.uuid4(), config.name, config.shards[0].name, count, HASH_NAME, HASH_SEED)
-        return _Plan(identity, placements, decided=False, live=False, records=records)
+        return _Plan(identity, placements, decided=False, live=False, records=records, notes=notes)
     for name, identity in identities.items():
         check_identity(config, config.shard(name), identity)
     identity = check_same_cluster(identities)
@@ -169,10 +186,31 @@ def _plan(config: ClusterConfig, slots: int | None, records: Mapping[str, Record
     if live:
         for name in records.keys() - identities.keys():
             check_absent(config.shard(name), shard_map)
-    return _Plan(identity, placements, decided=True, live=live, records=records)
+    notes = None if config.coordinator is None else citus.read_notes(config)
+    return _Plan(identity, placements, decided=True, live=live, records=records, notes=notes)
 
 
-def _deal(config: ClusterConfig, count: int) -> Generator[str]:
+def _check_migrated(config: ClusterConfig, plan: _Plan) -> None:
+    """Who joins gets the tables of this version of the code; so the others must have just these. Raises
+    ``SchemaOutOfDate``."""
+
+    def look(shard: ShardConfig, conn: Connection) -> None:
+        if todo := pending(conn):
+            raise SchemaOutOfDate(
+                f"shard {shard.name!r} has migrations to apply ({todo[0].label}); run sharded-wf shards migrate, and "
+                "then let others join"
+            )
+        if newer := unknown_to_us(conn):
+            raise SchemaOutOfDate(
+                f"shard {shard.name!r} has a migration that this version does not know ({newer}); let others join with "
+                "the newer sharded-wf"
+            )
+
+    members = [shard for shard in config.shards if plan.records[shard.name].identity is not None]
+    ask_each(members, look, purpose="init", deadline_seconds=STATUS_DEADLINE_SECONDS).all_or_raise()
+
+
+def _deal(config: ClusterConfig, count: int) -> Iterable[str]:
     """The shards of the slots 0, 1, …: each slot to the shard that is furthest behind its share, of equal ones to the
     first; so shards of equal weight take turns."""
     held = {shard.name: 0 for shard in config.shards}
@@ -184,6 +222,8 @@ def _deal(config: ClusterConfig, count: int) -> Generator[str]:
 
 
 def _store(plan: _Plan, shard: ShardConfig, conn: Connection) -> None:
+    if plan.notes is not None:
+        citus.make_control(conn, plan.notes)
     migrate(conn, ())
     write_record(conn, plan.identity_of(shard.name), plan.placements)
 

@@ -29,7 +29,7 @@ def init_outbox(config: ClusterConfig, dsn: str) -> bool:
     try:
         with connection(dsn, purpose="outbox init") as conn, conn.transaction():
             conn.execute(_MIGRATIONS["lock_migrations"].on())
-            is_shard, has_outbox = requests.is_shard_and_outbox(borrowed.run(conn, requests.where_am_i()))
+            is_shard, has_outbox, _ = requests.is_shard_and_outbox(borrowed.run(conn, requests.where_am_i()))
             if is_shard:
                 raise ConfigError("this database is a shard; it needs no outbox of its own")
             if has_outbox:
@@ -37,7 +37,8 @@ def init_outbox(config: ClusterConfig, dsn: str) -> bool:
                 return False
             migrations = load_migrations("outbox")
             for migration in migrations:
-                conn.execute(migration.on(requests.OUTBOX_SCHEMA))
+                for statement in migration.statements(requests.OUTBOX_SCHEMA):
+                    conn.execute(statement)
             borrowed.run(conn, requests.write_owner(cluster_id, config.name, len(migrations)))
             return True
     except psycopg.errors.InsufficientPrivilege as error:

@@ -21,13 +21,14 @@ from typing import TypeVar
 import psycopg
 
 from sharded_wf.clock import SYSTEM_CLOCK, Clock
+from sharded_wf.cluster import citus
 from sharded_wf.cluster.directory import Directory, load_map
 from sharded_wf.cluster.shard import Shard
 from sharded_wf.cluster.shard_map import Placement, live_slots, merge
 from sharded_wf.cluster.timelines import seen_by_this_process, spread
 from sharded_wf.cluster.writer import SlotMoved
 from sharded_wf.config import ClusterConfig, ShardConfig
-from sharded_wf.errors import ShardedWfError, ShardUnavailable
+from sharded_wf.errors import SchemaOutOfDate, ShardedWfError, ShardUnavailable
 from sharded_wf.limits import (
     MAP_RELOAD_FIRST_SECONDS,
     MAP_RELOAD_MAX_SECONDS,
@@ -35,7 +36,7 @@ from sharded_wf.limits import (
     WRITE_DEADLINE_SECONDS,
 )
 from sharded_wf.model.workflow import Message, Start
-from sharded_wf.postgres.failures import moved_slot
+from sharded_wf.postgres.failures import is_of_schema, moved_slot
 from sharded_wf.postgres.session import ConnectionLost, Result, Statement
 from sharded_wf.postgres.timeline import Timeline, primary_of
 from sharded_wf.routing import ShardMap, new_id, new_id_avoiding
@@ -79,6 +80,7 @@ class ShardSet:
         self._by_slot = {slot: self.shards.get(name) for slot, name in shard_map.placement.items()}
         self._reloading = asyncio.Lock()
         self._reload_begun = 0.0
+        self._outdated: str | None = None
         self._left: list[Shard] = []
         self._placements: tuple[Placement, ...] = ()
 
@@ -86,6 +88,7 @@ class ShardSet:
     async def open(cls, config: ClusterConfig, clock: Clock = SYSTEM_CLOCK) -> ShardSet:
         """Read the shard map from the databases. Raises as ``load_map``; a shard that is away is tolerated as long as
         one answers."""
+        config = await asyncio.to_thread(citus.resolve, config)
         directory = await asyncio.to_thread(load_map, config)
         opened = cls(config, directory.shard_map, directory.shards, clock)
         opened.cluster_id = directory.cluster_id
@@ -93,6 +96,8 @@ class ShardSet:
         opened.versions.update(directory.versions)
         opened.away = directory.away(directory.shard_map)
         opened._follow_primaries()
+        for name, reason in directory.unreachable.items():
+            opened.shards[name].reader.note_away(reason)
         return opened
 
     async def close(self) -> None:
@@ -113,13 +118,16 @@ class ShardSet:
             if self._reload_begun >= asked:
                 return
             self._reload_begun = self.clock.monotonic()
+            self._outdated = None
             try:
                 self._adopt(await asyncio.to_thread(self._load))
                 self._follow_primaries()
             except ShardedWfError as error:
+                self._outdated = str(error) if isinstance(error, SchemaOutOfDate) else None
                 logger.info("the shard map could not be read anew: %s", error)
 
     def _load(self) -> Directory:
+        self.config = citus.refresh(self.config)
         directory = load_map(self.config, lenient=True)
         known = {shard.name for shard in self.config.shards}
         # Only a file can have changed since this process began: see `ClusterConfig.source`.
@@ -153,12 +161,15 @@ class ShardSet:
 
     async def find_slot(self, slot: int, until: float, attempt: int) -> None:
         """After a slot was not where we looked for it: read the map anew, until the slot lies somewhere. ``until``: the
-        monotonic time to give up (``ShardUnavailable``)."""
+        monotonic time to give up (``ShardUnavailable``). Raises ``SchemaOutOfDate`` if the tables are not for this
+        version any more."""
         pause = MAP_RELOAD_FIRST_SECONDS * 2 ** min(attempt, 10)
         if attempt:
             await asyncio.sleep(min(pause, MAP_RELOAD_MAX_SECONDS))
         while True:
             await self.reload()
+            if self._outdated is not None:
+                raise SchemaOutOfDate(self._outdated)
             if slot not in self.away:
                 return
             if self.clock.monotonic() > until:
@@ -204,10 +215,19 @@ class ShardSet:
                 raise ShardUnavailable(shard.name, str(error)) from None
             except psycopg.Error as error:
                 if moved_slot(error) is None or self.clock.monotonic() > until:
+                    await self._judge(error)
                     raise
             await self.find_slot(slot, until, attempt)
             attempt += 1
         raise SlotSplit(slot)
+
+    async def _judge(self, error: BaseException | None) -> None:
+        """An error that Postgres answered with: if it is because the tables are not for this version any more, say so
+        (``SchemaOutOfDate``)."""
+        if isinstance(error, psycopg.Error) and is_of_schema(error):
+            await self.reload()
+            if self._outdated is not None:
+                raise SchemaOutOfDate(self._outdated)
 
     # --- when a shard gets another primary ----------------------------------------------------------------------
 
@@ -328,6 +348,9 @@ class ShardSet:
                     return
                 except SlotMoved as error:
                     moved[error.slot] = part
+                except ShardedWfError as error:
+                    await self._judge(error.__cause__)
+                    raise
             else:
                 answers = await asyncio.gather(
                     *(write(shard, part, wait_seconds) for shard, part in by_shard.items()), return_exceptions=True
@@ -336,6 +359,7 @@ class ShardSet:
                     if isinstance(answer, SlotMoved):
                         moved.setdefault(answer.slot, []).extend(part)
                     elif isinstance(answer, BaseException):
+                        await self._judge(answer.__cause__)
                         raise answer
             if not moved:
                 return

@@ -245,7 +245,9 @@ class Writer:
     async def _bisect(self, batch: list[_Request], error: psycopg.Error) -> None:
         if len(batch) == 1:
             if not batch[0].done.done():
-                batch[0].done.set_exception(ShardedWfError(f"shard {self._shard!r} refused the row: {error}"))
+                refusal = ShardedWfError(f"shard {self._shard!r} refused the row: {error}")
+                refusal.__cause__ = error
+                batch[0].done.set_exception(refusal)
             return
         middle = len(batch) // 2
         for half in (batch[:middle], batch[middle:]):

@@ -15,6 +15,7 @@ from typing import TypeVar
 import psycopg
 
 from sharded_wf.clock import SYSTEM_CLOCK, Clock
+from sharded_wf.cluster.citus import resolve
 from sharded_wf.cluster.fanout import ask_each, reason_of
 from sharded_wf.cluster.shard_map import Record, check_identity, read_record
 from sharded_wf.config import ClusterConfig, ShardConfig
@@ -70,6 +71,7 @@ def examine(config: ClusterConfig, shards: Sequence[str] = (), *, clock: Clock =
     """Examine the cluster, or only these shards of it. Blocks for some seconds, at most ``DOCTOR_DEADLINE_SECONDS`` and
     what connecting takes. Only reads. Raises ``ConfigError`` if a shard that was named does not exist."""
     began = time.monotonic()
+    config = resolve(config)
     asked = [config.shard(name) for name in dict.fromkeys(shards)] or list(config.shards)
     answers = ask_each(
         asked,

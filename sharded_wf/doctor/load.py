@@ -18,7 +18,7 @@ from sharded_wf.doctor import commands
 from sharded_wf.doctor.look import time_limits
 from sharded_wf.errors import ShardUnavailable
 from sharded_wf.limits import (
-    STATUS_DEADLINE_SECONDS,
+    LOOK_SECONDS,
     TOP_HOT_MIN_WORKFLOWS,
     TOP_HOT_PART,
     TOP_HOT_SLOT_FACTOR,
@@ -128,8 +128,10 @@ class Sampler:
 
     def look(self) -> Load:
         """Ask every shard; of what was not seen before there are no rates yet. Blocks for as long as the slowest shard,
-        at most some ``STATUS_DEADLINE_SECONDS``. A shard that is away is named, and the others are shown."""
-        answers = ask_each(self._config.shards, _look, purpose="top", deadline_seconds=STATUS_DEADLINE_SECONDS)
+        at most ``LOOK_SECONDS``. A shard that is away is named, and the others are shown."""
+        answers = ask_each(
+            self._config.shards, _look, purpose="top", deadline_seconds=LOOK_SECONDS, patience_seconds=LOOK_SECONDS
+        )
         silent: dict[str, str] = {}
         for name, error in answers.failed.items():
             silent[name] = error.reason if isinstance(error, ShardUnavailable) else str(error).partition("\n")[0]

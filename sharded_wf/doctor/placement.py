@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from sharded_wf.cluster.citus import places
 from sharded_wf.cluster.shard_map import PLANNED_EPOCH, Placement
 from sharded_wf.doctor.checks import ClusterCheck, Family, Fleet, ShardCheck
 from sharded_wf.doctor.finding import Finding, Severity, some
@@ -179,6 +180,21 @@ def leftovers(look: Look) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+def rows_elsewhere(look: Look) -> Iterator[Finding]:
+    """Slots of a Citus cluster that are served here, and whose rows are not."""
+    if look.config.coordinator is None:
+        return
+    found = places(look.conn)
+    here = sorted(look.facts.live_slots)
+    if moved := [slot for slot in here if found.get(slot, look.shard.name) != look.shard.name]:
+        yield Finding(
+            Severity.WARNING,
+            f"Citus has moved the rows of slots that are served here: {some([str(slot) for slot in moved])}",
+            "Every statement goes to another node and back, and takes that node, too, to work: slower, not wrong.",
+            (look.cli("shards", "rebalance", "--yes"),),
+        )
+
+
 def _slot_tables(look: Look, schema: str) -> list[str]:
     return sorted(row[1] for row in look.rows("read_tables", ([schema],)) if row[1] != "fence")
 
@@ -192,5 +208,6 @@ FAMILY = Family(
         ClusterCheck("missing-shard", missing_shards),
         ClusterCheck("unfinished-move", unfinished_moves),
         ShardCheck("move-leftovers", leftovers),
+        ShardCheck("rows-elsewhere", rows_elsewhere),
     ),
 )

@@ -38,7 +38,10 @@ def hot_statements(slot: int) -> dict[str, str]:
 
 
 def scans(look: Look) -> Iterator[Finding]:
-    """On the slot with the most rows; whether the others have the same indexes is checked elsewhere."""
+    """On the slot with the most rows; whether the others have the same indexes is checked elsewhere. A node of a Citus
+    cluster shows no such plans."""
+    if look.config.coordinator is not None:
+        return
     rows: dict[str, dict[str, int]] = {schema: {} for schema in look.schemas}
     for schema, table, live, *_ in look.rows("read_tables", (look.schemas,)):
         rows[schema][table] = live

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -98,21 +99,23 @@ def missing_indexes(look: Look) -> Iterator[Finding]:
 def executor_versions(fleet: Fleet) -> Iterator[Finding]:
     """Executors of several versions, or of another one than this program."""
     found: dict[str, set[str]] = {}
+    rank: dict[str, tuple[int, int, list[int]]] = {}
     for facts in fleet.facts.values():
-        for lease in facts.leases:
-            if lease.executor.live:
-                found.setdefault(lease.executor.version, set()).add(lease.executor.executor)
+        for executor in (lease.executor for lease in facts.leases if lease.executor.live):
+            found.setdefault(executor.version, set()).add(executor.executor)
+            numbers = [int(number) for number in re.findall(r"\d+", executor.version)]
+            rank[executor.version] = (executor.control_known, executor.slot_known, numbers)
     if len(found) > 1:
-        most = max(found, key=lambda version: len(found[version]))
-        odd = [(name, other) for other in sorted(found) if other != most for name in sorted(found[other])]
-        host, _, pid = odd[0][0].rpartition(":")
+        newest = max(rank, key=lambda version: rank[version])
+        older = [(name, other) for other in sorted(found) if other != newest for name in sorted(found[other])]
+        host, _, pid = older[0][0].rpartition(":")
         yield Finding(
             Severity.WARNING,
-            f"executors run {len(found)} versions of sharded_wf; most run {most}, but not "
-            f"{some([f'{name} ({other})' for name, other in odd])}",
+            f"executors run {len(found)} versions of sharded_wf; the newest is {newest}, and not run by "
+            f"{some([f'{name} ({other})' for name, other in older])}",
             "Neighbouring versions work side by side, for the time of a deployment. One that lasts has been forgotten "
             "somewhere, and keeps post migrations from being applied.",
-            (f"kill -TERM {pid}  # on {host}: it drains; then start it anew with {most}",),
+            (f"kill -TERM {pid}  # on {host}: it drains; then start it anew with {newest}",),
         )
     elif found and fleet.version not in found:
         yield Finding(

@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import psycopg
 
 from sharded_wf.clock import SECOND_US
-from sharded_wf.cluster.repair import revive_children
+from sharded_wf.cluster.repair import revive_child, revive_closed
 from sharded_wf.cluster.shards import ShardSet
 from sharded_wf.errors import IdConflict, LimitExceeded, ShardedWfError, ShardUnavailable, WorkflowNotFound
 from sharded_wf.executor import event_looks
@@ -37,6 +37,7 @@ class Courier:
     def __init__(self, shards: ShardSet) -> None:
         self._shards = shards
         self._starts: list[tuple[Hold, Start]] = []
+        self._revivals: list[tuple[Hold, str, tuple[str, ...]]] = []
         self._messages: list[tuple[Hold, int, Message]] = []
         self._looks: list[event_looks.Row] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -45,6 +46,11 @@ class Courier:
     def start_child(self, hold: Hold, start: Start) -> None:
         """Start a child; the run learns by ``child_started`` or ``child_refused``."""
         self._starts.append((hold, start))
+        self._schedule()
+
+    def revive_child(self, hold: Hold, child_id: str, closers: tuple[str, ...]) -> None:
+        """Resume a child that its parent's end had cancelled; the run learns by ``child_revived``."""
+        self._revivals.append((hold, child_id, closers))
         self._schedule()
 
     def send(self, hold: Hold, place: int, message: Message) -> None:
@@ -60,7 +66,7 @@ class Courier:
     @property
     def is_quiet(self) -> bool:
         """Whether nothing is on its way."""
-        return not (self._tasks or self._starts or self._messages or self._looks)
+        return not (self._tasks or self._starts or self._messages or self._looks or self._revivals)
 
     def _schedule(self) -> None:
         if not self._scheduled:
@@ -81,6 +87,9 @@ class Courier:
             mail_by_shard.setdefault(self._shards.map.shard_of(message.receiver), []).append((hold, place, message))
         for mail in mail_by_shard.values():
             self._spawn(self._send_all(mail))
+        revivals, self._revivals = self._revivals, []
+        for revival in revivals:
+            self._spawn(self._revive_closed(*revival))
         looks, self._looks = self._looks, []
         looks_by_shard: dict[str, list[event_looks.Row]] = {}
         for look in looks:
@@ -126,17 +135,28 @@ class Courier:
                 refused[start.id] = IdConflict(
                     f"workflow {start.id!r} exists with other arguments; this one needs another ID"
                 )
-        if again := [start for _, start in rows if start.again and start.id in existing and start.id not in refused]:
-            try:
-                await self._revive(again)
-            except ShardUnavailable:
-                return  # the executor is closing
-        asyncio.get_running_loop().call_soon(_answer_starts, rows, refused)
+        ready: list[tuple[Hold, Start]] = []
+        for row in rows:
+            if row[1].again and row[1].id in existing and row[1].id not in refused:
+                self._spawn(self._revive(*row))
+            else:
+                ready.append(row)
+        asyncio.get_running_loop().call_soon(_answer_starts, ready, refused)
 
-    async def _revive(self, starts: list[Start]) -> None:
+    async def _revive(self, hold: Hold, start: Start) -> None:
+        """A child that a resumed workflow waits for once more."""
+        await self._until_done(lambda: revive_child(self._shards, start, encode_outcome))
+        asyncio.get_running_loop().call_soon(_answer_starts, [(hold, start)], {})
+
+    async def _revive_closed(self, hold: Hold, child_id: str, closers: tuple[str, ...]) -> None:
+        """A child that a resumed workflow goes on beside."""
+        await self._until_done(lambda: revive_closed(self._shards, hold.run.id, child_id, closers))
+        asyncio.get_running_loop().call_soon(_answer_revival, hold, child_id)
+
+    async def _until_done(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         while True:
             try:
-                return await revive_children(self._shards, starts, encode_outcome)
+                return await work()
             except (ShardUnavailable, psycopg.Error) as error:
                 logger.info("children of resumed workflows have to wait: %s", error)
                 await asyncio.sleep(SEND_DIRECT_SECONDS)
@@ -208,6 +228,11 @@ def _answer_starts(rows: list[tuple[Hold, Start]], refused: dict[str, ShardedWfE
             hold.run.child_started(start.id)
         else:
             hold.run.child_refused(start.id, error)
+
+
+def _answer_revival(hold: Hold, child_id: str) -> None:
+    if not hold.leaving:
+        hold.run.child_revived(child_id)
 
 
 def _unknown_receiver(message: Message) -> WorkflowNotFound:

@@ -68,10 +68,8 @@ class Executor:
         retention: Retention | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        known = [shard.name for shard in config.shards]
-        unknown = [name for name in shards or () if name not in known]
-        if unknown:
-            raise ConfigError(f"no shard is named {unknown[0]!r} in {config.source}; there are {', '.join(known)}")
+        if config.coordinator is None:
+            _check_named(config, shards)
         self.app = app
         self.config = config
         self.version = version("sharded-wf")
@@ -109,6 +107,8 @@ class Executor:
         self.loop = asyncio.get_running_loop()
         self.app.check()
         self.shards = await ShardSet.open(self.config, self._clock)
+        self.config = self.shards.config
+        _check_named(self.config, self._only)
         self._exits.push_async_callback(self.shards.close)
         self.state = await self._exits.enter_async_context(self.app.open_lifespan())
         self.keeper = LeaseKeeper(self._clock)
@@ -231,6 +231,13 @@ class Executor:
         """How many workflows it holds now, has finished so far, and has taken over from dead executors so far."""
         held = sum(len(part.held) for part in self.parts)
         return {"held": held, "finished": self.finished, "taken_over": self.taken_over}
+
+
+def _check_named(config: ClusterConfig, names: Sequence[str] | None) -> None:
+    known = [shard.name for shard in config.shards]
+    unknown = [name for name in names or () if name not in known]
+    if unknown:
+        raise ConfigError(f"no shard is named {unknown[0]!r} in {config.source}; there are {', '.join(known)}")
 
 
 async def _end(task: asyncio.Task[None]) -> None:

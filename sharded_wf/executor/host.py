@@ -76,6 +76,11 @@ class ShardHost:
         if not hold.leaving:
             self._executor.courier.start_child(hold, start)
 
+    def revive_child(self, run: Run, child_id: str, closers: tuple[str, ...]) -> None:
+        hold: Hold = run.claim
+        if not hold.leaving:
+            self._executor.courier.revive_child(hold, child_id, closers)
+
     def send(self, run: Run, place: int, message: Message) -> None:
         hold: Hold = run.claim
         if not hold.leaving:

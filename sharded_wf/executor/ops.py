@@ -141,7 +141,8 @@ def statements_of(
                 told.churned[claim.slot, "message"] += 1
                 told.churned[claim.slot, "wake"] += 1
                 if entry.kind is _CANCEL:
-                    _cancel_children(op, read_cancellation(entry.output).told, slots, slot, told, is_here, now)
+                    said = read_cancellation(entry.output)
+                    _cancel_children(op, said.told, said.told_as, slots, slot, told, is_here, now)
             elif entry.kind is _ATTRIBUTES:
                 slot.attributes += [(hold.run.id, one) for one in _decode_attributes(entry.output or b"[]")]
             if op.outbox is not None:
@@ -152,7 +153,7 @@ def statements_of(
             _finish(hold, outcome, slot)
             told.ended.add(claim.slot)
             if outcome.cancels:
-                _cancel_children(op, outcome.cancels, slots, slot, told, is_here, now)
+                _cancel_children(op, outcome.cancels, outcome.cancels_as, slots, slot, told, is_here, now)
             if hold.parent_id is not None:
                 _tell_parent(op, slots, slot, told, is_here, now)
         elif op.aside is not None:
@@ -164,7 +165,7 @@ def statements_of(
             _leave(op, slot)
             told.ready.add(claim.slot)
             if op.renewal is not None and op.renewal.cancels:
-                _cancel_children(op, op.renewal.cancels, slots, slot, told, is_here, now)
+                _cancel_children(op, op.renewal.cancels, hold.run.id, slots, slot, told, is_here, now)
             if op.due_at is not None:
                 told.churned[claim.slot, "timer"] += 1
     for claim, count in left.items():
@@ -249,6 +250,7 @@ def _tell_parent(
 def _cancel_children(
     op: Op,
     children: Iterable[str],
+    sender: str,
     slots: dict[int, _Slot],
     slot: _Slot,
     told: Told,
@@ -256,7 +258,7 @@ def _cancel_children(
     now: Microseconds,
 ) -> None:
     for child in children:
-        _tell(op, Message(child, CANCEL_TOPIC, op.hold.run.id, 1, b"null", now), slots, slot, told, is_here)
+        _tell(op, Message(child, CANCEL_TOPIC, sender, 1, b"null", now), slots, slot, told, is_here)
 
 
 def _tell(

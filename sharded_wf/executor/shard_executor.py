@@ -7,6 +7,7 @@ on from the rows) and a new lease is taken, which is a new incarnation.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -28,13 +29,14 @@ from sharded_wf.executor.ops import Op, OpKind
 from sharded_wf.executor.runs import Runs
 from sharded_wf.executor.transactions import Transactions
 from sharded_wf.executor.watch import Watch
-from sharded_wf.limits import LEASE_SECONDS
+from sharded_wf.limits import LEASE_SECONDS, SCHEMA_RETRY_SECONDS
 from sharded_wf.maintenance.relay import Relay
 from sharded_wf.maintenance.requests import Carrier
 from sharded_wf.maintenance.retention import RetentionLoop
 from sharded_wf.maintenance.vacuum import Vacuum
 from sharded_wf.postgres import binary
 from sharded_wf.postgres.listen import Listener
+from sharded_wf.postgres.migrate import newest_known, too_new_message
 from sharded_wf.postgres.session import ConnectionLost
 from sharded_wf.store import claims, leases
 from sharded_wf.store.moves import MOVES_CHANNEL
@@ -55,6 +57,7 @@ class ShardExecutor:
         self._loop = asyncio.get_running_loop()
         self.held: dict[str, Hold] = {}
         self._lease_id: bytes | None = None
+        self._refused: str | None = None
         self._lost = asyncio.Event()
         self._draining = asyncio.Event()
         self._claims = shard.link("claims")
@@ -103,7 +106,7 @@ class ShardExecutor:
         elif silent >= LEASE_SECONDS:
             problem = f"no answer for {silent:.0f} s"
         elif self._lease_id is None:
-            problem = "no lease yet"
+            problem = self._refused or "no lease yet"
         affected = set(self.shard.slots) if problem else set(self.shard.slots) & self._executor.shards.away
         return ShardHealth(self.shard.name, self.shard.slots, tuple(sorted(affected)), len(self.held), problem)
 
@@ -125,6 +128,7 @@ class ShardExecutor:
                 closed.close()
 
     async def _take_lease(self) -> bytes | None:
+        known = newest_known()
         while not self._draining.is_set():
             lease_id = binary.new_uuid()
             try:
@@ -132,14 +136,20 @@ class ShardExecutor:
                     leases.take_lease(
                         lease_id, f"{socket.gethostname()}:{os.getpid()}", self._executor.capabilities,
                         self._executor.queues, self._executor.version, self._clock.now_us(),
-                        isolated=self._executor.isolated,
+                        known=known, isolated=self._executor.isolated,
                     )
                 )  # fmt: skip
+                # With the lease in its place: whoever migrates sees it, or we see what was migrated.
+                newer = leases.too_new_of(await self._flushes.transact(leases.too_new(known)))
             except (ConnectionLost, psycopg.Error) as error:
                 # If it was written after all, nobody beats for it, and the next observer removes it.
                 logger.info("shard %s: no lease yet: %s", self.shard.name, error)
                 await self._flushes.pause()
                 continue
+            if newer is not None:
+                await self._refuse(lease_id, too_new_message(newer))
+                continue
+            self._refused = None
             self._lease_id = lease_id
             self._lost.clear()
             self._executor.keeper.keep(
@@ -148,6 +158,18 @@ class ShardExecutor:
             )  # fmt: skip
             return lease_id
         return None
+
+    async def _refuse(self, lease_id: bytes, why: str) -> None:
+        """The shard was migrated past what this code can work with. It is not served; the others are, as long as they
+        can be."""
+        if self._refused != why:
+            logger.error("shard %s: not served any more: %s", self.shard.name, why)
+        self._refused = why
+        with contextlib.suppress(ConnectionLost, psycopg.Error):  # observers will find it dead
+            await self._flushes.transact(leases.leave(lease_id))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SCHEMA_RETRY_SECONDS):
+                await self._draining.wait()
 
     async def _work_under(self, lease_id: bytes) -> None:
         self.transactions.begin_lease(lease_id)

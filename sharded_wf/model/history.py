@@ -52,10 +52,11 @@ class Resumption(msgspec.Struct, frozen=True):
 
 
 class Cancellation(msgspec.Struct, frozen=True):
-    """The output of an entry of the kind ``CANCEL``: the children that were told with it, how many seconds the workflow
-    has to clean up, and who asked, so that the same request is not honoured twice."""
+    """The output of an entry of the kind ``CANCEL``: the children that were told with it, and under what name; how many
+    seconds the workflow has to clean up, and who asked, so that the same request is not honoured twice."""
 
     told: list[str] = []
+    told_as: str = ""
     cleanup_seconds: float = CANCEL_CLEANUP_SECONDS
     sender: str | None = None
 

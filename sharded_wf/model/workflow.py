@@ -37,8 +37,11 @@ class Start(msgspec.Struct, frozen=True, gc=False):
     not_before: Microseconds | None = None
     parent_id: str | None = None
     attributes: tuple[Attribute, ...] = ()
-    again: bool = False
-    """A child of a workflow that was resumed: if it has ended, it is resumed too, or tells its outcome once more."""
+    again: tuple[str, ...] = ()
+    """A child of a workflow that was resumed: if it has ended, it is resumed too, or tells its outcome once more. These
+    are the names under which its parent told children to end with it."""
+    stillborn: tuple[bytes, bytes] | None = None
+    """If it does not exist, it is to exist as cancelled: its error, and the outcome that its parent is told."""
     deadline: Microseconds | None = None
     """When its time is over."""
 
@@ -51,6 +54,8 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     error: bytes | None = None
     cancels: tuple[str, ...] = ()
     """Children to be cancelled with it."""
+    cancels_as: str = ""
+    """Under what name they are told, so that they can be told from those that its code cancelled."""
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):

@@ -23,6 +23,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from sharded_wf.limits import (
     CONNECT_TIMEOUT_SECONDS,
     HOST_CONNECT_TIMEOUT_SECONDS,
+    LOOK_SECONDS,
     STATEMENT_DEADLINE_SECONDS,
 )
 from sharded_wf.postgres.queries import load
@@ -86,6 +87,12 @@ def connect_seconds(dsn: str) -> float:
     given = conninfo_to_dict(dsn).get("connect_timeout")
     count = len(hosts_of(dsn))
     return float(given or _patience(several=count > 1)) * count + CONNECT_TIMEOUT_SECONDS
+
+
+def look_seconds(dsn: str) -> float:
+    """How long whoever has other shards to ask waits for a connection to this one: ``LOOK_SECONDS``, and more for each
+    further host, as one that is down must not hide the one that was promoted."""
+    return LOOK_SECONDS + (len(hosts_of(dsn)) - 1) * HOST_CONNECT_TIMEOUT_SECONDS
 
 
 def _patience(*, several: bool) -> int:
@@ -244,8 +251,8 @@ def _read_blocking(conn: psycopg.Connection[Any], primary: Primary) -> Reading:
 
 
 def _reading_of(row: Any) -> Reading:
-    pid, standby, system, number = row
-    return Reading(pid, standby, None if number is None else Timeline(int(system), int(number, 16)))
+    pid, standby, system, number, guarded = row
+    return Reading(pid, standby, None if number is None else Timeline(int(system), int(number, 16)), guarded)
 
 
 def _may_be_accepted(primary: Primary, reading: Reading) -> bool:

@@ -12,6 +12,8 @@ from sharded_wf.postgres.timeline import OldPrimaryFound
 
 _TRANSIENT_CLASSES = ("08", "40", "53", "55", "57", "58")
 _MOVED = ("42P01", "3F000", "42883")
+_NOT_OUR_TABLES = ("23502", "23514")
+"""A column that we don't write may not be null; a value that we write is not allowed any more."""
 _SLOT = re.compile(r"\bwf_(\d{4,})\b")
 
 
@@ -28,6 +30,11 @@ def is_transient(error: psycopg.Error) -> bool:
 def is_moved(error: psycopg.Error) -> bool:
     """Whether the tables are not where we looked for them: the shard map that we used is old."""
     return error.sqlstate in _MOVED
+
+
+def is_of_schema(error: psycopg.Error) -> bool:
+    """Whether the tables may not be those that the statement was written for: no data of a user's lead to this."""
+    return (error.sqlstate or "").startswith("42") or error.sqlstate in _NOT_OUR_TABLES
 
 
 def unavailable(shard: str, error: Exception, reason: str | None = None) -> ShardUnavailable:

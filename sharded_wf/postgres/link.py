@@ -80,6 +80,22 @@ class Link:
         self._failures = 0
         return session
 
+    async def connect(self, *, within: float) -> None:
+        """Be connected, within so many seconds (waiting for other callers aside). Raises ``ConnectionLost``."""
+        async with self._lock:
+            try:
+                async with asyncio.timeout(within):
+                    await self._open()
+            except TimeoutError:
+                self._note_failure(ConnectionLost(f"no connection within {within:g} s"))
+                raise ConnectionLost(str(self._failure)) from None
+
+    def note_away(self, reason: str) -> None:
+        """Somebody else has just found out that the shard can't be reached: for a moment nobody need try here."""
+        if self._session is None and self.healthy:
+            self._note_failure(ConnectionLost(reason))
+            self._not_before = self._clock.monotonic() + BACKOFF_MAX_SECONDS
+
     def _note_failure(self, failure: ConnectionLost) -> None:
         # Anew: the error that was raised holds on to frames, and these to a connection that is half made.
         self._failure = ConnectionLost(str(failure), old_primary=failure.old_primary)

@@ -25,6 +25,8 @@ from sharded_wf.routing.shard_map import CONTROL_SCHEMA
 
 _NAME_LINE = re.compile(r"--\s*name:\s*(.*?)\s*$")
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]*")
+_SQL_TOKEN = re.compile(r"(?P<comment>--[^\n]*)|\$(?P<tag>\w*)\$.*?\$(?P=tag)\$|'[^']*'|;|[^-$';]+|.", re.DOTALL)
+_LOCKS_LINE = re.compile(r"^-- locks: (.+)$", re.MULTILINE)
 _MIGRATION_FILE = re.compile(r"(\d{4})_(pre|post)_([a-z0-9_]+)\.sql")
 
 
@@ -60,9 +62,22 @@ class Migration:
     name: str
     text: str
 
-    def on(self, schema: str = "") -> LiteralString:
-        """The script for one slot's schema; a migration of the control schema needs none."""
-        return _fill(self.text, schema)
+    @property
+    def locks(self) -> tuple[str, ...]:
+        """The tables, there before it, that nobody else can write while it runs: as its line ``-- locks: …`` says."""
+        found = _LOCKS_LINE.search(self.text)
+        return () if found is None else tuple(name.strip() for name in found[1].split(","))
+
+    def statements(self, schema: str = "") -> list[LiteralString]:
+        """The script for one slot's schema, one statement after the other (Citus takes no two at once); a migration of
+        the control schema needs no schema."""
+        found = [""]
+        for token in _SQL_TOKEN.finditer(self.text):
+            if token[0] == ";":
+                found.append("")
+            elif not token["comment"]:
+                found[-1] += token[0]
+        return [_fill(statement.strip(), schema) for statement in found if statement.strip()]
 
 
 def sql_root() -> Traversable:
@@ -105,7 +120,7 @@ def parse(text: str, source: str) -> dict[str, Query]:
 
 
 @cache
-def load_migrations(kind: Literal["control", "slot", "outbox"]) -> tuple[Migration, ...]:
+def load_migrations(kind: Literal["control", "slot", "outbox", "citus"]) -> tuple[Migration, ...]:
     """The migrations of the control schema or of a slot, in the order of their numbers; read once per process."""
     found: dict[int, Migration] = {}
     for path in (sql_root() / "migrations" / kind).iterdir():

@@ -17,6 +17,9 @@ Behind a transaction-pooling proxy (PgBouncer) a session is not a backend: we no
 not the one that the handshake gave, and then prepare nothing and repeat the settings in every transaction. The proxy
 may also lead to another server from one transaction to the next; so each makes itself read-only on an old primary.
 
+On a node of a Citus cluster every transaction on slots ends with a question: whether this node serves them. Elsewhere a
+slot that is not here has no tables here, and nothing need be asked.
+
 https://www.postgresql.org/docs/current/libpq-pipeline-mode.html
 """
 
@@ -25,8 +28,6 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import psycopg
 from psycopg import pq
@@ -38,7 +39,10 @@ from sharded_wf.limits import (
 )
 from sharded_wf.postgres.connect import open_async
 from sharded_wf.postgres.queries import Query
+from sharded_wf.postgres.statements import Joined, Result, Statement, guard_of, on_citus
 from sharded_wf.postgres.timeline import OldPrimaryFound, Primary, primary_of
+
+__all__ = ["SETTINGS", "ConnectionLost", "Result", "Session", "Statement", "error_of"]
 
 _BINARY = pq.Format.BINARY
 _OK = (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK)
@@ -67,41 +71,6 @@ class ConnectionLost(Exception):
         self.old_primary = old_primary
 
 
-@dataclass(frozen=True, slots=True)
-class Statement:
-    """One named query on one schema, with its parameters in binary form (``None`` is null)."""
-
-    query: Query
-    schema: str
-    params: Sequence[bytes | None] = ()
-
-
-class Result:
-    """What one statement gave: its rows in binary form, and how many rows it touched."""
-
-    __slots__ = ("_result", "count")
-
-    def __init__(self, result: pq.abc.PGresult) -> None:
-        self._result = result
-        self.count = result.command_tuples or 0
-
-    def __len__(self) -> int:
-        return self._result.ntuples
-
-    def rows(self) -> list[tuple[Any, ...]]:
-        """Every row; a value is ``bytes`` in binary format, or ``None``. (Which may be null, the statement knows.)"""
-        value, width = self._result.get_value, self._result.nfields
-        if not width:
-            return [()] * self._result.ntuples
-        columns = range(width)
-        values = iter([value(row, column) for row in range(self._result.ntuples) for column in columns])
-        return list(zip(*[values] * width, strict=True))
-
-    def value(self) -> bytes | None:
-        """The first column of the first row; ``None`` if there is no row."""
-        return self._result.get_value(0, 0) if self._result.ntuples else None
-
-
 _BEGIN = Query("begin", "begin isolation level read committed")
 _COMMIT = Query("commit", "commit")
 _ROLLBACK = Query("rollback", "rollback")
@@ -125,10 +94,12 @@ _SET_LOCAL_STATEMENT = Statement(_SET_LOCAL, "")
 _READ_ONLY_SQLSTATE = "25006"
 
 
-def _settings_for(server_version: int) -> dict[str, str]:
+def _settings_for(server_version: int, *, guarded: bool) -> dict[str, str]:
     # PG 17 ends a frozen executor's half-sent transaction by itself; before that a takeover has to.
     timeout = {"transaction_timeout": SETTINGS["statement_timeout"]} if server_version >= 170000 else {}
-    return SETTINGS | timeout
+    # Citus plans some statements only when it sees their parameters.
+    planning = {"plan_cache_mode": "auto"} if guarded else {}
+    return SETTINGS | timeout | planning
 
 
 class Session:
@@ -141,9 +112,11 @@ class Session:
         *,
         pooled: bool,
         primary: Primary | None = None,
+        guarded: bool = False,
     ) -> None:
         self._conn = conn
         self._primary = primary
+        self._guarded = guarded
         self._pgconn = conn.pgconn
         self._loop = asyncio.get_running_loop()
         self._fd = self._pgconn.socket
@@ -167,9 +140,10 @@ class Session:
         except (psycopg.Error, OSError, TimeoutError) as error:
             raise ConnectionLost(str(error).strip() or "connecting took too long") from None
         pooled = reading.backend_pid != conn.info.backend_pid
+        settings = {} if pooled else _settings_for(conn.info.server_version, guarded=reading.guarded)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
-                for name, value in () if pooled else _settings_for(conn.info.server_version).items():
+                for name, value in settings.items():
                     await conn.execute("select set_config(%s, %s, false)", (name, value), prepare=False)
         except (psycopg.Error, OSError, TimeoutError) as error:
             conn.pgconn.finish()
@@ -177,7 +151,8 @@ class Session:
         except BaseException:  # cancelled: nobody else knows of this connection
             conn.pgconn.finish()
             raise
-        session = cls(conn, token, pooled=pooled, primary=primary_of(dsn) if reading.timeline else None)
+        primary = primary_of(dsn) if reading.timeline else None
+        session = cls(conn, token, pooled=pooled, primary=primary, guarded=reading.guarded)
         session._enter()
         return session
 
@@ -320,8 +295,23 @@ class Session:
         Raises ``psycopg.Error`` (rolled back) or ``ConnectionLost``.
         """
         opening = [_BEGIN_STATEMENT, self._settings()] if self.pooled else [_BEGIN_STATEMENT]
+        if self._guarded:
+            return await self._transact_on_citus(opening, statements, deadline)
+        return await self._transact(opening, statements, [_COMMIT_STATEMENT], deadline)
+
+    async def _transact_on_citus(
+        self, opening: list[Statement], statements: Sequence[Statement], deadline: float
+    ) -> list[Result]:
+        """Other words, and the question at the end."""
+        said = [words for statement in statements for words in on_citus(statement)]
+        results = await self._transact(opening, said, [*guard_of(statements), _COMMIT_STATEMENT], deadline)
+        return [result for words, result in zip(said, results, strict=True) if "__" not in words.query.name]
+
+    async def _transact(
+        self, opening: list[Statement], statements: Sequence[Statement], closing: list[Statement], deadline: float
+    ) -> list[Result]:
         try:
-            results = await self._round_trip([*opening, *statements, _COMMIT_STATEMENT], deadline)
+            results = await self._round_trip([*opening, *statements, *closing], deadline)
         except psycopg.Error:
             if self._pgconn.transaction_status != pq.TransactionStatus.IDLE:
                 await self._round_trip([Statement(_ROLLBACK, "")], deadline)
@@ -329,7 +319,7 @@ class Session:
         if self.pooled and results[1].rows()[0][-1] == b"on":
             self._fail("the proxy leads to an old primary")
             raise ConnectionLost("the proxy leads to an old primary", old_primary=True)
-        return results[len(opening) : -1]
+        return results[len(opening) : -len(closing)]
 
     def _settings(self) -> Statement:
         if self._primary is None or self._primary.known is None:
@@ -338,7 +328,9 @@ class Session:
 
     async def fetch(self, statement: Statement, *, deadline: float = STATEMENT_DEADLINE_SECONDS) -> Result:
         """Run one statement in a transaction of its own. ``deadline`` in seconds."""
-        if self.pooled:
+        if self._guarded and statement.parts:
+            return Joined(await self.transact(statement.parts, deadline=deadline))
+        if self.pooled or (self._guarded and guard_of([statement])):
             return (await self.transact([statement], deadline=deadline))[0]
         return (await self._round_trip([statement], deadline))[0]
 

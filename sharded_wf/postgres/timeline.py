@@ -52,11 +52,13 @@ def latest(first: Timeline, second: Timeline) -> Timeline:
 
 
 class Reading(NamedTuple):
-    """What a server says of itself. ``timeline`` is None where it can't say."""
+    """What a server says of itself. ``timeline`` is None where it can't say; ``guarded``: transactions on slots end
+    with a question there (``postgres.guard``)."""
 
     backend_pid: int
     standby: bool
     timeline: Timeline | None
+    guarded: bool = False
 
 
 _Connection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]

@@ -26,6 +26,7 @@ from sharded_wf.postgres import borrowed
 from sharded_wf.postgres.connect import check_again, check_again_async, open_async, open_blocking
 from sharded_wf.postgres.refusal import RefusingAsyncCursor, RefusingCursor
 from sharded_wf.postgres.session import Result, Statement
+from sharded_wf.postgres.statements import guard_of
 from sharded_wf.postgres.timeline import Primary, Reading, primary_of
 
 T = TypeVar("T")
@@ -43,6 +44,7 @@ class OpenTransaction:
         self._threads = threads
         self._busy: asyncio.Future[Any] | None = None
         self._unwanted = False
+        self._guarded = False
         self._primary: Primary | None = None
         self._block: Any = None
         self.conn: Any = None
@@ -85,6 +87,7 @@ class OpenTransaction:
         except (OSError, TimeoutError) as error:
             raise psycopg.OperationalError(str(error) or "connecting took too long") from None
         self.pooled = reading.backend_pid != self.conn.info.backend_pid
+        self._guarded = reading.guarded
         self._primary = primary_of(dsn) if self.pooled and reading.timeline is not None else None
 
     async def begin(self, isolation: str, opening: Statement) -> None:
@@ -126,7 +129,13 @@ class OpenTransaction:
         return await self._in_thread(run_in_context, function, self.conn)
 
     async def write(self, statement: Statement) -> Result:
-        """Run one statement in the transaction. Raises ``psycopg.Error``."""
+        """Run the last statement of the transaction. Raises ``psycopg.Error``."""
+        result = await self._run(statement)
+        for guard in guard_of([statement]) if self._guarded else ():
+            await self._run(guard)
+        return result
+
+    async def _run(self, statement: Statement) -> Result:
         if self.is_async:
             return await borrowed.run_async(self.conn, statement)
         return await self._in_thread(borrowed.run, self.conn, statement)

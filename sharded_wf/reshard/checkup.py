@@ -9,6 +9,7 @@ from sharded_wf.cluster.fanout import ask_each
 from sharded_wf.config import ClusterConfig
 from sharded_wf.limits import STATUS_DEADLINE_SECONDS
 from sharded_wf.postgres.migrate import slots_present
+from sharded_wf.reshard.citus import astray
 from sharded_wf.reshard.fleet import check_slot, driver, unfinished_moves
 from sharded_wf.reshard.record import Move
 from sharded_wf.reshard.verify import TableCheck
@@ -70,6 +71,12 @@ def _verify_settled(config: ClusterConfig, slot: int, homes: tuple[str, ...], aw
     shard_map = load_map(config).shard_map
     check_slot(shard_map, slot)
     mapped = shard_map.shard_of_slot(slot)
+    if slot in (elsewhere := astray(config, shard_map)):
+        verdict = (
+            f"slot {slot} is served by {mapped}, and Citus has moved its rows to {elsewhere[slot]}: it works, over a "
+            f"hop; run: sharded-wf shards rebalance{away}"
+        )
+        return Verified(slot, False, verdict, homes)
     if homes == (mapped,):
         return Verified(slot, True, f"slot {slot} lives on {mapped}, and nowhere else{away}", homes)
     where = homes[0] if homes else "no shard that answers"

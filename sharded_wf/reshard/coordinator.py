@@ -23,11 +23,12 @@ from sharded_wf.limits import (
     MOVE_PASS_IDLE_SECONDS,
     MOVE_PASSES_MAX,
     MOVE_ROW_LOCK_TIMEOUT_SECONDS,
+    MOVE_SHORT_PASS_ROWS,
     MOVE_SHORT_PASS_SECONDS,
 )
 from sharded_wf.postgres.connect import Connection, connection
 from sharded_wf.postgres.failures import unavailable
-from sharded_wf.postgres.migrate import make_copy
+from sharded_wf.postgres.migrate import applied_versions, make_copy
 from sharded_wf.reshard.copying import Copier, begin_capture, end_capture
 from sharded_wf.reshard.cutover import Cutover, drop, milliseconds, rename
 from sharded_wf.reshard.record import Move, Side, find_move, purpose_of
@@ -128,15 +129,16 @@ class Coordinator:
         """Copy the slot while it is in use, compare, and follow its changes."""
         names, progress = self._move.names, None
         parts = self._parts(source)
+        versions = applied_versions(source.conn, names.slot)  # during an upgrade: perhaps not all that we know
         for part in parts:
-            make_copy(target.conn, part.names.copy)
+            make_copy(target.conn, part.names.copy, versions)
         tables = read_tables(source.conn, names.slot)
         if not tables:
             raise MoveRefused(f"slot {self._move.slot} is not on {self._move.source!r}: see sharded-wf shards status")
         if tables != read_tables(target.conn, parts[0].names.copy):
             raise MoveRefused(
-                f"{names.slot} has other tables than a new slot on {self._move.target!r}; "
-                "run: sharded-wf shards migrate"
+                f"{names.slot} has other tables than its migrations make on {self._move.target!r}: somebody changed "
+                "them by hand, or is migrating it; see sharded-wf doctor"
             )
         copier = self._copier(source, target, names.slot)
         begin_capture(source, names, copier.tables, self._sleep)
@@ -173,9 +175,9 @@ class Coordinator:
         """Pass after pass over what has changed, until a pass is short."""
         for _ in range(MOVE_PASSES_MAX):
             begun = time.monotonic()
-            copier.catch_up()
+            rows = copier.catch_up()
             self._say("following")
-            if time.monotonic() - begun <= MOVE_SHORT_PASS_SECONDS:
+            if rows <= MOVE_SHORT_PASS_ROWS or time.monotonic() - begun <= MOVE_SHORT_PASS_SECONDS:
                 return
         raise MoveBlocked(
             f"slot {self._move.slot} changes faster than it can be copied; try again when there is less load: "
@@ -202,7 +204,6 @@ class Coordinator:
         the monotonic time when the slot was locked."""
         source, target = cutover.source, cutover.target
         copier = self._copier(source, target, self._move.names.slot)
-        copier.prepare()
         try:
             return cutover.retire(copier, then)
         except MoveBlocked:

@@ -16,7 +16,8 @@ from sharded_wf.config import ClusterConfig, ShardConfig
 from sharded_wf.errors import MoveRefused
 from sharded_wf.limits import MOVE_PACE_FACTOR, MOVES_AT_ONCE_MAX, SLOTS_MAX, STATUS_DEADLINE_SECONDS
 from sharded_wf.postgres.connect import Connection
-from sharded_wf.postgres.migrate import pending
+from sharded_wf.postgres.migrate import unknown_to_us
+from sharded_wf.reshard.citus import CitusMover
 from sharded_wf.reshard.coordinator import Coordinator, Moved, Progress
 from sharded_wf.reshard.move import Mover
 from sharded_wf.reshard.record import Move, read_moves
@@ -42,7 +43,8 @@ def driver(
     pace: float = MOVE_PACE_FACTOR,
 ) -> Coordinator:
     """Whoever drives this: a move, or a split."""
-    return (Splitter if move.splits else Mover)(config, move, report, pace=pace)
+    mover = Mover if config.coordinator is None else CitusMover
+    return (Splitter if move.splits else mover)(config, move, report, pace=pace)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +60,16 @@ class Unfinished:
         return self.move.state == "live"
 
 
-def unfinished_moves(config: ClusterConfig) -> list[Unfinished]:
-    """Every unfinished move that some shard knows of, as the more advanced of its sides says."""
+def unfinished_moves(config: ClusterConfig, patience_seconds: float | None = None) -> list[Unfinished]:
+    """Every unfinished move that some shard knows of, as the more advanced of its sides says. ``patience_seconds``: as
+    for ``ask_each``."""
 
     def ask(_shard: ShardConfig, conn: Connection) -> list[Move]:
         return read_moves(conn) if read_record(conn).identity is not None else []
 
-    answers = ask_each(config.shards, ask, purpose="moves", deadline_seconds=STATUS_DEADLINE_SECONDS)
+    answers = ask_each(
+        config.shards, ask, purpose="moves", deadline_seconds=STATUS_DEADLINE_SECONDS, patience_seconds=patience_seconds
+    )
     known: dict[int, dict[str, Move]] = {}
     for shard, moves in answers.given.items():
         for move in moves:
@@ -161,13 +166,20 @@ def _check_settled(moving: Mapping[int, Move], slot: int) -> None:
 
 
 def _check_ready(config: ClusterConfig, directory: Directory, shard: str) -> None:
-    answers = ask_each(
-        [config.shard(shard)], lambda _, conn: pending(conn), purpose="moves", deadline_seconds=STATUS_DEADLINE_SECONDS
-    ).all_or_raise()
-    if answers[shard]:
-        raise MoveRefused(f"shard {shard!r} has migrations to apply; run: sharded-wf shards migrate")
     if shard in directory.unreachable:
         raise MoveRefused(f"shard {shard!r} did not answer: {directory.unreachable[shard]}")
+    # (What this version needs and a shard does not have, `load_map` has found.)
+    answers = ask_each(
+        [config.shard(shard)],
+        lambda _, conn: unknown_to_us(conn),
+        purpose="moves",
+        deadline_seconds=STATUS_DEADLINE_SECONDS,
+    ).all_or_raise()
+    if newer := answers[shard]:
+        raise MoveRefused(
+            f"shard {shard!r} has a migration that this version does not know ({newer}); move slots with the newer "
+            "sharded-wf"
+        )
 
 
 def new_move(config: ClusterConfig, wish: Wish) -> Move:

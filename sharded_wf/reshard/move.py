@@ -44,9 +44,7 @@ class Mover(Coordinator):
                     if not arrived and source.hold() != "retired":
                         if source.hold() == "undoing":
                             raise MoveRefused(f"the move of slot {self._move.slot} is being undone: use --undo")
-                        copier = self._copy(source, target)
-                        self._end_departed(source, target)
-                        self._drain(source, copier)
+                        self._prepare(source, target)
         if not arrived:
             pause = self._cut_over()
         self._say("live")
@@ -82,6 +80,12 @@ class Mover(Coordinator):
 
     def _parts(self, source: Side) -> tuple[Part, ...]:
         return (Part(self._move.slot, self._move.names),)
+
+    def _prepare(self, source: Side, target: Side) -> None:
+        """All that can be done while the slot is in use."""
+        copier = self._copy(source, target)
+        self._end_departed(source, target)
+        self._drain(source, copier)
 
     def _become_coordinator(self, source: Side, target: Side, *, undo: bool = False) -> None:
         slot = self._move.slot
@@ -133,7 +137,7 @@ class Mover(Coordinator):
                 begun = self._retire(cutover, lambda: source.advance("retired", since=("copying", "draining")))
                 self._say("retired")
             cutover.go_live()
-        return None if begun is None else time.monotonic() - begun
+        return None if begun is None else max(time.monotonic() - begun, cutover.locked_seconds)
 
     def _clean(self) -> bool:
         """Remove what the move leaves behind: on the source first, the target's row last, since it is what says that

@@ -31,6 +31,8 @@ class StoredError(msgspec.Struct, frozen=True, omit_defaults=True):
     notes: list[str] = []
     causes: list[int] = []
     """Of a workflow's own error: the places of the entries that it came from."""
+    undone_from: int | None = None
+    """Of a workflow's own error: a ``saga()`` has undone its work, which began with the step of this number."""
     exceptions: list[StoredError] = []
     """Of a group: the errors in it, without their tracebacks, which the group's own shows."""
 
@@ -39,10 +41,12 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(StoredError).decode
 
 
-def encode_error(error: BaseException, causes: Sequence[int] = ()) -> bytes:
-    """The error as JSON text: type, module, message, arguments, traceback and notes; ``causes`` as ``StoredError`` has
-    them. Never raises."""
-    stored = _stored(error, _traceback_text(error), list(causes))
+def encode_error(error: BaseException, causes: Sequence[int] = (), undone_from: int | None = None) -> bytes:
+    """The error as JSON text: type, module, message, arguments, traceback and notes; ``causes`` and ``undone_from`` as
+    ``StoredError`` has them. Never raises."""
+    stored = _stored(error, _traceback_text(error))
+    if causes or undone_from is not None:
+        stored = msgspec.structs.replace(stored, causes=list(causes), undone_from=undone_from)
     try:
         data = _encode(stored)
         if _decode(data) == stored:
@@ -52,7 +56,7 @@ def encode_error(error: BaseException, causes: Sequence[int] = ()) -> bytes:
     return _encode(msgspec.structs.replace(stored, args=None, exceptions=[]))
 
 
-def _stored(error: BaseException, traceback_text: str, causes: list[int]) -> StoredError:
+def _stored(error: BaseException, traceback_text: str) -> StoredError:
     kind = type(error)
     args: list[Any] = list(error.args)
     exceptions: list[StoredError] = []
@@ -63,10 +67,10 @@ def _stored(error: BaseException, traceback_text: str, causes: list[int]) -> Sto
         args = [error.errno, error.strerror, error.filename]  # its own `args` leave the file out
     elif isinstance(error, BaseExceptionGroup):
         args = [error.message]
-        exceptions = [_stored(one, "", []) for one in cast("BaseExceptionGroup[BaseException]", error).exceptions]
+        exceptions = [_stored(one, "") for one in cast("BaseExceptionGroup[BaseException]", error).exceptions]
     notes = [_clean(note) for note in getattr(error, "__notes__", ()) if not str(note).startswith(_NOTE_PREFIX)]
     return StoredError(
-        kind.__qualname__, kind.__module__, _message_of(error), args, traceback_text, notes, causes, exceptions
+        kind.__qualname__, kind.__module__, _message_of(error), args, traceback_text, notes, exceptions=exceptions
     )
 
 

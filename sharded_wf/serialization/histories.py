@@ -9,7 +9,7 @@ import msgspec
 
 from sharded_wf.clock import Microseconds
 from sharded_wf.errors import StoredValueMismatch
-from sharded_wf.model.history import Entry, EntryKind, FailedAttempt, History
+from sharded_wf.model.history import Entry, EntryKind, FailedAttempt, Heartbeat, History
 from sharded_wf.model.status import Status
 
 FORMAT = 1
@@ -38,6 +38,14 @@ class _Attempt(msgspec.Struct, frozen=True):
     retry_at: Microseconds
 
 
+class _Beat(msgspec.Struct, frozen=True):
+    place: int
+    attempt: int
+    beat_at: Microseconds
+    next_at: Microseconds | None
+    details: msgspec.Raw
+
+
 class _Line(msgspec.Struct, frozen=True):
     format: int
     id: str
@@ -48,6 +56,7 @@ class _Line(msgspec.Struct, frozen=True):
     started_at: Microseconds | None
     entries: list[_Entry]
     attempts: list[_Attempt]
+    heartbeats: list[_Beat] = []
 
 
 class StoredHistory(msgspec.Struct, frozen=True):
@@ -78,9 +87,13 @@ def encode_history(stored: StoredHistory) -> bytes:
         _Attempt(one.place, one.attempt, msgspec.Raw(one.error), one.started_at, one.failed_at, one.retry_at)
         for one in stored.history.attempts
     ]
+    beats = [
+        _Beat(one.place, one.attempt, one.beat_at, one.next_at, msgspec.Raw(one.details))
+        for one in stored.history.heartbeats
+    ]
     line = _Line(
         FORMAT, stored.id, stored.name, stored.status, msgspec.Raw(stored.input), stored.created_at, stored.started_at,
-        entries, attempts,
+        entries, attempts, beats,
     )  # fmt: skip
     return msgspec.json.encode(line).replace(b"\n", b" ")  # a line feed in JSON text is only white space
 
@@ -107,9 +120,12 @@ def decode_history(line: bytes) -> StoredHistory:
         FailedAttempt(one.place, one.attempt, bytes(one.error), one.started_at, one.failed_at, one.retry_at)
         for one in read.attempts
     )
+    beats = tuple(
+        Heartbeat(one.place, one.attempt, one.beat_at, one.next_at, bytes(one.details)) for one in read.heartbeats
+    )
     return StoredHistory(
         read.id, read.name, Status(read.status), bytes(read.input), read.created_at, read.started_at,
-        History(entries, attempts),
+        History(entries, attempts, beats),
     )  # fmt: skip
 
 

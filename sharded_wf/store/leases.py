@@ -12,6 +12,7 @@ from sharded_wf.postgres.queries import load
 from sharded_wf.postgres.session import Result, Statement
 
 _SQL = load("leases")
+_MIGRATIONS = load("migrations")
 
 LEASE_LOST_SQLSTATE = "WF001"
 """What ``fence`` raises when the lease is gone."""
@@ -44,17 +45,35 @@ def take_lease(
     version: str,
     now: Microseconds,
     *,
+    known: tuple[int, int],
     isolated: bool = False,
 ) -> Statement:
-    """Become an executor of this shard; ``queues`` None: of every queue."""
+    """Become an executor of this shard; ``queues`` None: of every queue; ``known``: the newest migrations that it
+    knows, of the control schema and of a slot."""
     return Statement(
         _SQL["take_lease"],
         "",
         (
             lease_id, executor.encode(), binary.boolean(isolated), binary.text_array(capabilities),
             None if queues is None else binary.text_array(queues), version.encode(), binary.timestamp(now),
+            binary.int4(known[0]), binary.int4(known[1]),
         ),
     )  # fmt: skip
+
+
+def too_new(known: tuple[int, int]) -> list[Statement]:
+    """Ask, in one transaction, for a migration here that a process which knows these can't work with; waits for one
+    that is under way. The last answer is its name, or nothing."""
+    return [
+        Statement(_MIGRATIONS["share_migrations"], ""),
+        Statement(_MIGRATIONS["read_too_new"], "", (binary.int4(known[0]), binary.int4(known[1]))),
+    ]
+
+
+def too_new_of(results: Sequence[Result]) -> str | None:
+    """The answer to ``too_new``."""
+    rows = results[-1].rows()
+    return rows[0][0].decode() if rows and rows[0][0] else None
 
 
 def fence(lease_id: bytes) -> Statement:

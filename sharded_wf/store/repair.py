@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import IntEnum
 
 import msgspec
 
@@ -27,6 +28,8 @@ class Failure(msgspec.Struct, frozen=True):
     status: Status
     failed_at: Microseconds
     fits: bool
+    undone_from: int | None
+    """It has undone its work, which began with the step of this number: it can't be resumed."""
 
 
 class Origin(msgspec.Struct, frozen=True):
@@ -40,11 +43,51 @@ class Origin(msgspec.Struct, frozen=True):
     input: bytes
     time_us: int | None
     """How long it may take from its creation on."""
+    undone_from: int | None
+    """As of ``Failure``."""
+
+
+class Closed(IntEnum):
+    """Whether a child was cancelled by the end of its parent."""
+
+    NOT = 0
+    """It goes on, or ended otherwise, or there is none."""
+    ON_ITS_WAY = 1
+    """It is told, and has not ended yet, or its parent has not heard of that."""
+    ENDED = 2
 
 
 def resume(schema: str, ids: Sequence[str], now: Microseconds) -> Statement:
     """Those among these workflows that ended badly go on; the answer lists them."""
     return Statement(_SQL["resume"], schema, (binary.text_array(sorted(ids)), binary.timestamp(now)))
+
+
+def withdraw_cancels(schema: str, id_: str, senders: Sequence[str]) -> Statement:
+    """Take back requests to cancel a workflow, of these senders, unless somebody who runs it may have read them."""
+    return Statement(_SQL["withdraw_cancels"], schema, (id_.encode(), binary.text_array(senders)))
+
+
+def read_unsent(schema: str, receiver: str, topic: str, senders: Sequence[str]) -> Statement:
+    """Ask for messages to a workflow that wait in the outbox; a row for each."""
+    return Statement(_SQL["read_unsent"], schema, (receiver.encode(), topic.encode(), binary.text_array(senders)))
+
+
+def forget_outcome(schema: str, parent: str, child: str) -> Statement:
+    """Remove the outcome that a child has told its parent."""
+    return Statement(_SQL["forget_outcome"], schema, (parent.encode(), child.encode()))
+
+
+def read_closed(schema: str, parent: str, child: str, senders: Sequence[str]) -> Statement:
+    """Ask what became of a child that its parent told, under one of these names, to end."""
+    return Statement(_SQL["read_closed"], schema, (child.encode(), binary.text_array(senders), parent.encode()))
+
+
+def closed_of(result: Result) -> Closed:
+    """The answer to ``read_closed``."""
+    for (state,) in result.rows():
+        assert state is not None
+        return Closed(binary.read_int(state))
+    return Closed.NOT
 
 
 def page_failed(
@@ -73,9 +116,9 @@ def failures_of(result: Result) -> list[Failure]:
     return [
         Failure(
             id_.decode(), name.decode(), queue.decode(), Status(binary.read_int(status)), binary.read_timestamp(at),
-            fits == b"\x01",
+            fits == b"\x01", None if undone is None else binary.read_int(undone),
         )
-        for at, id_, name, queue, status, fits in result.rows()
+        for at, id_, name, queue, status, fits, undone in result.rows()
     ]  # fmt: skip
 
 
@@ -86,13 +129,14 @@ def read_origin(schema: str, id_: str) -> Statement:
 
 def origin_of(result: Result) -> Origin | None:
     """The answer to ``read_origin``."""
-    for name, capability, queue, priority, started, input_, created, deadline in result.rows():
+    for name, capability, queue, priority, started, input_, created, deadline, undone in result.rows():
         assert name is not None and capability is not None and queue is not None
         assert priority is not None and created is not None
         return Origin(
             name.decode(), capability.decode(), queue.decode(), binary.read_int(priority),
             None if started is None else binary.read_timestamp(started), input_ or b"null",
             None if deadline is None else binary.read_timestamp(deadline) - binary.read_timestamp(created),
+            None if undone is None else binary.read_int(undone),
         )  # fmt: skip
     return None
 

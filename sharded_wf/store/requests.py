@@ -13,6 +13,7 @@ from sharded_wf.model.workflow import Message, Start
 from sharded_wf.postgres import binary
 from sharded_wf.postgres.queries import load
 from sharded_wf.postgres.session import Result, Statement
+from sharded_wf.routing import slot_schema
 
 OUTBOX_SCHEMA = "wf_outbox"
 """Where the outbox is in a database that is no shard."""
@@ -130,10 +131,10 @@ def where_am_i() -> Statement:
     return Statement(_SQL["where_am_i"], "")
 
 
-def is_shard_and_outbox(result: Result) -> tuple[bool, bool]:
-    """The answer to ``where_am_i``."""
-    ((shard, outbox),) = result.rows()
-    return shard == b"\x01", outbox == b"\x01"
+def is_shard_and_outbox(result: Result) -> tuple[bool, bool, bool]:
+    """The answer to ``where_am_i``; and whether the shard is a node of a Citus cluster."""
+    ((shard, outbox, guarded),) = result.rows()
+    return shard == b"\x01", outbox == b"\x01", guarded == b"\x01"
 
 
 def read_owner() -> Statement:
@@ -155,9 +156,9 @@ def identity_of(result: Result) -> tuple[uuid.UUID, str, str] | None:
     return uuid.UUID(bytes=first[0]), first[1].decode(), first[2].decode() if len(first) > 2 else ""
 
 
-def has_live_slot(schema: str) -> Statement:
+def has_live_slot(slot: int) -> Statement:
     """Ask whether a slot lies in this database."""
-    return Statement(_SQL["has_live_slot"], "", (f"{schema}.fence".encode(),))
+    return Statement(_SQL["has_live_slot"], "", (f"{slot_schema(slot)}.fence".encode(), binary.int4(slot)))
 
 
 def write_owner(cluster_id: uuid.UUID, name: str, version: int) -> Statement:

@@ -35,11 +35,14 @@ class Glance(msgspec.Struct, gc=False):
 def peek(schemas: Mapping[int, str]) -> Statement:
     """One question over all these slots (number → schema): what is there to do?"""
     parts = [
-        _PEEK.text.replace("{slot}", schema).replace("{number}", str(number)) for number, schema in schemas.items()
+        Query(f"peek_{number}", _PEEK.text.replace("{slot}", schema).replace("{number}", str(number)))
+        for number, schema in schemas.items()
     ]
-    parts.append(_PEEK_REQUESTS.text)
+    parts.append(_PEEK_REQUESTS)
     # Prepared by name: other slots make another statement.
-    return Statement(Query(f"peek_{hash(tuple(schemas)) & 0xFFFFFFFF:08x}", "\nunion all\n".join(parts)), "")
+    name = f"peek_{hash(tuple(schemas)) & 0xFFFFFFFF:08x}"
+    whole = Query(name, "\nunion all\n".join(part.text for part in parts))
+    return Statement(whole, "", parts=[Statement(part, "") for part in parts])
 
 
 def glance_of(result: Result) -> Glance:

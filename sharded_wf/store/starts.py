@@ -20,6 +20,7 @@ _START_INLINE = _SQL["start_inline"]
 _START_LARGE = _SQL["start_large"]
 _START_DELAYED = _SQL["start_delayed"]
 _START_LIMITED = _SQL["start_limited"]
+_START_STILLBORN = _SQL["start_stillborn"]
 _READ_STARTS = _SQL["read_starts"]
 
 
@@ -45,6 +46,7 @@ def start_statements(
         key = (
             start.name, start.capability, start.queue, start.priority, start.parent_id,
             start.not_before is not None, start.deadline is not None, len(start.input) > INLINE_INPUT_MAX_BYTES,
+            start.stillborn,
         )  # fmt: skip
         group = groups.get(key)
         if group is None:
@@ -77,7 +79,12 @@ def _add_group(
         created_at,
     )
     delayed = first.not_before is not None
-    if not delayed and first.deadline is None and len(first.input) <= INLINE_INPUT_MAX_BYTES:
+    if (
+        first.stillborn is None
+        and not delayed
+        and first.deadline is None
+        and len(first.input) <= INLINE_INPUT_MAX_BYTES
+    ):
         inputs = binary.json_array([start.input for start in group])
         counted.append(len(statements))
         statements.append(Statement(_START_INLINE, schema, (ids, inputs, *shared)))
@@ -85,7 +92,9 @@ def _add_group(
     inputs = binary.json_array([start.input for start in group])
     statements.append(Statement(_SAVE_INPUTS, schema, (ids, inputs)))
     counted.append(len(statements))
-    if delayed:
+    if first.stillborn is not None:
+        statements.append(Statement(_START_STILLBORN, schema, (ids, _deadlines(group), *shared, *first.stillborn)))
+    elif delayed:
         due = binary.timestamp_array([start.not_before or 0 for start in group])
         statements.append(Statement(_START_DELAYED, schema, (ids, due, *shared, _deadlines(group))))
     elif first.deadline is not None:

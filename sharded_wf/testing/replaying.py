@@ -198,6 +198,9 @@ class _ReplayHost:
     def start_child(self, run: Run, start: Start) -> None:
         """Nothing is started."""
 
+    def revive_child(self, run: Run, child_id: str, closers: tuple[str, ...]) -> None:
+        """Nobody is resumed."""
+
     def send(self, run: Run, place: int, message: Message) -> None:
         """Nothing is sent."""
 

@@ -158,7 +158,7 @@ class AsyncRun(WorkflowRun):
             args, kwargs = definition.arguments.decode(self.input)
             coroutine = definition.function(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - input that doesn't fit: it fails, and is not tried for ever
-            self.conclude(self.failed(error))
+            self.end(self.failed(error))
             return
         variables = VariableContext()
         variables.run(scope.set, self)
@@ -221,8 +221,7 @@ class AsyncRun(WorkflowRun):
 
     def _turn(self, entry: Entry | None, stage: Stage) -> None:
         """Hand over an entry and run the code as far as it can go."""
-        loop = self.loop
-        task = self.task
+        loop, task = self.loop, self.task
         assert task is not None
         self.driving = True
         _set_running_loop(loop)
@@ -244,12 +243,12 @@ class AsyncRun(WorkflowRun):
                 if entry is not None:
                     self._hand_over(entry)
         except NonDeterminismError as error:
-            self.conclude(self.failed(error))
+            self.end(self.failed(error))
             return
         finally:
             self.driving = False
         if replay is None or not replay.commands:
-            self.conclude(self.failed(WorkflowStuck(_stuck_text(task))))
+            self.end(self.failed(WorkflowStuck(_stuck_text(task))))
         else:
             stage.waiting.append(self)
 
@@ -316,7 +315,7 @@ class AsyncRun(WorkflowRun):
         except BaseException as error:  # noqa: BLE001 - whatever left the workflow is its outcome
             self.ended_with(error)
         else:
-            self.conclude(self.succeeded(value))
+            self.end(self.succeeded(value))
 
     # The end
 
@@ -331,9 +330,8 @@ class AsyncRun(WorkflowRun):
         loop = self.loop
         loop.stopped = True
         task, self.task = self.task, None
-        tasks, loop.tasks = loop.tasks, []
-        if tasks:
-            tasks = [kept for kept in tasks if not kept.done()]
+        tasks = [kept for kept in loop.tasks if not kept.done()] if loop.tasks else []
+        loop.tasks = []
         if task is not None and not task.done():
             tasks.insert(0, task)
         if tasks:

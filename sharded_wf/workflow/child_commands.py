@@ -68,13 +68,15 @@ class StartCommand:
                 self.future.set_exception(recorded_error(entry))
             return
         if self.closes:
-            self.run.some_waits().closing[self.start.id] = None
+            self.run.note_closing(self.start.id, entry.ordinal)
         if not self.future.done():
             self.future.set_result(_decode_id(entry.output or b'""'))
 
     def abandon(self) -> None:
         """A start that is under way goes on: the child may exist already."""
         if self.phase == ISSUED:
+            if self.closes and self.run.attempt > 1:
+                self.run.some_waits().unbegun.append(self.start)
             self.run.forget(self)
 
 

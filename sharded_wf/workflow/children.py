@@ -121,14 +121,16 @@ class StartChild:
         queue: str | None = None,
         priority: int = 0,
         delay: timedelta | float | None = None,
+        timeout: timedelta | float | None = None,
         parent_close: ParentClose = "abandon",
         detached: bool = False,
     ) -> Coroutine[Any, Any, ChildHandle[T]]:
         """Start a child workflow and go on beside it. It exists when this returns.
 
         ``bound``: what to run, made by ``function.bind(...)``. ``id``: yours, or made of this workflow's own ID, the
-        function's name and a number: the same on every replay. ``queue``, ``priority``, ``delay``: as for
-        ``client.start``. ``parent_close``: what becomes of it if it still runs when this workflow ends, however that
+        function's name and a number: the same on every replay. ``queue``, ``priority``, ``delay``,
+        ``timeout``: as for ``client.start``; a child that can't outlive this workflow has no more time than this one.
+        ``parent_close``: what becomes of it if it still runs when this workflow ends, however that
         ends: "abandon" lets it go on, "cancel" cancels it. ``detached``: it is nobody's child: its result can't be
         awaited here, and retention does not keep it for this workflow; an existing workflow with the same ``id``, name
         and arguments will do.
@@ -141,8 +143,8 @@ class StartChild:
             form = "start_child.blocking(...)" if thread_run_here() is not None else "client.start(...)"
             raise OutsideWorkflow(f"start_child(...) works only in an async workflow's own code; here, call {form}")
         run: AsyncRun = loop.run
-        _check(id, queue, priority, parent_close, detached)
-        return _start(run, bound, id, queue, priority, delay, parent_close, detached)
+        _check(id, queue, priority, timeout, parent_close, detached)
+        return _start(run, bound, id, queue, priority, delay, timeout, parent_close, detached)
 
     def blocking(
         self,
@@ -152,6 +154,7 @@ class StartChild:
         queue: str | None = None,
         priority: int = 0,
         delay: timedelta | float | None = None,
+        timeout: timedelta | float | None = None,
         parent_close: ParentClose = "abandon",
         detached: bool = False,
     ) -> BlockingChildHandle[T]:
@@ -161,8 +164,8 @@ class StartChild:
             raise OutsideWorkflow(
                 "start_child.blocking() works only in a def workflow; in an async one, await start_child(...)"
             )
-        _check(id, queue, priority, parent_close, detached)
-        start, base = child_start(run, bound, id, queue, priority, delay, detached)
+        _check(id, queue, priority, timeout, parent_close, detached)
+        start, base = child_start(run, bound, id, queue, priority, delay, timeout, detached)
         child_id = run.ask(StartCommand(run, start, parent_close == "cancel", ThreadAnswer()), base)
         return BlockingChildHandle(run, child_id, start, bound.result)
 
@@ -174,11 +177,12 @@ async def _start(
     queue: str | None,
     priority: int,
     delay: timedelta | float | None,
+    timeout: timedelta | float | None,  # noqa: ASYNC109 - of the child
     parent_close: ParentClose,
     detached: bool,
 ) -> ChildHandle[T]:
     future = run.new_future()
-    start, base = child_start(run, bound, id_, queue, priority, delay, detached)
+    start, base = child_start(run, bound, id_, queue, priority, delay, timeout, detached)
     command = StartCommand(run, start, parent_close == "cancel", future)
     run.issue(command, base)
     try:
@@ -196,6 +200,7 @@ def child_start(
     queue: str | None,
     priority: int,
     delay: timedelta | float | None,
+    timeout: timedelta | float | None,
     detached: bool,
 ) -> tuple[Start, int]:
     """The child as it is to be started, and what its request's fingerprint is made of."""
@@ -207,7 +212,7 @@ def child_start(
     start = Start(
         child_id, bound.name, bound.capability, bound.queue if queue is None else queue, priority, bound.input,
         not_before, None if detached else run.id,
-        deadline=child_deadline(run, bound.timeout_seconds, not_before),
+        deadline=child_deadline(run, bound.timeout_seconds if timeout is None else seconds_of(timeout), not_before),
     )  # fmt: skip
     asked = f"{bound.name}\0{id_ or ''}\0".encode() + bound.input
     return start, mmh3.hash64(asked, _START_SEED)[0]
@@ -233,7 +238,14 @@ def child_deadline(
     return (not_before or run.code_time_us()) + round(min(timeout_seconds, TIMER_MAX_SECONDS) * SECOND_US)
 
 
-def _check(id_: str | None, queue: str | None, priority: int, parent_close: str, detached: bool) -> None:
+def _check(
+    id_: str | None,
+    queue: str | None,
+    priority: int,
+    timeout: timedelta | float | None,
+    parent_close: str,
+    detached: bool,
+) -> None:
     if parent_close not in ("abandon", "cancel"):
         raise ValueError(f'parent_close={parent_close!r}: write "abandon" or "cancel"')
     if detached and parent_close == "cancel":
@@ -246,6 +258,8 @@ def _check(id_: str | None, queue: str | None, priority: int, parent_close: str,
         raise LimitExceeded(f"queue={queue!r}: text of 1 to {QUEUE_LENGTH_MAX_BYTES} bytes, not beginning with '$'")
     if not PRIORITY_MIN <= priority <= PRIORITY_MAX:
         raise LimitExceeded(f"priority {priority} is out of range: {PRIORITY_MIN} to {PRIORITY_MAX}")
+    if timeout is not None and not seconds_of(timeout) > 0:
+        raise LimitExceeded(f"timeout={timeout!r}: more than 0 seconds, or None")
 
 
 def _check_attached(start: Start) -> None:

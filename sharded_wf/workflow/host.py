@@ -75,6 +75,12 @@ class Host(Protocol):
         ``run.child_refused(start.id, error)`` if it can never be started."""
         ...
 
+    def revive_child(self, run: Run, child_id: str, closers: tuple[str, ...]) -> None:
+        """Resume a child that was cancelled under one of these names, which are those under which earlier ends of the
+        workflow told it; wait for its end if it still cleans up. Leave any other as it is. Then call
+        ``run.child_revived(child_id)``."""
+        ...
+
     def send(self, run: Run, place: int, message: Message) -> None:
         """Deliver a message, once however often it is asked; then call ``run.acknowledge_send(place, ...)``."""
         ...
@@ -179,6 +185,10 @@ class Run(ABC):
     @abstractmethod
     def child_refused(self, child_id: str, error: BaseException) -> None:
         """A child can never be started; the code gets ``error`` at its call."""
+
+    @abstractmethod
+    def child_revived(self, child_id: str) -> None:
+        """A child that an earlier end of the workflow cancelled goes on, or there is nothing to be done for it."""
 
     @abstractmethod
     def drop(self) -> None:

@@ -97,7 +97,7 @@ class LongLivedRun(ParentRun):
         """``error`` left the code: go on as new, if that is what it says, else this is the outcome."""
         bound = continuation_asked_by(error)
         if bound is None:
-            self.conclude(self.failed(error))
+            self.end(self.failed(error))
         else:
             self._renew(bound)
 
@@ -107,7 +107,7 @@ class LongLivedRun(ParentRun):
         try:
             entry = entry_of(self, bound)
         except ShardedWfError as failure:
-            self.conclude(self.failed(failure))
+            self.end(self.failed(failure))
             return
         told = () if self.waits is None else self.waits.untold(self.waits.cancelling)
         self.release()

@@ -28,8 +28,7 @@ from sharded_wf.workflow.waits import EventWaits
 class LimitedRun(RequestedRun):
     """See ``WorkflowRun``."""
 
-    __slots__ = ("attempt",)
-    attempt: int
+    __slots__ = ()
 
     @abstractmethod
     def note_waiting(self) -> None:
@@ -143,7 +142,7 @@ class LimitedRun(RequestedRun):
         self.unpause(waits)  # what is to end is not to be held up
 
     def expire(self) -> None:
-        self.conclude(Outcome(Status.FAILED, None, encode_error(timed_out(self.id))))
+        self.end(Outcome(Status.FAILED, None, encode_error(timed_out(self.id))))
 
     def time_jumped(self) -> None:
         super().time_jumped()

@@ -9,21 +9,27 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from msgspec.structs import replace
 
+from sharded_wf.errors import WorkflowCancelled
+from sharded_wf.model.status import Status
+from sharded_wf.model.workflow import Outcome
+from sharded_wf.serialization.exceptions import encode_error
+from sharded_wf.serialization.outcomes import encode_outcome
 from sharded_wf.workflow.child_commands import CancelChildCommand, OutcomeCommand, StartCommand
 from sharded_wf.workflow.commands import Answer, ChildCommand
 from sharded_wf.workflow.host import Host, Run
-from sharded_wf.workflow.replay import ENDED, LIVE
+from sharded_wf.workflow.replay import ENDED, ISSUED, LIVE, Replay
 
 if TYPE_CHECKING:
-    from sharded_wf.model.workflow import Outcome, Start
+    from sharded_wf.model.workflow import Start
     from sharded_wf.workflow.run import WorkflowRun
     from sharded_wf.workflow.waits import Waits
 
+_CLOSER_MARK = "\x1f"
+"""Between a workflow's ID and how often it had been resumed: under that name it tells children to end with it."""
 _CANCEL_MARK = 0x3C41_9B2E_7D05_A6F1
 """Makes the fingerprint of a request to cancel a child from that of the child; positive, so it stays within 64 bits."""
 
@@ -31,9 +37,11 @@ _CANCEL_MARK = 0x3C41_9B2E_7D05_A6F1
 class ParentRun(Run):
     """What a run knows of its children."""
 
-    __slots__ = ("busy", "host", "stopped", "waits")
+    __slots__ = ("attempt", "busy", "host", "stopped", "waits")
+    attempt: int
     busy: int
     host: Host
+    replay: Replay | None
     stopped: bool
     waits: Waits | None
 
@@ -84,7 +92,7 @@ class ParentRun(Run):
             start = replace(start, deadline=limit)  # it has no more time than the workflow itself
         # Of a resumed workflow: the child may have ended, and its outcome been received, or lost, before.
         again = waits.epoch > 0 and start.parent_id is not None
-        self.host.start_child(self, replace(start, again=True) if again else start)
+        self.host.start_child(self, replace(start, again=self.closers()) if again else start)
 
     def await_outcome(self, command: OutcomeCommand) -> None:
         """Wait for the outcome of a child that was started before; it may be in the mailbox already."""
@@ -97,6 +105,7 @@ class ParentRun(Run):
 
     def child_started(self, child_id: str) -> None:
         if self.stopped:
+            self._born(child_id)
             return
         self.busy -= 1
         waits = self.some_waits()
@@ -112,6 +121,7 @@ class ParentRun(Run):
 
     def child_refused(self, child_id: str, error: BaseException) -> None:
         if self.stopped:
+            self._born(child_id, refused=True)
             return
         self.busy -= 1
         waits = self.some_waits()
@@ -176,22 +186,107 @@ class ParentRun(Run):
         waits = self.waits
         return () if waits is None else waits.untold({**waits.closing, **dict.fromkeys(waits.cancelling)})
 
+    # Children that an end of the workflow has closed
+
+    def closer(self) -> str:
+        """The name under which children are told to end with this life of the workflow. Not its ID, under which its
+        code tells them, so that a resume knows which to resume."""
+        return _closer(self.id, 0 if self.waits is None else self.waits.epoch)
+
+    def closers(self) -> tuple[str, ...]:
+        """Those of its lives before."""
+        return tuple(_closer(self.id, epoch) for epoch in range(self.some_waits().resumes))
+
+    def note_closing(self, child_id: str, ordinal: int) -> None:
+        """A child that is to end with the workflow was started, which is the entry of this ordinal."""
+        waits = self.some_waits()
+        waits.closing[child_id] = None
+        if ordinal < waits.resumed_at:
+            self.on_loop(self.revive, child_id)
+
+    @abstractmethod
+    def on_loop(self, callback: Callable[..., Any], *args: Any) -> None:
+        """Call on the host's loop, in the order of the calls; at once, if the code runs there."""
+
+    def revive(self, child_id: str) -> None:
+        """The workflow was resumed since: so is this child, if the end of the workflow cancelled it. Asked for at every
+        replay, since it is not recorded; a child that was cancelled by somebody else meanwhile stays so."""
+        if not self.stopped:
+            self.busy += 1
+            self.host.loop.call_soon(self._ask_to_revive, child_id)  # the code's own loop may be running now
+
+    def _ask_to_revive(self, child_id: str) -> None:
+        if not self.stopped:
+            self.host.revive_child(self, child_id, self.closers())
+
+    def child_revived(self, child_id: str) -> None:
+        if not self.stopped:
+            self.busy -= 1
+            self.note_waiting()
+
     # The end
 
-    def conclude(self, outcome: Outcome) -> None:
-        """The code has come to this outcome. Children that end with the workflow are told with it; first they must
-        exist."""
-        if self.waits is None or not self.must_exist_first(partial(self.conclude, outcome)):
-            self.end(outcome)
-
     def end(self, outcome: Outcome) -> None:
-        """The workflow ends with this outcome, whatever its code still does."""
-        children = self.children_to_end()
-        if children:
-            outcome = replace(outcome, cancels=tuple(dict.fromkeys((*outcome.cancels, *children))))
-        self.outcome = outcome
+        """The workflow ends with this outcome, whatever its code still does. Children that end with it are told in the
+        flush that saves the outcome, so that nothing can come between; first they must exist."""
+        waits = self.waits
+        if waits is None and self.attempt == 1:  # the common case: it never waited for anything
+            self.release()
+            self._finish(outcome)
+            return
+        stillborn = self._stillborn(outcome)
+        told = dict.fromkeys((*outcome.cancels, *self.children_to_end(), *(start.id for start in stillborn)))
+        if told:
+            outcome = replace(outcome, cancels=tuple(told), cancels_as=self.closer())
+        unborn = set[str]() if waits is None else told.keys() & waits.starting
+        unborn.update(start.id for start in stillborn)
         self.release()
+        if not unborn:
+            self._finish(outcome)
+            return
+        self.waits = waits = self.some_waits() if waits is None else waits
+        waits.unborn, waits.outcome = unborn, outcome
+        for start in stillborn:
+            self.host.loop.call_soon(self.host.start_child, self, start)
+
+    def _finish(self, outcome: Outcome) -> None:
+        self.outcome = outcome
         self.host.finish(self, outcome)
+
+    def _born(self, child_id: str, *, refused: bool = False) -> None:
+        """After the end: a child exists that is to be told, or never will."""
+        waits = self.waits
+        if waits is None or waits.outcome is None or child_id not in waits.unborn:
+            return
+        waits.unborn.discard(child_id)
+        if refused:  # what has this ID is nobody's that we know
+            waits.outcome = replace(
+                waits.outcome, cancels=tuple(id_ for id_ in waits.outcome.cancels if id_ != child_id)
+            )
+        if not waits.unborn:
+            self._finish(waits.outcome)
+
+    def _stillborn(self, outcome: Outcome) -> list[Start]:
+        """Children that are to end with the workflow, and that only an executor which had it before may have begun to
+        start: if they do not exist, they are to exist as cancelled, so that nobody can start them any more."""
+        replay, waits = self.replay, self.waits
+        if self.attempt == 1 or replay is None:
+            return []
+        starts = [] if waits is None else list(waits.unbegun)
+        for command in self.unbegun():
+            if command.phase != ISSUED:
+                continue
+            inline = isinstance(command, ChildCommand) and command.own and outcome.status is Status.CANCELLED
+            if inline or (isinstance(command, StartCommand) and command.closes):
+                starts.append(command.start)
+        text = f"workflow {self.id!r} ended before this child of it ran"
+        error = encode_error(WorkflowCancelled("WorkflowCancelled", text))
+        told = encode_outcome(Outcome(Status.CANCELLED, None, error))
+        return [replace(start, stillborn=(error, told)) for start in starts]
+
+    def unbegun(self) -> list[Any]:
+        """What the code has asked for and was not begun."""
+        return [] if self.replay is None else self.replay.fresh
 
     def must_exist_first(self, end: Callable[[], None]) -> bool:
         """Whether a child that is to be told of the end is only just being started. Then ``end`` is called as soon as
@@ -201,3 +296,7 @@ class ParentRun(Run):
             return False
         waits.ending = end
         return True
+
+
+def _closer(workflow_id: str, epoch: int) -> str:
+    return f"{workflow_id}{_CLOSER_MARK}{epoch}"

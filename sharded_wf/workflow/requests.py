@@ -15,8 +15,8 @@ import msgspec
 
 from sharded_wf.clock import SECOND_US, Microseconds
 from sharded_wf.errors import WorkflowTerminated
-from sharded_wf.limits import CLEANUP_REPLAY_LOOK_SECONDS
-from sharded_wf.model.history import Entry, EntryKind, read_cancellation
+from sharded_wf.limits import REPLAY_LOOK_SECONDS, TERMINATE_REPLAY_MAX_SECONDS
+from sharded_wf.model.history import Entry, EntryKind, continuation_of, read_cancellation
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import CANCEL_TOPIC, PAUSE_TOPIC, TERMINATE_TOPIC, UNPAUSE_TOPIC, Outcome
 from sharded_wf.serialization.exceptions import encode_error
@@ -42,11 +42,10 @@ class RequestedRun(LongLivedRun):
     def code_time_us(self) -> Microseconds:
         """The workflow's time, as its code sees it: the same on replay."""
 
-    def honour(self, waits: Waits, topic: str) -> None:
-        """Somebody asks for something of the workflow itself, not of its code."""
+    def honour(self, waits: Waits, topic: str) -> bool:
+        """Somebody asks for something of the workflow itself, not of its code. Whether it goes on."""
         if topic == TERMINATE_TOPIC:
-            error = WorkflowTerminated("WorkflowTerminated", f"workflow {self.id!r} was terminated")
-            self.end(self._ended(error))
+            self._terminate(self.host.clock.monotonic())
         elif topic == CANCEL_TOPIC:
             self.record_cancels(waits)
         elif topic == PAUSE_TOPIC:
@@ -54,6 +53,22 @@ class RequestedRun(LongLivedRun):
             waits.pausing = waits.cleanup_until is None and not waits.mailbox.has(CANCEL_TOPIC)
         elif topic == UNPAUSE_TOPIC:
             self.unpause(waits)
+        return not self.stopped
+
+    def _terminate(self, asked_at: float) -> None:
+        """Ends when replay has shown which children there are: a little later, if that goes on in a thread."""
+        if self.stopped:
+            return
+        host = self.host
+        if self.caught_up() or host.clock.monotonic() > asked_at + TERMINATE_REPLAY_MAX_SECONDS:
+            error = WorkflowTerminated("WorkflowTerminated", f"workflow {self.id!r} was terminated")
+            self.end(self._ended(error))
+        else:
+            host.loop.call_later(REPLAY_LOOK_SECONDS, self._terminate, asked_at)
+
+    def caught_up(self) -> bool:
+        """Whether the code has been replayed, and waits or runs a step: it is known what it asked for."""
+        return self.attempt == 1 or (self.replay is not None and not self.replaying())
 
     def unpause(self, waits: Waits) -> None:
         """It is paused no longer."""
@@ -80,10 +95,24 @@ class RequestedRun(LongLivedRun):
         delay_us = max(0, until - self.host.clock.now_us())
         waits.cleanup_alarm = self.host.loop.call_later(delay_us / SECOND_US, self._cleanup_over)
 
-    def saga_opened(self) -> None:
+    def saga_opened(self) -> int:
         """Until it is closed, what was done in it is finished or undone, however long that takes: a clean-up has no
-        deadline meanwhile."""
+        deadline meanwhile. Returns the number of the first step that can be recorded in it."""
         self.some_waits().sagas += 1
+        replay = self.replay
+        if replay is None or replay.position == replay.total:
+            return self.last_ordinal + 1
+        return 1 if replay.position == 0 else replay.entries[replay.position - 1].ordinal + 1
+
+    def saga_undoes(self, error: BaseException, from_step: int) -> None:
+        """A saga begins to undo what was done in it since ``from_step``, because of ``error``."""
+        if isinstance(error, asyncio.CancelledError):
+            self.on_loop(self._note_undoing, from_step)  # which has been told by then what the code was cancelled for
+
+    def _note_undoing(self, from_step: int) -> None:
+        waits = self.waits
+        if waits is not None and (waits.cleanup_until is not None or waits.timed_out):
+            waits.undone_from = min(from_step, waits.undone_from or from_step)
 
     def saga_closed(self) -> None:
         """What remains to be cleaned up has its whole time from now on."""
@@ -109,7 +138,7 @@ class RequestedRun(LongLivedRun):
         if waits is None or self.outcome is not None or self.stopped or waits.sagas:
             return
         if self.replaying():  # in a thread: whether it is in a saga will be seen
-            waits.cleanup_alarm = self.host.loop.call_later(CLEANUP_REPLAY_LOOK_SECONDS, self._cleanup_over)
+            waits.cleanup_alarm = self.host.loop.call_later(REPLAY_LOOK_SECONDS, self._cleanup_over)
         elif waits.timed_out:
             self.end(self.failed(asyncio.CancelledError()))
         else:
@@ -117,7 +146,8 @@ class RequestedRun(LongLivedRun):
             self.end(self._ended(WorkflowTerminated("WorkflowTerminated", text)))
 
     def _ended(self, error: WorkflowTerminated) -> Outcome:
-        return Outcome(Status.CANCELLED, None, encode_error(error), self.open_children())
+        undone = None if self.waits is None else self.waits.undone_from
+        return Outcome(Status.CANCELLED, None, encode_error(error, (), undone), self.open_children())
 
     def record_cancels(self, waits: Waits) -> None:
         """Make requests to cancel part of the history, and in the same flush pass them on to the children that the code
@@ -135,7 +165,9 @@ class RequestedRun(LongLivedRun):
             told = list(self.open_children()) if waits.cleanup_until is None else []
             asked = read_cancellation(message.payload)
             waits.cancels[place] = asked.cleanup_seconds
-            output = msgspec.json.encode(msgspec.structs.replace(asked, told=told, sender=message.sender))
+            output = msgspec.json.encode(
+                msgspec.structs.replace(asked, told=told, told_as=self.closer(), sender=message.sender)
+            )
             entry = Entry(
                 place, self.last_ordinal, EntryKind.CANCEL, "cancel", 0, output, None, message.sent_at, now_us
             )
@@ -149,6 +181,10 @@ class RequestedRun(LongLivedRun):
         waits.send_counts.clear()
         waits.cancelled_children.clear()
         self.on_loop(waits.end_cleanup)
+        before = continuation_of(self.history)
+        if before is not None and waits.epoch == waits.resumes:
+            for child_id in before.closing:
+                self.on_loop(self.revive, child_id)
         assert self.replay is not None
         for command in self.replay.fresh:
             if isinstance(command, (TimerCommand, GuardedStepCommand)):

@@ -22,7 +22,7 @@ from sharded_wf.model.history import Entry, EntryKind, FailedAttempt, History, c
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import EVENT_TOPIC, OUTCOME_TOPIC, Message, Outcome
 from sharded_wf.serialization.exceptions import encode_error
-from sharded_wf.workflow.blame import causes_of
+from sharded_wf.workflow.blame import causes_of, undone_from
 from sharded_wf.workflow.child_commands import CancelChildCommand
 from sharded_wf.workflow.commands import ReceiveCommand, SendCommand, TimerCommand
 from sharded_wf.workflow.context import Context
@@ -234,6 +234,8 @@ class WorkflowRun(LimitedRun):
         waits = self.some_waits()
         for message in messages:
             if message.topic == OUTCOME_TOPIC:
+                if waits.epoch and message.sender in waits.starting:
+                    continue  # of its life before it is resumed; the mailbox is read again when it has been
                 child = waits.children.pop(message.sender, None)
                 if child is not None and child.phase == LIVE:
                     child.take(message)
@@ -241,8 +243,7 @@ class WorkflowRun(LimitedRun):
                 self.event_told(message)
             elif waits.mailbox.accept(message):
                 if message.topic.startswith("$"):
-                    self.honour(waits, message.topic)
-                    if self.outcome is not None:
+                    if not self.honour(waits, message.topic):
                         return
                 else:
                     self._serve(waits, message.topic)
@@ -322,12 +323,13 @@ class WorkflowRun(LimitedRun):
     def failed(self, error: BaseException) -> Outcome:
         """The outcome of code that ``error`` left."""
         if isinstance(error, asyncio.CancelledError):
+            undone = None if self.waits is None else self.waits.undone_from
             if self.waits is not None and self.waits.timed_out:
-                return Outcome(Status.FAILED, None, encode_error(timed_out(self.id)))
+                return Outcome(Status.FAILED, None, encode_error(timed_out(self.id), (), undone))
             cancelled = WorkflowCancelled("CancelledError", str(error))
-            return Outcome(Status.CANCELLED, None, encode_error(cancelled), self.open_children())
+            return Outcome(Status.CANCELLED, None, encode_error(cancelled, (), undone), self.open_children())
         causes = causes_of(error, None if self.waits is None else self.waits.last_timer)
-        return Outcome(Status.FAILED, None, encode_error(explained(error), causes))
+        return Outcome(Status.FAILED, None, encode_error(explained(error), causes, undone_from(error)))
 
     def succeeded(self, value: Any) -> Outcome:
         """The outcome of code that returned ``value``; failed, if that can't be stored."""

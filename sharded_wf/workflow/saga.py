@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from sharded_wf.errors import CompensationFailed, NonDeterminismError
+from sharded_wf.workflow.blame import mark_undone
 from sharded_wf.workflow.loop import WorkflowLoop
 from sharded_wf.workflow.run import WorkflowRun
 from sharded_wf.workflow.stop import RunDropped
@@ -28,12 +29,13 @@ _NO_FAILURE = (GeneratorExit, RunDropped, KeyboardInterrupt, NonDeterminismError
 class Saga:
     """The scope that ``async with saga() as s`` opens. Several tasks may use it at once."""
 
-    __slots__ = ("_run", "_running", "_undos")
+    __slots__ = ("_from_step", "_run", "_running", "_undid", "_undos")
 
     def __init__(self) -> None:
         loop = _get_running_loop()
         self._run: WorkflowRun | None = loop.run if type(loop) is WorkflowLoop else None
         self._undos: list[Callable[[], Awaitable[object]]] = []
+        self._undid = False
         self._running: dict[asyncio.Task[Any], None] = {}
 
     async def step(self, work: Awaitable[T], undo: Callable[[T], Awaitable[object]]) -> T:
@@ -73,6 +75,7 @@ class Saga:
         cancelled = False
         while self._undos:
             undo = self._undos.pop()
+            self._undid = True
             task = asyncio.ensure_future(_awaited(undo))
             cancelled = await _until_done(task) or cancelled
             try:
@@ -83,8 +86,7 @@ class Saga:
         return cancelled
 
     async def __aenter__(self) -> Self:
-        if self._run is not None:
-            self._run.saga_opened()
+        self._from_step = 1 if self._run is None else self._run.saga_opened()
         return self
 
     async def __aexit__(
@@ -94,7 +96,11 @@ class Saga:
             if error is not None and not isinstance(error, _NO_FAILURE):
                 for task in list(self._running):
                     await _until_done(task)
+                if self._undos and self._run is not None:
+                    self._run.saga_undoes(error, self._from_step)
                 await self._undo_all()
+                if self._undid:
+                    mark_undone(error, self._from_step)
         finally:
             if self._run is not None:
                 self._run.saga_closed()
@@ -127,11 +133,12 @@ async def _until_done(task: asyncio.Task[Any]) -> bool:
 class BlockingSaga:
     """The scope that ``with saga.blocking() as s`` opens in a ``def`` workflow."""
 
-    __slots__ = ("_run", "_undos")
+    __slots__ = ("_from_step", "_run", "_undid", "_undos")
 
     def __init__(self, run: ThreadRun | None) -> None:
         self._run = run
         self._undos: list[Callable[[], object]] = []
+        self._undid = False
 
     def step(self, work: Callable[[], T], undo: Callable[[T], object]) -> T:
         """As ``Saga.step``, with a function to call: ``s.step(lambda: charge.blocking(...), undo=refund.blocking)``."""
@@ -150,6 +157,7 @@ class BlockingSaga:
         failed: list[BaseException] = []
         while self._undos:
             undo = self._undos.pop()
+            self._undid = True
             try:
                 self._shielded(undo)
             except NonDeterminismError:
@@ -169,8 +177,7 @@ class BlockingSaga:
             run.shields -= 1
 
     def __enter__(self) -> Self:
-        if self._run is not None:
-            self._run.saga_opened()
+        self._from_step = 1 if self._run is None else self._run.saga_opened()
         return self
 
     def __exit__(
@@ -178,7 +185,11 @@ class BlockingSaga:
     ) -> None:
         try:
             if error is not None and not isinstance(error, _NO_FAILURE):
+                if self._undos and self._run is not None:
+                    self._run.saga_undoes(error, self._from_step)
                 self.compensate()
+                if self._undid:
+                    mark_undone(error, self._from_step)
         finally:
             if self._run is not None:
                 self._run.saga_closed()

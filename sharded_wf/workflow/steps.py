@@ -300,6 +300,15 @@ class Threaded(Protocol):
     def run_and_report(self, variables: VariableContext) -> None: ...
 
 
+class InThisThread:
+    """Stands for a step that a ``def`` workflow's own thread runs; it can't be stopped."""
+
+    __slots__ = ()
+
+    def cancel(self) -> bool:
+        return False
+
+
 class OwnThread:
     """Runs a ``def`` step in a thread of its own; looks like the future of a pool."""
 

@@ -31,7 +31,7 @@ from sharded_wf.workflow.guarded import GuardedAttempt
 from sharded_wf.workflow.loop import current_task
 from sharded_wf.workflow.replay import ENDED, ISSUED, LIVE, Replay
 from sharded_wf.workflow.run import WorkflowRun
-from sharded_wf.workflow.steps import OwnThread, StepCommand
+from sharded_wf.workflow.steps import InThisThread, OwnThread, StepCommand
 from sharded_wf.workflow.stop import RunDropped
 from sharded_wf.workflow.thread_answers import ThreadAnswer, time_out, wake
 from sharded_wf.workflow.waits import Waits
@@ -88,7 +88,7 @@ class ThreadRun(WorkflowRun):
         try:
             args, kwargs = self.definition.arguments.decode(self.input)
         except Exception as error:  # noqa: BLE001 - input that doesn't fit: it fails, and is not tried for ever
-            self.conclude(self.failed(error))
+            self.end(self.failed(error))
             return
         variables = VariableContext()
         variables.run(scope.set, self)
@@ -129,7 +129,7 @@ class ThreadRun(WorkflowRun):
         if command.step.timeout_seconds is not None or type(command) is GuardedAttempt:
             return OwnThread(command, variables)
         self._give((command, variables))
-        return _InThisThread()
+        return InThisThread()
 
     def _report_first(self, command: StepCommand, succeeded: bool, result: Any, taken: int) -> None:
         """The workflow's thread has made the first attempt of a step without asking the loop, and waits."""
@@ -140,7 +140,7 @@ class ThreadRun(WorkflowRun):
 
     def _finished(self, outcome: Outcome) -> None:
         if self.outcome is None and not self.stopped:
-            self.conclude(outcome)
+            self.end(outcome)
 
     def _left_with(self, error: BaseException) -> None:
         if self.outcome is None and not self.stopped:
@@ -384,14 +384,12 @@ class ThreadRun(WorkflowRun):
     def replaying(self) -> bool:
         return self.stopped or self.replay.position < self.replay.total
 
+    def caught_up(self) -> bool:
+        under_way = self.idle or any(command.phase == LIVE for command in list(self.replay.commands.values()))
+        return self.attempt == 1 or (under_way and not self.replaying())
 
-class _InThisThread:
-    """Stands for a step that the workflow's own thread runs; it can't be stopped."""
-
-    __slots__ = ()
-
-    def cancel(self) -> bool:
-        return False
+    def unbegun(self) -> list[Any]:
+        return [*self.replay.fresh, *self.held_back]
 
 
 def thread_run_here() -> ThreadRun | None:

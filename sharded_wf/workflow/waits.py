@@ -20,6 +20,7 @@ from sharded_wf.workflow.mailbox import Mailbox
 from sharded_wf.workflow.replay import LIVE
 
 if TYPE_CHECKING:
+    from sharded_wf.model.workflow import Outcome, Start
     from sharded_wf.workflow.events import WaitEventCommand
     from sharded_wf.workflow.host import Host
 
@@ -59,9 +60,12 @@ class Waits:
         "limit_us",
         "logged",
         "mailbox",
+        "outcome",
         "patches",
         "pausing",
         "receivers",
+        "resumed_at",
+        "resumes",
         "retries",
         "returned",
         "sagas",
@@ -71,6 +75,9 @@ class Waits:
         "streams",
         "timed_out",
         "timers",
+        "unbegun",
+        "unborn",
+        "undone_from",
     )
 
     def __init__(self, host: Host, history: History) -> None:
@@ -80,6 +87,10 @@ class Waits:
         self.retries: dict[int, Microseconds] = {}
         """Steps that wait for their next attempt: when it is due, by place."""
         self.mailbox = Mailbox()
+        self.resumed_at = 0
+        """The ordinal of the last resume that the history has; 0: there was none."""
+        self.resumes = 0
+        """How many it has."""
         self._remember(history)
         self.receivers: dict[str, deque[ReceiveCommand]] = {}
         self.returned: dict[str, deque[msgspec.Raw]] = {}
@@ -98,7 +109,13 @@ class Waits:
         self.cancelled_children: set[str] = set()
         """Children of which the code knows that they were told to end."""
         self.ending: Callable[[], None] | None = None
-        """How the workflow ends, once the children that are to be told of it exist."""
+        """How the run ends, once the children that are to be told of it exist."""
+        self.outcome: Outcome | None = None
+        self.unborn: set[str] = set()
+        """It has its outcome, and these of the children that are to be told of that do not exist yet."""
+        self.unbegun: list[Start] = []
+        """Children to be cancelled when the workflow ends, whose start the code gave up on replay: an executor that had
+        the workflow before may have begun it."""
         self.cleanup_until: Microseconds | None = None
         """It was cancelled, and this is when its clean-up must be over, unless a saga is open."""
         self.cleanup_us: Microseconds = 0
@@ -106,6 +123,8 @@ class Waits:
         self.cleanup_alarm: asyncio.TimerHandle | None = None
         self.sagas = 0
         """How many sagas are open; only the code's own thread changes it."""
+        self.undone_from: int | None = None
+        """Since it was cancelled work has been undone, or begun to be, that began with the step of this number."""
         self.pausing = False
         """It is paused: nothing new begins."""
         self.epoch = 0
@@ -142,6 +161,8 @@ class Waits:
                 cancelled_by.append(sender)
             elif entry.kind is EntryKind.RESUME:
                 cancelled_by.clear()
+                self.resumed_at = entry.ordinal
+                self.resumes += 1
         for sender in cancelled_by:
             self.mailbox.remember(sender, CANCEL_TOPIC, 1)
 

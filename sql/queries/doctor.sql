@@ -143,7 +143,7 @@ select coalesce(array_length(parameter_types, 1), 0) from pg_prepared_statements
 -- Claims that no lease stands behind, and since when.
 select count(*), coalesce(sum(cardinality(c.workflow_ids)), 0)::bigint,
     extract(epoch from clock_timestamp() - min(c.claimed_at))::float8
-from {slot}.claim c where not exists (select from {control}.lease l where l.id = c.lease_id)
+from {slot}.claim c where c.lease_id <> all(array(select l.id from {control}.lease l))
 
 -- name: count_suspects
 -- Those that wait to be run alone, up to $1 of them.

@@ -5,9 +5,11 @@
 select 1
 
 -- name: read_executors
+-- (By way of JSON, so that it can be read before the migration that adds the last two columns.)
 select id::text, executor, greatest(extract(epoch from clock_timestamp() - beat_at), 0)::float8,
-    extract(epoch from clock_timestamp() - started_at)::float8, idle, isolated, capabilities, queues, version
-from {control}.lease order by executor, started_at
+    extract(epoch from clock_timestamp() - started_at)::float8, idle, isolated, capabilities, queues, version,
+    coalesce(to_jsonb(l) ->> 'control_known', '0')::int, coalesce(to_jsonb(l) ->> 'slot_known', '0')::int
+from {control}.lease l order by executor, started_at
 
 -- name: count_backlog
 -- Ready workflows by capability and queue: the pairs by a loose index scan (at most $1), of each at most $2 rows counted.

@@ -1,8 +1,9 @@
 -- Leases: the right of one incarnation of an executor to run the workflows of this shard.
 
 -- name: take_lease
-insert into {control}.lease (id, executor, isolated, capabilities, queues, version, started_at, beat_at)
-values ($1::uuid, $2, $3, $4::text[], $5::text[], $6, $7::timestamptz, $7::timestamptz)
+insert into {control}.lease (id, executor, isolated, capabilities, queues, version, started_at, beat_at,
+    control_known, slot_known)
+values ($1::uuid, $2, $3, $4::text[], $5::text[], $6, $7::timestamptz, $7::timestamptz, $8::int, $9::int)
 
 -- name: fence
 select {control}.fence($1::uuid)

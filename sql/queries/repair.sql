@@ -4,10 +4,11 @@
 -- Those among these workflows that failed, were cancelled or quarantined go back to the queue. Nothing recorded is removed:
 -- an entry of kind 10 says what counts no more, which is what the workflow failed of (`causes`, see workflow/blame.py), or
 -- every request to cancel (kind 31: one that the run before handed on when it continued as new), and that its time was over
--- (kind 23): it has all of it again. One that never ran has no history, and needs none. The answer lists those that were resumed.
+-- (kind 23): it has all of it again. One that never ran has no history, and needs none. One that has undone its work
+-- (`undone_from`, see workflow/blame.py) stays as it is. The answer lists those that were resumed.
 with ended as (
     select w.id, w.status, w.completed_at, w.error, w.claims from {slot}.workflow w
-    where w.id = any($1::text[]) and w.status > 3 order by w.id for update),
+    where w.id = any($1::text[]) and w.status > 3 and w.error ->> 'undone_from' is null order by w.id for update),
 back as (
     update {slot}.workflow w set status = 0, claim_id = null, completed_at = null, error = null, deaths = 0,
         deadline = $2::timestamptz + (w.deadline - w.created_at)
@@ -34,6 +35,35 @@ insert into {slot}.ready (capability, queue, priority, enqueued_at, id)
 select case when claims > 0 then '~' else '' end || capability, queue, priority, $2::timestamptz, id from back
 returning id
 
+-- name: read_unsent
+select 1 from {slot}.outbox where receiver = $1 and topic = $2 and sender = any($3::text[])
+
+-- name: withdraw_cancels
+-- Of a workflow that nobody holds; who holds it may have read them. A claim waits for the row's lock, and then reads none.
+with unheld as (
+    select w.id from {slot}.workflow w where w.id = $1 and w.status in (0, 2) for update)
+delete from {slot}.message m using unheld where m.workflow_id = unheld.id and m.topic = '$cancel' and m.sender = any($2::text[])
+
+-- name: read_closed
+-- A child that its parent told to end, under one of the names $2. 2: it was cancelled by that since it was last resumed,
+-- and its parent has been told. 1: that is still to come. 0: neither. No row: there is none.
+select (case
+    when w.status = 5 and c.told then case when exists (
+        select from {slot}.outbox o where o.receiver = $3 and o.topic = '$outcome' and o.sender = w.id) then 1 else 2 end
+    when w.status < 3 and (c.told or exists (
+        select from {slot}.message m where m.workflow_id = w.id and m.topic = '$cancel' and m.sender = any($2::text[]))) then 1
+    else 0 end)::int
+from {slot}.workflow w
+cross join lateral (
+    select exists (
+        select from {slot}.step s where s.workflow_id = w.id and s.kind = 5 and s.output ->> 'sender' = any($2::text[])
+            and s.ordinal > (select coalesce(max(r.ordinal), 0) from {slot}.step r where r.workflow_id = w.id and r.kind = 10)
+    ) as told) c
+where w.id = $1
+
+-- name: forget_outcome
+delete from {slot}.message where workflow_id = $1 and topic = '$outcome' and sender = $2
+
 -- name: page_failed
 -- The next that ended badly, in the order in which they did, and whether each fits the filter: so that one page costs the
 -- same, however few fit.
@@ -43,13 +73,14 @@ with page as (
     order by failed_at, workflow_id limit $3::int)
 select p.failed_at, p.workflow_id, w.name, w.queue, p.status,
     ($4::text is null or w.name = $4) and ($5::smallint is null or p.status = $5::smallint)
-    and ($6::text is null or w.queue = $6) and ($7::text is null or w.error ->> 'type' = $7)
+    and ($6::text is null or w.queue = $6) and ($7::text is null or w.error ->> 'type' = $7), (w.error ->> 'undone_from')::int
 from page p cross join lateral (
     select w.name, w.queue, w.error from {slot}.workflow w where w.id = p.workflow_id offset 0) w
 
 -- name: read_origin
 -- What a fork takes over.
-select w.name, w.capability, w.queue, w.priority, w.started_at, coalesce(w.input, i.value), w.created_at, w.deadline
+select w.name, w.capability, w.queue, w.priority, w.started_at, coalesce(w.input, i.value), w.created_at, w.deadline,
+    case when w.status > 3 then (w.error ->> 'undone_from')::int end
 from {slot}.workflow w left join {slot}.input i on i.workflow_id = w.id and w.input is null
 where w.id = $1
 

@@ -3,7 +3,8 @@
 
 -- name: where_am_i
 -- What the database on the other end is.
-select to_regclass('{control}.cluster') is not null, to_regclass('wf_outbox.owner') is not null
+select to_regclass('{control}.cluster') is not null, to_regclass('wf_outbox.owner') is not null,
+    to_regproc('{control}.guard') is not null
 
 -- name: read_owner
 -- Whose outbox this is.
@@ -13,8 +14,9 @@ select cluster_id, name from {slot}.owner
 insert into {slot}.owner (cluster_id, name, version) values ($1::uuid, $2, $3::int)
 
 -- name: has_live_slot
--- Whether a slot lies in this database.
-select to_regclass($1) is not null
+-- Whether a slot lies in this database; of a node of a Citus cluster, where all can be seen, whether it serves it.
+select to_regclass($1) is not null and (to_regproc('{control}.guard') is null or exists (
+    select from {control}.shard_map m join {control}.cluster c on c.shard = m.shard where m.slot = $2::int))
 
 -- name: request
 insert into {slot}.request (body) values ($1::json)

@@ -63,6 +63,25 @@ unused as (
 insert into {slot}.timer (due_at, workflow_id)
 select u.due_at, u.id from unnest($1::text[], $2::timestamptz[]) u (id, due_at) join started using (id)
 
+-- name: start_stillborn
+-- Cancelled before they ever ran: children that an executor which had their parent before may be about to start, and whose
+-- parent has ended. Now nobody can. Their parent is told, as by any child. Inputs are in `input`.
+with started as (
+    insert into {slot}.workflow
+        (id, deadline, name, capability, queue, priority, parent_id, created_at, completed_at, status, error)
+    select u.id, u.deadline, $3, $4, $5, $6::smallint, $7, $8::timestamptz, $8::timestamptz, 5, $9::json
+    from unnest($1::text[], $2::timestamptz[]) u (id, deadline)
+    on conflict (id) do nothing
+    returning id),
+unused as (
+    delete from {slot}.input i where i.workflow_id = any(array(
+        select u.id from unnest($1::text[]) u (id) except select id from started))
+    and not exists (select from {slot}.workflow w where w.id = i.workflow_id and w.input is null)),
+told as (
+    insert into {slot}.outbox (receiver, topic, sender, seq, sent_at, payload)
+    select $7, '$outcome', id, 1, $8::timestamptz, $10::json from started where $7 is not null)
+insert into {slot}.failed (failed_at, workflow_id, status) select $8::timestamptz, id, 5 from started
+
 -- name: read_starts
 -- What exists under these IDs.
 select w.id, w.name, w.created_at, coalesce(w.input, i.value), w.parent_id

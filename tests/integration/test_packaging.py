@@ -78,6 +78,7 @@ def test_the_wheel_holds_the_package_and_its_sql_and_nothing_else(wheel: Path) -
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
+@pytest.mark.sampled
 def test_the_wheel_works_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"

@@ -11,10 +11,11 @@ from typing import Any, LiteralString
 import psycopg
 from psycopg import sql
 
+from sharded_wf.cluster.citus import resolve
 from sharded_wf.cluster.directory import load_map
 from sharded_wf.cluster.initialize import init_cluster
 from sharded_wf.config import ClusterConfig, ShardConfig
-from tests.support import certificate, flows
+from tests.support import certificate, citus, flows
 from tests.support.processes import WorkerProcess
 
 RUN_WORKER = "from sharded_wf.cli import main; main()"
@@ -39,11 +40,37 @@ class TestCluster:
         return cls(ClusterConfig("engine", shards), tuple(dsns), ledger, directory)
 
     @classmethod
+    def on_citus(
+        cls, templates: dict[tuple[int, int], str], shards: int, slots: int, ledger: str, directory: Path
+    ) -> TestCluster:
+        """A cluster of so many nodes of the Citus cluster; one that a test before left empty, if there is one."""
+        coordinator = templates.pop((shards, slots), None)
+        if coordinator is None:
+            coordinator = citus.make(shards)
+            init_cluster(ClusterConfig("engine", (), coordinator=coordinator), slots=slots)
+        with psycopg.connect(ledger, autocommit=True) as conn:
+            conn.execute(flows.LEDGER_TABLE)
+        config = resolve(ClusterConfig("engine", (), coordinator=coordinator))
+        return cls(config, tuple(shard.dsn for shard in config.shards), ledger, directory)
+
+    def wipe(self, templates: dict[tuple[int, int], str]) -> None:
+        """Make a cluster on Citus as it was, for the next test; or drop it, if it can't be."""
+        assert self.config.coordinator is not None
+        slots = [citus.wipe(dsn) for dsn in self.direct]
+        key = len(self.direct), sum(filter(None, slots))
+        if None in slots or templates.setdefault(key, self.config.coordinator) != self.config.coordinator:
+            citus.drop(self.config.coordinator)
+
+    @classmethod
     def initialise(cls, dsns: list[str], ledger: str, slots: int) -> None:
         """Make these empty databases the shards and the ledger of a cluster."""
         init_cluster(cls.of(dsns, ledger, Path()).config, slots=slots)
         with psycopg.connect(ledger, autocommit=True) as conn:
             conn.execute(flows.LEDGER_TABLE)
+
+    def name(self, shard: int) -> str:
+        """What the configuration calls shard 1, 2, …"""
+        return self.config.shards[shard - 1].name
 
     def through(self, *dsns: str) -> TestCluster:
         """The same cluster, reached by other connection strings, one for each of the first shards."""
@@ -67,6 +94,8 @@ class TestCluster:
             for kind, listed in (("shard", self.config.shards), ("outbox", self.config.outboxes))
             for one in listed
         ]
+        if self.config.coordinator is not None:
+            tables = [f'[citus]\ncoordinator = "{self.config.coordinator}"\n']
         path.write_text(f'[cluster]\nname = "{self.config.name}"\n{"".join(tables)}')
         return path
 
@@ -77,14 +106,15 @@ class TestCluster:
         number = 0
         while len(found) < count:
             id_ = f"{prefix}-{number}"
-            if shard_map.shard_of(id_) == f"pg{shard}":
+            if shard_map.shard_of(id_) == self.name(shard):
                 found.append(id_)
             number += 1
         return found
 
     def shard_of(self, id_: str) -> int:
         """The number of the shard on which a workflow with this ID lives."""
-        return int(load_map(self.config).shard_map.shard_of(id_).removeprefix("pg"))
+        name = load_map(self.config).shard_map.shard_of(id_)
+        return 1 + [shard.name for shard in self.config.shards].index(name)
 
     def rows(self) -> certificate.Rows:
         """Every row, the ledger's too."""
@@ -104,8 +134,7 @@ class TestCluster:
         found: list[tuple[Any, ...]] = []
         for dsn in self.direct:
             with psycopg.connect(dsn, autocommit=True) as conn:
-                schemas = conn.execute("select nspname from pg_namespace where nspname ~ '^wf_[0-9]+$'").fetchall()
-                for (schema,) in schemas:
+                for schema in certificate.slot_schemas(conn):
                     query = sql.SQL("select * from {}.{} where " + where)
                     found += conn.execute(query.format(sql.Identifier(schema), sql.Identifier(table))).fetchall()
         return found

@@ -8,7 +8,7 @@ import contextlib
 import psycopg
 
 from sharded_wf import continue_as_new, current, receive, saga, send, sleep_blocking
-from tests.support.flows import app, is_mended, ledger, note
+from tests.support.flows import app, is_mended, ledger, note, undo_note
 
 __all__ = ["app"]
 
@@ -172,3 +172,43 @@ async def fragile_saga() -> None:
         for number in (1, 2, 3):
             await s.step(note(number), undo=lambda _, number=number: fragile_undo(number))  # type: ignore[misc]
         raise ValueError("on purpose")
+
+
+@app.workflow
+async def saga_ends(how: str) -> str:
+    """After a first step two that are undone: because another fails, or the workflow is cancelled or out of time. Or
+    the code goes on after that, and fails of something else."""
+    await note(0)
+    try:
+        async with saga() as s:
+            for number in (1, 2):
+                await s.step(note(number), undo=lambda _, number=number: undo_note(number))  # type: ignore[misc]
+            if how in ("is cancelled", "has no time"):
+                await receive("never")
+            await (always_refused() if how == "goes on" else fragile_note(5))
+    except Refused:
+        if how != "goes on":
+            raise
+        await fragile_note(6)
+        return "went on"
+    return "done"
+
+
+@app.workflow
+def sync_saga_ends(how: str) -> str:
+    note.blocking(0)
+    try:
+        with saga.blocking() as s:
+            for number in (1, 2):
+                s.step(lambda n=number: note.blocking(n), undo=lambda _, n=number: undo_note.blocking(n))  # type: ignore[misc]
+            if how in ("is cancelled", "has no time"):
+                receive.blocking("never")
+            if how == "goes on":
+                always_refused.blocking()
+            fragile_note.blocking(5)
+    except Refused:
+        if how != "goes on":
+            raise
+        fragile_note.blocking(6)
+        return "went on"
+    return "done"

@@ -37,6 +37,13 @@ def test_a_file_names_the_shards(tmp_path: Path) -> None:
     assert config.shard("pg2").dsn == "host=pg2 dbname=wf"
 
 
+def test_a_citus_cluster_is_named_by_its_coordinator(tmp_path: Path) -> None:
+    path = write(tmp_path, '[cluster]\nname = "shop"\n[citus]\ncoordinator_env = "C"\n')
+    config = find_config(path, environ={"C": DSN})
+    assert (config.coordinator, config.shards) == (DSN, ())
+    assert DSN not in repr(config)  # it may hold a password
+
+
 @pytest.mark.parametrize("dsn", [DSN, "postgres://h/d", "host=/tmp dbname=wf", "dbname=wf"])
 def test_a_dsn_is_a_cluster_of_one_shard(dsn: str) -> None:
     assert find_config(dsn, environ={}) == ClusterConfig("main", (ShardConfig("main", dsn),))
@@ -79,9 +86,17 @@ CLUSTER = '[cluster]\nname = "shop"\n'
 REFUSED = {
     "no cluster name": (f'{SHARD}dsn = "host=a"', "[cluster]", 'name = "shop"'),
     "cluster is no table": ('cluster = "shop"', "[cluster]", 'name = "shop"'),
-    "unknown key at the top": (f"{CLUSTER}[shards]", "'shards'", "cluster, shard, outbox, retention"),
+    "unknown key at the top": (f"{CLUSTER}[shards]", "'shards'", "cluster, shard, citus, outbox, retention"),
     "unknown key of the cluster": (f"{CLUSTER}slots = 3", "'slots'", "name"),
     "unknown key of a shard": (f'{CLUSTER}{SHARD}dns = "host=a"', "'dns'", "name, dsn, dsn_env, weight"),
+    "citus and shards": (
+        f'{CLUSTER}{SHARD}dsn = "host=a"\n[citus]\ncoordinator = "host=c"',
+        "[citus]",
+        "one of the two",
+    ),
+    "citus without a coordinator": (f"{CLUSTER}[citus]", "[citus]", "coordinator_env"),
+    "an unknown key of citus": (f'{CLUSTER}[citus]\nworkers = "a"', "'workers'", "coordinator, coordinator_env"),
+    "no dsn of a coordinator": (f'{CLUSTER}[citus]\ncoordinator = "host"', "[citus] coordinator", "no valid DSN"),
     "no shards": (CLUSTER, "no shard", "[[shard]]"),
     "one bracket": (f'{CLUSTER}[shard]\nname = "pg1"', "[[shard]]", "two brackets"),
     "shard without a name": (f'{CLUSTER}[[shard]]\ndsn = "host=a"', "[[shard]]", 'name = "pg1"'),

@@ -1,3 +1,4 @@
+-- locks: workflow
 -- What long steps report, the events that workflows set, and deadlines.
 
 -- The last that a step reported while it ran, or that a sensor's last look found nothing: one row a step, written over.

@@ -29,6 +29,7 @@ def run(tmp_path: Path, *arguments: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.sampled
 def test_a_closed_loop_beside_the_bare_loop(tmp_path: Path) -> None:
     found = run(tmp_path, "--workload", "steps", "--steps", "2", "--seconds", "2", "--embedded", "2", "--slots", "8")
     assert found["workflows_per_second"] > 10
@@ -55,6 +56,7 @@ def test_a_closed_loop_beside_the_bare_loop(tmp_path: Path) -> None:
     assert "synchronous_commit" in report
 
 
+@pytest.mark.sampled
 def test_an_open_loop_on_the_servers_of_a_configuration(tmp_path: Path, databases: Any) -> None:
     dsns = databases(2)
     config = tmp_path / "shards.toml"

@@ -73,8 +73,9 @@ def test_resume(run: Run) -> None:
     code, _, err = run("resume", "nobody")
     assert (code != 0, "'nobody'" in err) == (True, True)
     where = ("--where", "name=cli_repair/fragile", "--where", "error=KeyError", "--json")
-    assert json.loads(run("resume", *where, "--dry-run")[1]) == {"matched": 1, "resumed": 0, "dry_run": True}
-    assert json.loads(run("resume", *where)[1]) == {"matched": 1, "resumed": 1, "dry_run": False}
+    rest = {"skipped": 0, "reasons": {}}
+    assert json.loads(run("resume", *where, "--dry-run")[1]) == {"matched": 1, "resumed": 0, "dry_run": True, **rest}
+    assert json.loads(run("resume", *where)[1]) == {"matched": 1, "resumed": 1, "dry_run": False, **rest}
     assert status_of(run, "f-2") == "pending"
     for bad in ((), ("f-1", "--where", "status=failed"), ("--where", "status=running"), ("--where", "x=y")):
         code, _, err = run("resume", *bad)
@@ -93,6 +94,14 @@ def test_fork(run: Run) -> None:
     assert run("fork", *many, "--dry-run")[1] == "2 workflows fit; nothing was changed\n"
     assert run("fork", *many)[1] == "2 workflows fit, 2 forked\n"
     assert status_of(run, "f-2-x") == "pending"
+    reasons = [f"  workflow {id_!r} has recorded no step 'ship'" for id_ in IDS]
+    lacking = ("--from-step", "ship", "--where", "name=cli_repair/fragile")
+    for option, said in (
+        ("--dry-run", "2 would be skipped; nothing was changed"),
+        ("--suffix=-y", "0 forked, 2 skipped"),
+    ):
+        first, *others = run("fork", *lacking, option)[1].splitlines()
+        assert (first, sorted(others)) == (f"2 workflows fit, {said}", reasons)
 
 
 def test_pause_and_terminate(run: Run) -> None:

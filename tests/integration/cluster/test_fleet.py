@@ -9,8 +9,9 @@ import psycopg
 import pytest
 
 from sharded_wf.cluster import fleet
-from sharded_wf.cluster.fleet import Count, FleetStatus, Stranded, fleet_status, migrate_fleet
+from sharded_wf.cluster.fleet import Count, FleetStatus, Stranded, fleet_status
 from sharded_wf.cluster.initialize import init_cluster
+from sharded_wf.cluster.migration import migrate_fleet
 from sharded_wf.config import ClusterConfig, ShardConfig
 from sharded_wf.errors import ClusterMismatch, ShardUnavailable
 from sharded_wf.postgres import migrate

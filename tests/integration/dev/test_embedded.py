@@ -306,6 +306,7 @@ def test_both_versions_of_the_wheel_run(server_factory: ServerFactory, version: 
     assert server.version.startswith(version)
 
 
+@pytest.mark.sampled
 def test_a_postgres_of_the_machine_runs(server_factory: ServerFactory) -> None:
     programs = Path("/usr/lib/postgresql/15/bin")
     if not programs.exists():

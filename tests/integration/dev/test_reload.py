@@ -27,6 +27,7 @@ async def hello() -> str:
 DEV = "import os, sys; os.chdir(sys.argv.pop(1)); from sharded_wf.cli import main; main()"
 
 
+@pytest.mark.sampled
 def test_a_change_is_running_soon(tmp_path: Path) -> None:
     source = tmp_path / "flows.py"
     source.write_text(FLOWS.format(greeting="first"))

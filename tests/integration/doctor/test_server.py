@@ -105,6 +105,7 @@ def _ends(conn: psycopg.Connection[tuple[object, ...]], statement: str) -> bool:
     return False
 
 
+@pytest.mark.sampled
 def test_lock_waits(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "DOCTOR_LOCK_WAIT_SECONDS", 0.2)
     config, _ = own()

@@ -59,6 +59,7 @@ def test_clocks_of_executors(cluster: TestCluster, seconds: int) -> None:
     asyncio.run(go())
 
 
+@pytest.mark.sampled
 def test_an_executor_that_died_where_no_other_is(cluster: TestCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "DOCTOR_OVERDUE_SECONDS", 0.5)
     config = config_of(cluster)
@@ -83,6 +84,7 @@ def test_an_executor_that_died_where_no_other_is(cluster: TestCluster, monkeypat
         gone(config, "stuck-lease")
 
 
+@pytest.mark.sampled
 def test_a_lease_that_can_not_be_taken_away(cluster: TestCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "LEASE_SECONDS", 0.1)
     with psycopg.connect(cluster.direct[0]) as holder:

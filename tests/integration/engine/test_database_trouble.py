@@ -73,6 +73,7 @@ def own_server(server_factory: Callable[..., EmbeddedServer]) -> EmbeddedServer:
     return server_factory(settings={"max_connections": "100"})
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 def test_i1_i3_postgres_restarts_under_load(
     make_cluster: Callable[..., TestCluster], own_server: EmbeddedServer, mode: StopMode
@@ -85,6 +86,7 @@ def test_i1_i3_postgres_restarts_under_load(
     asyncio.run(under_load(cluster, restart))
 
 
+@pytest.mark.sampled
 def test_i5_postgres_pauses_longer_than_a_lease_under_load(
     make_cluster: Callable[..., TestCluster], own_server: EmbeddedServer, full: bool
 ) -> None:
@@ -100,6 +102,7 @@ def test_i5_postgres_pauses_longer_than_a_lease_under_load(
     asyncio.run(under_load(cluster, pause))
 
 
+@pytest.mark.sampled
 def test_i3_backends_are_terminated_under_load(cluster: TestCluster, seed: int) -> None:
     chance = random.Random(seed)
 

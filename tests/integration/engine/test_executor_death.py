@@ -70,6 +70,7 @@ def test_i3_i5_killed_in_the_middle_of_steps(two_shards: TestCluster) -> None:
     assert {pid for *_, pid in bodies if pid != killed_pid} == {heir.pid}
 
 
+@pytest.mark.sampled
 def test_i4_two_executors_on_one_slot_under_load(make_cluster: Callable[..., TestCluster]) -> None:
     cluster = make_cluster(1, slots=1)
     ids = [f"w-{number}" for number in range(600)]
@@ -89,6 +90,7 @@ def test_i4_two_executors_on_one_slot_under_load(make_cluster: Callable[..., Tes
     assert len(cluster.bodies()) == 2 * len(ids)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "within", [r"insert into wf_control\.flush", r"insert into wf_\d+\.claim"], ids=["flush", "claim"]
 )
@@ -120,6 +122,7 @@ def test_i4_frozen_with_its_transaction_open(cluster: TestCluster, within: str) 
                 assert heir.pid in {body[4] for body in cluster.bodies()}
 
 
+@pytest.mark.sampled
 def test_i4_frozen_past_its_lease_under_load(cluster: TestCluster) -> None:
     ids = [f"w-{number}" for number in range(150)]
     with cluster.worker("--concurrency", "40") as frozen, cluster.worker("--concurrency", "40") as heir:
@@ -136,6 +139,7 @@ def test_i4_frozen_past_its_lease_under_load(cluster: TestCluster) -> None:
         assert heir.pid in {body[4] for body in cluster.bodies()}
 
 
+@pytest.mark.sampled
 def test_i4_a_blocking_step_does_not_lose_the_lease(cluster: TestCluster) -> None:
     with cluster.worker() as blocked, cluster.worker("--queue", "none"):
         wait_until(lambda: len(cluster.leases()) == 2, "two leases")
@@ -174,6 +178,7 @@ def test_i3_killed_exactly_at_commit(make_cluster: Callable[..., TestCluster], s
                 cluster.certify(ids)
 
 
+@pytest.mark.sampled
 def test_i5_new_processes_disturb_nobody(cluster: TestCluster) -> None:
     ids = [f"w-{number}" for number in range(60)]
     with cluster.worker() as steady:
@@ -198,6 +203,7 @@ def test_i5_new_processes_disturb_nobody(cluster: TestCluster) -> None:
     assert {body[4] for body in bodies} == {steady.pid}
 
 
+@pytest.mark.sampled
 def test_i5_a_lone_executor_finishes_what_one_left_that_nobody_watched(cluster: TestCluster) -> None:
     with cluster.closed_gate() as gate:
         with cluster.worker() as victim:

@@ -81,6 +81,7 @@ class Load:
         return max(started, min(at for at in self.finished if at > moment)) - moment
 
 
+@pytest.mark.sampled
 def test_i1_what_was_acknowledged_is_there_after_a_failover(cluster: TestCluster, pair: Pair) -> None:
     pair.make_synchronous()
     stop = False
@@ -122,6 +123,7 @@ def ids_in(dsn: str, ids: list[str]) -> set[str]:
     return {id_ for rows in found for (id_,) in rows}
 
 
+@pytest.mark.sampled
 def test_i1_an_old_primary_that_nobody_fenced_is_left(cluster: TestCluster, pair: Pair) -> None:
     """The standby is promoted while the primary lives on. Executors and clients that are connected to it hear of that
     from the other shard, where the first process that saw the new one has written it down."""
@@ -144,6 +146,7 @@ def test_i1_an_old_primary_that_nobody_fenced_is_left(cluster: TestCluster, pair
     assert ids_in(pair.primary.dsn("far"), ids) == {ids[0]}
 
 
+@pytest.mark.sampled
 def test_i1_an_old_primary_is_refused_by_processes_that_start_later(
     cluster: TestCluster, pair: Pair, forgetful: Callable[[], None]
 ) -> None:
@@ -174,6 +177,7 @@ def test_i1_an_old_primary_is_refused_by_processes_that_start_later(
     assert ids_in(pair.primary.dsn("far"), [there]) == set()
 
 
+@pytest.mark.sampled
 def test_a_person_may_say_that_an_earlier_timeline_is_right(
     cluster: TestCluster, pair: Pair, forgetful: Callable[[], None]
 ) -> None:
@@ -195,6 +199,7 @@ def test_a_person_may_say_that_an_earlier_timeline_is_right(
         assert read_copy(conn)["pg2"] == accepted
 
 
+@pytest.mark.sampled
 @pytest.mark.skipif(PROGRAM is None, reason="PgBouncer is not on this machine: NOTHING behind a pooler is tested")
 def test_a_pooler_that_goes_back_to_the_old_primary_is_noticed_in_each_transaction(pair: Pair) -> None:
     pair.primary.create_database("far")

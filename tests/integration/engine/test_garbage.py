@@ -6,12 +6,15 @@ import asyncio
 import gc
 from collections import Counter
 
+import pytest
+
 from tests.support.cluster import TestCluster
 from tests.support.flows import app, chain
 
 WORKFLOWS = 300
 
 
+@pytest.mark.sampled
 def test_ended_workflows_are_freed_without_the_garbage_collector(cluster: TestCluster) -> None:
     async def main() -> Counter[str]:
         async with app.executor(cluster.config), app.connect(cluster.config) as client:

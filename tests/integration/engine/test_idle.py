@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from sharded_wf.dev import EmbeddedServer
 from tests.support.cluster import TestCluster
 from tests.support.flows import app, chain
@@ -30,6 +32,7 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+@pytest.mark.sampled
 def test_an_idle_executor_costs_next_to_nothing(
     make_cluster: Callable[..., TestCluster], server_factory: Callable[..., EmbeddedServer]
 ) -> None:

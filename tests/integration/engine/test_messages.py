@@ -78,6 +78,7 @@ def test_i6_delivered_twice_by_a_cut_connection(two_shards: TestCluster, when: M
     asyncio.run(go())
 
 
+@pytest.mark.sampled
 def test_i6_the_receivers_shard_is_down_for_a_while(cluster_and_far: tuple[TestCluster, EmbeddedServer]) -> None:
     """Senders go on (their messages wait in the outbox), also when their executor is killed; then all arrives."""
     cluster, server = cluster_and_far
@@ -110,6 +111,7 @@ def test_i6_the_receivers_shard_is_down_for_a_while(cluster_and_far: tuple[TestC
         asyncio.run(check_post(cluster, senders, receivers))
 
 
+@pytest.mark.sampled
 def test_i6_the_executor_is_killed_between_messages(two_shards: TestCluster) -> None:
     senders, receivers = post(two_shards)
     total = COUNT * len(senders) * len(receivers)

@@ -167,6 +167,7 @@ def test_an_outbox_belongs_to_one_cluster_and_to_no_shard(orders: tuple[TestClus
     assert ClusterConfig.from_file(cluster.config_file()).outboxes == (ShardConfig("orders", own),)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_carried_once_though_the_executor_is_killed(orders: tuple[TestCluster, str], when: Moment, full: bool) -> None:
     """At the commit of the carried rows, and at that of their removal from the outbox."""

@@ -244,6 +244,7 @@ def test_drain_on_sigterm_gives_back_at_once(cluster: TestCluster) -> None:
     assert {row["deaths"] for row in rows.workflow} == {0}, "a drain was taken for a death"
 
 
+@pytest.mark.sampled
 def test_rolling_restarts_blame_nobody(cluster: TestCluster) -> None:
     """Executors that come and go under load: whatever they had not finished is given back, never taken for a crash."""
     ids = [f"w-{number}" for number in range(300)]

@@ -63,6 +63,7 @@ def test_start_run_and_results(pooled: TestCluster) -> None:
     assert max(Counter(body[:3] for body in pooled.bodies()).values()) == 1
 
 
+@pytest.mark.sampled
 def test_i5_takeover(pooled: TestCluster) -> None:
     ids = [f"w-{number}" for number in range(10)]
 

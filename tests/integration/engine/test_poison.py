@@ -90,6 +90,7 @@ def test_an_outcome_that_postgres_refuses(cluster: TestCluster, monkeypatch: pyt
     asyncio.run(go())
 
 
+@pytest.mark.sampled
 def test_a_workflow_that_kills_its_process_is_quarantined_and_its_neighbours_are_not(cluster: TestCluster) -> None:
     """Workers that are restarted, as a supervisor would, until the killer is caught running alone."""
     neighbours = [f"w-{number}" for number in range(30)]

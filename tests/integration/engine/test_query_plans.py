@@ -188,6 +188,7 @@ def known() -> list[str]:
     return sorted(queries())
 
 
+@pytest.mark.sampled
 def test_every_hot_statement_keeps_its_plan_as_the_tables_fill(cluster: TestCluster, known: list[str]) -> None:
     texts = queries()
 

@@ -7,20 +7,29 @@ from typing import Any
 
 import pytest
 
-from sharded_wf import CompensationFailed
+from sharded_wf import CompensationFailed, Failed, ResumeRefused, WorkflowCancelled, WorkflowTimedOut
 from sharded_wf.cluster.directory import load_map
 from sharded_wf.model.history import EntryKind
 from sharded_wf.model.status import Status
 from tests.support.cluster import TestCluster
 from tests.support.flows import app
-from tests.support.repair_flows import Refused, fragile_saga, fragile_starter, mend, sync_fragile_starter
+from tests.support.processes import wait_until
+from tests.support.repair_flows import (
+    Refused,
+    fragile_saga,
+    fragile_starter,
+    mend,
+    saga_ends,
+    sync_fragile_starter,
+    sync_saga_ends,
+)
 
 
 @pytest.mark.parametrize("workflow", [fragile_starter, sync_fragile_starter], ids=["async", "def"])
 def test_a_child_that_was_started_is_resumed_with_its_parent(two_shards: TestCluster, workflow: Any) -> None:
     """The parent, the child, and a fork that begins after the start: its child is its own."""
     shard_of = load_map(two_shards.config).shard_map.shard_of
-    parent = next(id_ for id_ in two_shards.ids_on(1, 100) if shard_of(f"{id_}/fragile_leaf-1") == "pg2")
+    parent = next(id_ for id_ in two_shards.ids_on(1, 100) if shard_of(f"{id_}/fragile_leaf-1") == two_shards.name(2))
 
     async def go() -> None:
         async with (
@@ -58,6 +67,50 @@ def test_only_the_compensations_that_failed_are_made_again(cluster: TestCluster)
             with pytest.raises(ValueError, match="on purpose"):
                 await handle.result(20)
             await asyncio.to_thread(cluster.certify, ["w"])
+            with pytest.raises(ResumeRefused, match="fork it from step 1,"):
+                await client.resume("w")  # now all of it is undone
 
     asyncio.run(go())
     assert [body[2] for body in cluster.bodies()] == [1, 2, 3, -3, -2, -1, -3, -1]
+
+
+@pytest.mark.parametrize("workflow", [saga_ends, sync_saga_ends], ids=["async", "def"])
+def test_what_has_undone_its_work_is_forked_and_not_resumed(two_shards: TestCluster, workflow: Any) -> None:
+    """However the saga came to its end: by an error, a request to cancel, its time; but not if the code went on."""
+    ends = ("fails", "is cancelled", "has no time")
+
+    async def go() -> None:
+        async with app.executor(two_shards.config), app.connect(two_shards.config) as client:
+            for end in ends:
+                limit = 0.7 if end == "has no time" else None
+                handle = await client.start(workflow.bind(end), id=end, timeout=limit)
+                if end == "is cancelled":
+                    await asyncio.to_thread(
+                        wait_until, lambda: ("is cancelled", 2) in numbers(two_shards), "the last step"
+                    )
+                    await handle.cancel(cleanup=0)
+                with pytest.raises((Refused, WorkflowCancelled, WorkflowTimedOut)):
+                    await handle.result(20)
+            later = await client.start(workflow.bind("goes on"), id="goes on")
+            with pytest.raises(Refused):
+                await later.result(20)
+            wanted = Failed(name=workflow.name)
+            assert (await client.resume_many(wanted, dry_run=True)).skipped == 3
+            await asyncio.to_thread(mend, two_shards.ledger)
+            for end in ends:
+                with pytest.raises(ResumeRefused, match="fork it from step 2, where that work began"):
+                    await client.resume(end)
+            total = await client.resume_many(wanted)
+            assert (total.matched, total.done, set(total.reasons)) == (4, 1, set(ends))
+            assert await later.result(20) == "went on"
+            forked = await client.fork("fails", from_step=2, new_id="again")
+            assert await forked.result(20) == "done"
+
+    asyncio.run(go())
+    found = numbers(two_shards)
+    assert [number for id_, number in found if id_ == "fails"] == [0, 1, 2, 5, -2, -1]
+    assert [number for id_, number in found if id_ == "again"] == [1, 2, 5]
+
+
+def numbers(cluster: TestCluster) -> list[tuple[str, int]]:
+    return [(body[0], body[2]) for body in cluster.bodies()]

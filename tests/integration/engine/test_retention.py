@@ -238,6 +238,10 @@ def test_what_is_deleted_is_in_the_export(cluster: TestCluster, tmp_path: Path) 
     async def go() -> None:
         async with app.connect(cluster.config) as client, app.executor(cluster.config):
             await finish(client, ("a", chain.bind(2)), ("b", echo.bind("line\nbreak " + "x" * 1000)))
+            with psycopg.connect(cluster.direct[0], autocommit=True) as conn:
+                for slot in slots_of(cluster):  # as if a step of it had reported
+                    beat = f"select id, 0, 2, now(), null::timestamptz, '[7]'::json from {slot}.workflow where id = 'a'"
+                    conn.execute(f"insert into {slot}.heartbeat {beat}".encode())
             age(cluster)
             (tmp_path / "file").write_text("")
             with pytest.raises(AssertionError):
@@ -251,6 +255,7 @@ def test_what_is_deleted_is_in_the_export(cluster: TestCluster, tmp_path: Path) 
     assert set(by_id) == {"a", "b"}
     assert by_id["a"]["output"] == 2
     assert [step["ordinal"] for step in by_id["a"]["steps"]] == [1, 2]
+    assert [(one["place"], one["attempt"], one["details"]) for one in by_id["a"]["heartbeats"]] == [(0, 2, [7])]
     assert by_id["b"]["output"].startswith("line\nbreak")
 
 
@@ -340,7 +345,7 @@ def test_a_start_whose_obstacle_is_removed_is_made_again(cluster: TestCluster, m
         async with app.connect(cluster.config) as client, app.executor(cluster.config):
             await finish(client, ("w", echo.bind("old")))
             age(cluster)
-            link = client._shards.shards["pg1"].writer.link
+            link = client._shards.shards[cluster.name(1)].writer.link
             transact, calls = link.transact, 0
 
             async def then_sweep(*given: Any, **options: Any) -> Any:

@@ -40,6 +40,7 @@ async def latency(client: Client, ids: list[str]) -> float:
     return statistics.median(taken)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("trouble", ["down", "hung"])
 def test_i8_a_shard_that_is_away_delays_only_its_slots(
     cluster_and_far: tuple[TestCluster, EmbeddedServer],
@@ -60,7 +61,7 @@ def test_i8_a_shard_that_is_away_delays_only_its_slots(
                 during = await latency(client, [here.pop() for _ in range(10)])
                 assert during < healthy + SLOWER_MAX_SECONDS
                 begun = time.monotonic()
-                with pytest.raises(ShardUnavailable, match="pg2"):
+                with pytest.raises(ShardUnavailable, match=cluster.name(2)):
                     await client.start(echo.bind("x"), id=there.pop(), wait_seconds=2.0)
                 assert time.monotonic() - begun < 3.5
                 # Now that it is known, IDs of our own making avoid the shard.
@@ -74,15 +75,20 @@ def test_i8_a_shard_that_is_away_delays_only_its_slots(
                 late = await waiting
                 assert await late.result() == 1
                 # It is found healthy again without being asked for by ID: made IDs fall there again.
-                await until(lambda: homes_of_made_ids(client) == {"pg1", "pg2"}, "made IDs on both shards")
+                await until(
+                    lambda: homes_of_made_ids(client) == {cluster.name(1), cluster.name(2)}, "made IDs on both shards"
+                )
                 assert await (await client.start(chain.bind(1), id=there.pop())).result() == 1
 
     asyncio.run(go())
     said = [record.getMessage() for record in caplog.records if record.name == "sharded_wf.watch"]
     if trouble == "down":
-        assert [text.partition(";")[0] for text in said] == ["shard pg2: does not answer", "shard pg2: answers again"]
+        assert [text.partition(";")[0] for text in said] == [
+            f"shard {cluster.name(2)}: {what}" for what in ("does not answer", "answers again")
+        ]
 
 
+@pytest.mark.sampled
 def test_i8_who_waits_for_results_hears_of_them_as_soon_as_a_hung_shard_is_back(
     cluster_and_far: tuple[TestCluster, EmbeddedServer],
 ) -> None:
@@ -109,6 +115,7 @@ def test_i8_who_waits_for_results_hears_of_them_as_soon_as_a_hung_shard_is_back(
     asyncio.run(go())
 
 
+@pytest.mark.sampled
 def test_i8_fixed_ids_are_refused_at_once_when_the_shard_has_been_away_for_long(
     cluster_and_far: tuple[TestCluster, EmbeddedServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,7 +136,7 @@ def test_i8_fixed_ids_are_refused_at_once_when_the_shard_has_been_away_for_long(
                 assert {type(error) for error in refused} == {ShardUnavailable}
                 begun = time.monotonic()
                 for _ in range(5):
-                    with pytest.raises(ShardUnavailable, match="pg2"):
+                    with pytest.raises(ShardUnavailable, match=cluster.name(2)):
                         await client.start(echo.bind("x"), id=there.pop())
                 assert time.monotonic() - begun < 0.5
                 patient = asyncio.create_task(client.start(echo.bind("x"), id=there.pop(), wait_seconds=60))
@@ -137,12 +144,13 @@ def test_i8_fixed_ids_are_refused_at_once_when_the_shard_has_been_away_for_long(
                 await asyncio.to_thread(server.resume)
             async with asyncio.timeout(30):
                 await patient
-                await until(lambda: client._shards.shards["pg2"].healthy, "that pg2 is back")
+                await until(lambda: client._shards.shards[cluster.name(2)].healthy, "that pg2 is back")
             await client.start(echo.bind("x"), id=there.pop())
 
     asyncio.run(go())
 
 
+@pytest.mark.sampled
 def test_i8_def_workflows_of_a_hung_shard_take_no_threads_from_the_others(
     cluster_and_far: tuple[TestCluster, EmbeddedServer],
 ) -> None:
@@ -192,13 +200,16 @@ def test_i8_made_ids_return_to_a_shard_that_came_back(
             await asyncio.to_thread(server.stop)
             with pytest.raises(ShardUnavailable):
                 await client.start(echo.bind("x"), id=there, wait_seconds=0.2)
-            assert homes_of_made_ids(client) == {"pg1"}
+            assert homes_of_made_ids(client) == {cluster.name(1)}
             await asyncio.to_thread(server.start)
-            await until(lambda: homes_of_made_ids(client) == {"pg1", "pg2"}, "made IDs on both shards")
+            await until(
+                lambda: homes_of_made_ids(client) == {cluster.name(1), cluster.name(2)}, "made IDs on both shards"
+            )
 
     asyncio.run(go())
 
 
+@pytest.mark.sampled
 def test_i8_an_executor_starts_while_a_shard_is_down(
     cluster_and_far: tuple[TestCluster, EmbeddedServer],
 ) -> None:

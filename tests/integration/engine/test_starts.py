@@ -18,6 +18,7 @@ from tests.support.flows import app, chain, echo
 from tests.support.processes import until
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kills", [2])
 def test_i1_acknowledged_starts_survive_a_crash_of_postgres(
     make_cluster: Callable[..., TestCluster], server_factory: Callable[..., EmbeddedServer], kills: int

@@ -37,6 +37,7 @@ def supervisor(cluster: TestCluster) -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
+@pytest.mark.sampled
 def test_a_child_that_dies_is_replaced(supervisor: subprocess.Popen[bytes]) -> None:
     first, second = children_of(supervisor.pid)
     os.kill(first, signal.SIGKILL)

@@ -169,6 +169,7 @@ def test_i3_the_connection_is_cut_at_commit(money: TestCluster, when: Moment, na
     assert {row["deaths"] for row in rows.workflow} == {0}
 
 
+@pytest.mark.sampled
 def test_i3_killed_at_every_commit(money: TestCluster, full: bool, seed: int) -> None:
     """The executor dies exactly at a commit, of a flush or of a transaction, in the middle of a run."""
     places: list[tuple[bool, int, Moment]] = [
@@ -241,6 +242,7 @@ def test_i3_a_step_that_ends_during_a_commit_comes_after_it(money: TestCluster) 
     asyncio.run(go())
 
 
+@pytest.mark.sampled
 def test_i4_the_lease_is_lost_in_the_middle(money: TestCluster) -> None:
     """Another executor ends the lease while a body runs: what it wrote is gone, and is written once by the other."""
     with psycopg.connect(money.direct[0], autocommit=True) as gate:

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from sharded_wf.cluster.versions import open_versions
 from sharded_wf.model.history import EntryKind, History
 from sharded_wf.testing import decode_history, replay
@@ -31,6 +33,7 @@ def bodies(cluster: TestCluster) -> Counter[tuple[str, int]]:
     return Counter((workflow, number) for workflow, _, number, _, _ in cluster.bodies())
 
 
+@pytest.mark.sampled
 def test_versions_change_under_open_workflows(
     two_shards: TestCluster,
 ) -> None:
@@ -80,6 +83,7 @@ def test_versions_change_under_open_workflows(
     assert {row["capability"] for row in two_shards.rows().workflow if row["id"] != "audit"} == {"evolving@2"}
 
 
+@pytest.mark.sampled
 def test_continue_as_new_survives_kills(cluster: TestCluster, seed: int) -> None:
     """Killed wherever it happens to be: each run's step is recorded once, each message received once, in order."""
     until = 12
@@ -113,6 +117,7 @@ def test_continue_as_new_survives_kills(cluster: TestCluster, seed: int) -> None
     assert cluster.rows().message == []
 
 
+@pytest.mark.sampled
 def test_the_same_start_is_still_the_same(cluster: TestCluster) -> None:
     """I2: a workflow that has continued with other arguments is known by those that it was started with."""
 

@@ -187,3 +187,32 @@ def test_the_connection_type_is_what_we_say(database: str) -> None:
     with connection(database, purpose="test") as conn:
         checked: Connection = conn
         assert checked.execute("select $1::int + 1", (41,)).fetchone() == (42,)
+
+
+def files_of(conn: psycopg.Connection[tuple[object, ...]], schema: str) -> dict[object, object]:
+    """The file of each table."""
+    query = "select relname, relfilenode from pg_class where relnamespace = to_regnamespace(%s) and relkind = 'r'"
+    return {name: number for name, number in conn.execute(query, (schema,)).fetchall()}  # noqa: C416 - mypy's sake
+
+
+@pytest.mark.parametrize("kind", ["control", "slot"])
+def test_what_a_migration_locks_is_what_it_says(database: str, kind: Literal["control", "slot"]) -> None:
+    """The plan tells people; and no table is written anew, which would take as long as it is large."""
+    schema = "wf_control" if kind == "control" else "wf_0007"
+    locked = (
+        "select distinct relname from pg_locks join pg_class on pg_class.oid = relation "
+        "where pid = pg_backend_pid() and relkind = 'r' and relnamespace = to_regnamespace(%s) and mode in "
+        "('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')"
+    )
+    if kind == "slot":
+        migrated(database, slots=())
+    with opened(database) as conn:
+        for migration in load_migrations(kind):
+            before = files_of(conn, schema)
+            with conn.transaction():
+                for statement in migration.statements(schema):
+                    conn.execute(statement)
+                locks = {name for (name,) in conn.execute(locked, (schema,)).fetchall()} & before.keys()
+            after = files_of(conn, schema)
+            assert locks == set(migration.locks), migration.name
+            assert before.items() <= after.items(), f"{migration.name} rewrites a table"

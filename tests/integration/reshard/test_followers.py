@@ -36,6 +36,7 @@ def in_slot(cluster: TestCluster, slot: int, count: int, prefix: str = "w") -> l
     return [id_ for id_, _ in zip((id_ for id_ in found if shard_map.slot_of(id_) == slot), range(count), strict=False)]
 
 
+@pytest.mark.sampled
 def test_i7_every_call_of_a_client_with_an_old_map(two_shards: TestCluster) -> None:
     """The client is idle while the slot moves, and told by nobody: each kind of call finds the slot."""
     ids = in_slot(two_shards, 0, 12)
@@ -132,6 +133,7 @@ def test_i7_a_step_that_takes_too_long_is_given_back(two_shards: TestCluster) ->
     asyncio.run(go())
 
 
+@pytest.mark.sampled
 def test_i4_an_executor_that_could_not_listen_writes_nothing_to_a_slot_that_left(
     two_shards: TestCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""I7 when a move is cut off: the coordinator killed at every change of state, a shard killed, the network cut.
+"""I7 when a move or split is cut off: the coordinator killed at every change of state, a shard killed, the network cut.
 
 Nowhere is a slot live twice, and whoever comes finishes the move, or takes it back.
 """
@@ -9,6 +9,7 @@ import asyncio
 import random
 import uuid
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import psycopg
 import pytest
@@ -16,7 +17,7 @@ import pytest
 from sharded_wf.dev import EmbeddedServer
 from sharded_wf.errors import MoveRefused, MoveTakenOver, ShardUnavailable
 from sharded_wf.reshard.coordinator import Progress
-from sharded_wf.reshard.fleet import Wish, new_move, resume_all, unfinished_moves
+from sharded_wf.reshard.fleet import Wish, driver, new_move, resume_all, undo_all, unfinished_moves
 from sharded_wf.reshard.move import Mover
 from sharded_wf.reshard.record import Side, State
 from tests.integration.reshard.test_moves import homes, move
@@ -59,8 +60,35 @@ def connect(cluster: TestCluster) -> psycopg.Connection[tuple[object, ...]]:
 
 
 STATES = ("planned", "copying", "following", "verifying", "draining", "retired", "live", "told", "cleaned")
-BEFORE_LIVE = STATES[:6]
-UNDO_STATES = ("undoing", "unmade", "undone")
+UNDO_STATES = ("advancing to undoing", "undoing", "unmade", "undone")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What can be cut off: slot 0 is moved from pg1 to pg2, or split on pg1. ``switch``: the state whose commit on the
+    source is the switch."""
+
+    target: str
+    before_live: tuple[str, ...]
+    switch: State
+
+    @property
+    def wish(self) -> Wish:
+        return Wish(0, "pg1", self.target)
+
+    def check_done(self, cluster: TestCluster) -> None:
+        """It is done, and nothing is left of how that came to be."""
+        lives = homes(cluster)
+        if self is MOVE:
+            assert (lives[0], 6 in lives, 12 in lives) == ([2], False, False)
+        else:
+            assert (0 in lives, lives[6], lives[12]) == (False, [1], [1])
+        assert (leftovers(cluster), unfinished_moves(cluster.config)) == ([], [])
+
+
+MOVE = Kind("pg2", (*STATES[:6], "advancing to draining"), "retired")
+SPLIT = Kind("pg1", (*STATES[:5], "advancing to copying", "advancing to draining", "advancing to live"), "live")
+both_kinds = pytest.mark.parametrize("kind", [MOVE, SPLIT], ids=["move", "split"])
 
 
 def killed_at(cluster: TestCluster, state: str, action: str = "run", target: str = "pg2") -> None:
@@ -121,6 +149,12 @@ def leftovers(cluster: TestCluster) -> list[str]:
     return found
 
 
+def settle(cluster: TestCluster, act: Callable[..., tuple[object, dict[int, Exception]]] = resume_all) -> None:
+    """Finish what hangs, or undo it."""
+    _, failed = act(cluster.config, [one.move for one in unfinished_moves(cluster.config)])
+    assert failed == {}
+
+
 def chosen(cases: tuple[str, ...], seed: int, *, full: bool, count: int) -> list[str]:
     return list(cases) if full else random.Random(seed).sample(cases, count)
 
@@ -131,25 +165,24 @@ def test_i7_a_coordinator_is_killed_and_the_move_is_finished(two_shards: TestClu
         killed_at(two_shards, state)
         lives = homes(two_shards).get(0, [])
         assert lives == ([] if state == "retired" else [2] if state in STATES[6:] else [1])
-        _, failed = resume_all(two_shards.config, [one.move for one in unfinished_moves(two_shards.config)])
-        assert failed == {}
-        assert homes(two_shards)[0] == [2]
-        assert leftovers(two_shards) == []
+        settle(two_shards)
+        MOVE.check_done(two_shards)
         move(two_shards, (0, "pg1"))
     finish(two_shards, ids)
 
 
-def test_i7_a_coordinator_is_killed_and_the_move_is_undone(two_shards: TestCluster, seed: int, full: bool) -> None:
+@both_kinds
+def test_i7_a_coordinator_is_killed_and_it_is_undone(
+    two_shards: TestCluster, seed: int, full: bool, kind: Kind
+) -> None:
     ids = fill(two_shards)
-    for state in chosen(BEFORE_LIVE, seed, full=full, count=2):
-        killed_at(two_shards, state)
-        undo_state = random.Random(seed).choice(UNDO_STATES)
-        killed_at(two_shards, undo_state, "undo")
+    for state in chosen(kind.before_live, seed, full=full, count=2):
+        killed_at(two_shards, state, target=kind.target)
+        killed_at(two_shards, random.Random(seed).choice(UNDO_STATES), "undo")
         assert len(homes(two_shards).get(0, [])) <= 1
-        for one in unfinished_moves(two_shards.config):
-            Mover(two_shards.config, one.move).undo()
-        assert homes(two_shards)[0] == [1]
-        assert leftovers(two_shards) == []
+        settle(two_shards, undo_all)
+        assert homes(two_shards).keys() == set(range(6))
+        assert (homes(two_shards)[0], leftovers(two_shards)) == ([1], [])
     finish(two_shards, ids)
 
 
@@ -163,20 +196,18 @@ def test_i7_what_is_live_is_not_undone(two_shards: TestCluster) -> None:
     assert (homes(two_shards)[0], leftovers(two_shards)) == ([2], [])
 
 
-def test_i7_a_replaced_coordinator_changes_nothing(two_shards: TestCluster) -> None:
-    """A coordinator that stands still in any state, while another finishes the move, finds itself replaced."""
-    for state in ("following", "draining"):
-        first = new_move(two_shards.config, Wish(0, "pg1", "pg2"))
+@both_kinds
+def test_i7_a_replaced_coordinator_changes_nothing(two_shards: TestCluster, seed: int, kind: Kind) -> None:
+    """A coordinator that stands still in any state, while another finishes its work, finds itself replaced."""
+    state = random.Random(seed).choice(("following", "verifying", "draining"))
 
-        def overtake(progress: Progress, state: str = state) -> None:
-            if progress.phase == state:
-                (known,) = unfinished_moves(two_shards.config)
-                Mover(two_shards.config, known.move).run()
+    def overtake(progress: Progress) -> None:
+        if progress.phase == state:
+            settle(two_shards)
 
-        with pytest.raises((MoveTakenOver, ShardUnavailable)):
-            Mover(two_shards.config, first, overtake).run()
-        assert (homes(two_shards)[0], leftovers(two_shards)) == ([2], [])
-        move(two_shards, (0, "pg1"))
+    with pytest.raises((MoveTakenOver, ShardUnavailable)):
+        driver(two_shards.config, new_move(two_shards.config, kind.wish), overtake).run()
+    kind.check_done(two_shards)
 
 
 def test_i7_a_token_that_was_replaced_is_worth_nothing(two_shards: TestCluster) -> None:
@@ -200,39 +231,41 @@ def test_i7_a_token_that_was_replaced_is_worth_nothing(two_shards: TestCluster) 
         second.remove()
 
 
-def test_i7_a_frozen_coordinator_is_shut_out(two_shards: TestCluster, seed: int) -> None:
+@both_kinds
+def test_i7_a_frozen_coordinator_is_shut_out(two_shards: TestCluster, seed: int, kind: Kind) -> None:
+    """Also one that froze within the switch, with the slot locked."""
     ids = fill(two_shards)
-    state = random.Random(seed).choice(BEFORE_LIVE)
+    state = random.Random(seed).choice(kind.before_live)
     code, path = COORDINATOR.replace("600", "0.5"), str(two_shards.config_file())
-    with WorkerProcess(code, path, state, "run", "pg2") as coordinator:
+    with WorkerProcess(code, path, state, "run", kind.target) as coordinator:
         coordinator.wait_line(f"at {state}")
         coordinator.freeze()
-        _, failed = resume_all(two_shards.config, [one.move for one in unfinished_moves(two_shards.config)])
-        assert failed == {}
-        assert (homes(two_shards)[0], leftovers(two_shards)) == ([2], [])
+        settle(two_shards)
+        kind.check_done(two_shards)
         coordinator.thaw()
         assert coordinator.wait() != 0
         assert "at the end" not in coordinator.output()
-    assert (homes(two_shards)[0], leftovers(two_shards)) == ([2], [])
+    kind.check_done(two_shards)
     finish(two_shards, ids)
 
 
-def test_i7_two_that_begin_at_once(two_shards: TestCluster) -> None:
-    first = new_move(two_shards.config, Wish(0, "pg1", "pg2"))
-    second = new_move(two_shards.config, Wish(0, "pg1", "pg2"))
-    assert first.id != second.id
+@pytest.mark.parametrize(("kind", "second"), [(MOVE, MOVE), (SPLIT, SPLIT), (SPLIT, MOVE)])
+def test_i7_two_that_begin_at_once(two_shards: TestCluster, kind: Kind, second: Kind) -> None:
+    """A move meets another one of the slot; a split meets another split, or a move."""
+    first, late = (new_move(two_shards.config, one.wish) for one in (kind, second))
+    assert first.id != late.id
     refused: list[Exception] = []
 
     def begin_second(progress: Progress) -> None:
         if progress.phase == "planned":
             try:
-                Mover(two_shards.config, second).run()
+                driver(two_shards.config, late).run()
             except (MoveRefused, MoveTakenOver) as error:
                 refused.append(error)
 
-    Mover(two_shards.config, first, begin_second).run()
+    driver(two_shards.config, first, begin_second).run()
     assert len(refused) == 1
-    assert (homes(two_shards)[0], leftovers(two_shards)) == ([2], [])
+    kind.check_done(two_shards)
 
 
 def test_i7_a_shard_is_killed(
@@ -303,11 +336,13 @@ def test_i7_a_move_is_undone_while_its_target_is_away(
     finish(cluster, ids)
 
 
+@both_kinds
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_i7_the_network_is_cut_at_the_retirement(
-    two_shards: TestCluster, monkeypatch: pytest.MonkeyPatch, when: Moment
+def test_i7_the_network_is_cut_at_the_switch(
+    two_shards: TestCluster, monkeypatch: pytest.MonkeyPatch, when: Moment, kind: Kind
 ) -> None:
-    """The answer to the commit that retires the slot is lost: the next coordinator finds out what happened."""
+    """The answer to the commit that retires the slot on its source is lost (in a split, the same one makes its halves
+    live): the next coordinator finds out what happened."""
     ids = fill(two_shards)
     advance = Side.advance
     with Proxy(two_shards.direct[0]) as proxy:
@@ -315,17 +350,16 @@ def test_i7_the_network_is_cut_at_the_retirement(
 
         def advance_and_cut(side: Side, state: State, *, since: Iterable[State]) -> None:
             advance(side, state, since=since)
-            if state == "retired":
+            if state == kind.switch:
                 proxy.cut(COMMIT, when=when)
 
         with monkeypatch.context() as patch:
             patch.setattr(Side, "advance", advance_and_cut)
             with pytest.raises(ShardUnavailable, match="pg1"):
-                Mover(through.config, new_move(two_shards.config, Wish(0, "pg1", "pg2"))).run()
+                driver(through.config, new_move(two_shards.config, kind.wish)).run()
     (hanging,) = unfinished_moves(two_shards.config)
-    assert hanging.move.state == ("draining" if when == "before" else "retired")
-    assert homes(two_shards).get(0, []) == ([1] if when == "before" else [])
-    _, failed = resume_all(two_shards.config, [hanging.move])
-    assert failed == {}
-    assert (homes(two_shards)[0], leftovers(two_shards)) == ([2], [])
+    assert hanging.move.state == ("draining" if when == "before" else kind.switch)
+    assert (0 in homes(two_shards)) == (when == "before")
+    settle(two_shards)
+    kind.check_done(two_shards)
     finish(two_shards, ids)

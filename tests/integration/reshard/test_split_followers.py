@@ -26,28 +26,30 @@ CALLS = (
 )  # fmt: skip
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("half", range(2))
 def test_i7_every_call_of_a_client_with_an_old_map(
     make_cluster: Callable[..., TestCluster], seed: int, full: bool, half: int
 ) -> None:
     """The client is idle while its slot is split, and told by nobody: each kind of call finds the half. (A cluster of
-    one slot, which is split again for each call.)"""
-    cluster = make_cluster(1, slots=1)
+    two slots, which in turn are split again for each call.)"""
+    cluster = make_cluster(1, slots=2)
     calls = CALLS if full else random.Random(seed).sample(CALLS, len(CALLS))[half::2]
 
     async def go() -> None:
-        slot = 0
+        slots = [0, 1]
         async with app.executor(cluster.config):
-            for call in calls:
+            for number, call in enumerate(calls):
+                slot = slots[number % 2]
                 id_ = in_halves(cluster, slot, 2, call)[half]
                 async with app.connect(cluster.config) as client:
                     handle = await client.start(inbox.bind(1), id=id_)
                     await handle.describe()
                     assert client.locate(id_)[0] == slot
                     await asyncio.to_thread(split, cluster, slot)
-                    slot = children_of(slot, 1)[half]
+                    slots[number % 2] = children_of(slot, 2)[half]
                     await one_call(client, cluster, call, id_)
-                    assert client.locate(id_)[0] == slot
+                    assert client.locate(id_)[0] == slots[number % 2]
 
     asyncio.run(go())
     check_slots(cluster)
@@ -130,6 +132,7 @@ def test_i7_who_never_learns_of_a_split_writes_nowhere(cluster: TestCluster, mon
     assert (rows.workflow, rows.ready, rows.message) == ([], [], [])
 
 
+@pytest.mark.sampled
 def test_i7_results_are_waited_for_across_splits(cluster: TestCluster) -> None:
     """Of workflows in both halves, by one client; and a second time in a half that is split again."""
     ids = in_halves(cluster, 0, 6)
@@ -153,6 +156,7 @@ def test_i7_results_are_waited_for_across_splits(cluster: TestCluster) -> None:
     check_slots(cluster)
 
 
+@pytest.mark.sampled
 def test_i4_an_executor_that_could_not_listen_writes_nothing_to_a_half(
     cluster: TestCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

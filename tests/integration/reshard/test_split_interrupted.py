@@ -1,4 +1,5 @@
-"""I7 when a split is cut off: the coordinator killed at every change of state, its shard killed, the network cut.
+"""I7 when a split is cut off, as far as it differs from a move (the rest is in ``test_interrupted``): the coordinator
+killed at every change of state, its shard killed.
 
 The slot is whole, or it is in two; nothing is between. Whoever comes finishes the split, or takes it back.
 """
@@ -7,30 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import pytest
 
 from sharded_wf.dev import EmbeddedServer
-from sharded_wf.errors import MoveRefused, MoveTakenOver, ShardUnavailable
+from sharded_wf.errors import MoveRefused, ShardUnavailable
 from sharded_wf.reshard.coordinator import Progress
-from sharded_wf.reshard.fleet import Wish, driver, new_move, resume_all, undo_all, unfinished_moves
-from sharded_wf.reshard.record import Side, State
+from sharded_wf.reshard.fleet import Wish, driver, new_move, unfinished_moves
 from sharded_wf.routing import children_of
-from tests.integration.reshard.test_interrupted import COORDINATOR, chosen, fill, finish, killed_at, leftovers
+from tests.integration.reshard.test_interrupted import SPLIT, chosen, fill, finish, killed_at, leftovers, settle
 from tests.integration.reshard.test_moves import homes, move
 from tests.integration.reshard.test_splits import check_slots
 from tests.support.cluster import TestCluster
 from tests.support.flows import app, chain, sleeper
-from tests.support.processes import WorkerProcess
-from tests.support.proxy import COMMIT, Moment, Proxy
 
-BEFORE_LIVE = (
+STATES = (
     "planned", "advancing to copying", "copying", "following", "verifying", "advancing to draining", "draining",
-    "advancing to live",
+    "advancing to live", "live", "told", "cleaned",
 )  # fmt: skip
-STATES = (*BEFORE_LIVE, "live", "told", "cleaned")
-UNDO_STATES = ("advancing to undoing", "undoing", "unmade", "undone")
 HERE = Wish(0, "pg1", "pg1")
 
 
@@ -40,11 +36,6 @@ def halves_of(cluster: TestCluster, *slots: int) -> None:
     assert lives.keys() - set(range(1, 6)) == set(slots)
     assert all(shards == [1] for slot, shards in lives.items() if slot in slots)
     assert (leftovers(cluster), unfinished_moves(cluster.config)) == ([], [])
-
-
-def settle(cluster: TestCluster, act: Callable[..., tuple[object, dict[int, Exception]]]) -> None:
-    _, failed = act(cluster.config, [one.move for one in unfinished_moves(cluster.config)])
-    assert failed == {}
 
 
 @pytest.mark.parametrize("part", range(3))
@@ -57,24 +48,15 @@ def test_i7_a_coordinator_is_killed_and_the_split_is_finished(
         slot = min(slot for slot in lives if lives[slot] == [1])
         whole, split = set(lives), lives.keys() - {slot} | set(children_of(slot, 6))
         killed_at(two_shards, state, target="pg1")
-        assert set(homes(two_shards)) == (whole if state in BEFORE_LIVE else split)
-        settle(two_shards, resume_all)
+        assert set(homes(two_shards)) == (whole if state in SPLIT.before_live else split)
+        settle(two_shards)
         assert set(homes(two_shards)) == split
         assert leftovers(two_shards) == []
     finish(two_shards, ids)
     check_slots(two_shards)
 
 
-def test_i7_a_coordinator_is_killed_and_the_split_is_undone(two_shards: TestCluster, seed: int, full: bool) -> None:
-    ids = fill(two_shards)
-    for state in chosen(BEFORE_LIVE, seed, full=full, count=2):
-        killed_at(two_shards, state, target="pg1")
-        killed_at(two_shards, random.Random(seed).choice(UNDO_STATES), "undo")
-        settle(two_shards, undo_all)
-        halves_of(two_shards, 0)
-    finish(two_shards, ids)
-
-
+@pytest.mark.sampled
 def test_i7_a_coordinator_is_killed_at_each_state_in_turn(two_shards: TestCluster, seed: int, full: bool) -> None:
     """Each goes on where the last one was killed, while workflows are started, run and end."""
 
@@ -86,7 +68,7 @@ def test_i7_a_coordinator_is_killed_at_each_state_in_turn(two_shards: TestCluste
                 handles.append(await client.start(sleeper.bind(1.0), id=f"s{number}"))
                 ids += [handle.id for handle in handles]
                 await asyncio.to_thread(killed_at, two_shards, state, target="pg1")
-            await asyncio.to_thread(settle, two_shards, resume_all)
+            await asyncio.to_thread(settle, two_shards)
             async with asyncio.timeout(60):
                 await asyncio.gather(*(client.get_handle(id_).result() for id_ in ids))
             await asyncio.to_thread(two_shards.certify, ids, timeout=30)
@@ -103,55 +85,8 @@ def test_i7_what_is_split_is_not_undone(two_shards: TestCluster) -> None:
     with pytest.raises(MoveRefused, match="is split already"):
         driver(two_shards.config, hanging.move).undo()
     move(two_shards, (6, "pg2"))  # what hangs concerns slot 0 alone, and that is there no more
-    settle(two_shards, resume_all)
+    settle(two_shards)
     assert (homes(two_shards)[6], homes(two_shards)[12], leftovers(two_shards)) == ([2], [1], [])
-
-
-def test_i7_a_replaced_coordinator_changes_nothing(two_shards: TestCluster, seed: int) -> None:
-    """A coordinator that stands still, while another finishes the split, finds itself replaced."""
-    state = random.Random(seed).choice(("following", "verifying", "draining"))
-
-    def overtake(progress: Progress) -> None:
-        if progress.phase == state:
-            settle(two_shards, resume_all)
-
-    with pytest.raises((MoveTakenOver, ShardUnavailable)):
-        driver(two_shards.config, new_move(two_shards.config, HERE), overtake).run()
-    halves_of(two_shards, 6, 12)
-
-
-def test_i7_a_frozen_coordinator_is_shut_out(two_shards: TestCluster, seed: int) -> None:
-    """Also one that froze within the switch, with the slot locked."""
-    ids = fill(two_shards)
-    state = random.Random(seed).choice(("copying", "draining", "advancing to live"))
-    code, path = COORDINATOR.replace("600", "0.5"), str(two_shards.config_file())
-    with WorkerProcess(code, path, state, "run", "pg1") as coordinator:
-        coordinator.wait_line(f"at {state}")
-        coordinator.freeze()
-        settle(two_shards, resume_all)
-        halves_of(two_shards, 6, 12)
-        coordinator.thaw()
-        assert coordinator.wait() != 0
-        assert "at the end" not in coordinator.output()
-    halves_of(two_shards, 6, 12)
-    finish(two_shards, ids)
-
-
-@pytest.mark.parametrize("second", [HERE, Wish(0, "pg1", "pg2")])
-def test_i7_two_that_begin_at_once(two_shards: TestCluster, second: Wish) -> None:
-    """A split meets another split of the slot, or a move."""
-    refused: list[Exception] = []
-
-    def begin_second(progress: Progress) -> None:
-        if progress.phase == "planned":
-            try:
-                driver(two_shards.config, new_move(two_shards.config, second)).run()
-            except (MoveRefused, MoveTakenOver) as error:
-                refused.append(error)
-
-    driver(two_shards.config, new_move(two_shards.config, HERE), begin_second).run()
-    assert len(refused) == 1
-    halves_of(two_shards, 6, 12)
 
 
 def test_i7_the_shard_is_killed(
@@ -177,33 +112,6 @@ def test_i7_the_shard_is_killed(
         with pytest.raises(ShardUnavailable):
             split.run()
     server.start()
-    settle(cluster, resume_all)
+    settle(cluster)
     halves_of(cluster, 6, 12)
     finish(cluster, ids)
-
-
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_i7_the_network_is_cut_at_the_switch(
-    two_shards: TestCluster, monkeypatch: pytest.MonkeyPatch, when: Moment
-) -> None:
-    """The answer to the one commit that retires the slot and makes its halves live is lost."""
-    ids = fill(two_shards)
-    advance = Side.advance
-    with Proxy(two_shards.direct[0]) as proxy:
-        through = two_shards.through(proxy.dsn)
-
-        def advance_and_cut(side: Side, state: State, *, since: Iterable[State]) -> None:
-            advance(side, state, since=since)
-            if state == "live":
-                proxy.cut(COMMIT, when=when)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Side, "advance", advance_and_cut)
-            with pytest.raises(ShardUnavailable, match="pg1"):
-                driver(through.config, new_move(two_shards.config, HERE)).run()
-    (hanging,) = unfinished_moves(two_shards.config)
-    assert hanging.move.state == ("draining" if when == "before" else "live")
-    assert (0 in homes(two_shards)) == (when == "before")
-    settle(two_shards, resume_all)
-    halves_of(two_shards, 6, 12)
-    finish(two_shards, ids)

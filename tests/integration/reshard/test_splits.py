@@ -51,6 +51,7 @@ def check_slots(cluster: TestCluster) -> None:
             assert row["slot"].endswith(f"wf_{slot:04d}"), row
 
 
+@pytest.mark.sampled
 def test_i7_slots_are_split_and_moved_under_load(two_shards: TestCluster, seed: int) -> None:
     """On both shards at once, one of them twice; a half goes to the other shard meanwhile."""
 
@@ -131,6 +132,7 @@ def test_i7_parents_and_children_in_two_halves(cluster: TestCluster, seed: int) 
     check_slots(cluster)
 
 
+@pytest.mark.sampled
 def test_a_copy_that_differs_is_not_switched(cluster: TestCluster, seed: int) -> None:
     """One row of a half is not as it should be: the comparison finds it, and the slot stays whole."""
     with psycopg.connect(cluster.direct[0], autocommit=True) as conn:
@@ -174,6 +176,7 @@ def test_a_slot_is_split_until_its_share_is_too_small(
         check_splits(cluster.config, [2])
 
 
+@pytest.mark.sampled
 def test_a_cluster_with_split_slots_grows(two_shards: TestCluster, databases: Callable[[int], list[str]]) -> None:
     """`init` says what there is, a shard that joins learns the map, slots are dealt out, and a shard that was not told
     of a split does not mislead anybody."""
@@ -223,6 +226,7 @@ def test_a_repair_in_bulk_goes_on_in_the_halves(cluster: TestCluster, monkeypatc
     check_slots(cluster)
 
 
+@pytest.mark.sampled
 def test_retention_walks_over_the_halves(cluster: TestCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is done in the halves grows old there."""
     monkeypatch.setattr("sharded_wf.retention.RETENTION_AGE_MIN_SECONDS", 1)

@@ -38,6 +38,7 @@ def movements(cluster: TestCluster) -> Counter[tuple[str, int]]:
     return Counter(row[:2] for dsn in cluster.direct for row in bank.movements(dsn))
 
 
+@pytest.mark.sampled
 def test_i7_transactions_while_their_slot_moves(money: TestCluster) -> None:
     ids = in_slot(money, 0, 20)
 
@@ -55,6 +56,7 @@ def test_i7_transactions_while_their_slot_moves(money: TestCluster) -> None:
     assert movements(money) == {(id_, number): 1 for id_ in ids for number in range(30)}
 
 
+@pytest.mark.sampled
 def test_i7_transactions_while_their_slots_are_split(money: TestCluster) -> None:
     ids = in_slot(money, 0, 20)
 
@@ -180,6 +182,7 @@ def test_i7_starts_in_users_transactions(money: TestCluster, monkeypatch: pytest
     asyncio.run(go())
 
 
+@pytest.mark.sampled
 def test_retention_follows_a_slot(money: TestCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is done after the move grows old where the slot is then."""
     monkeypatch.setattr("sharded_wf.retention.RETENTION_AGE_MIN_SECONDS", 1)
@@ -196,6 +199,7 @@ def test_retention_follows_a_slot(money: TestCluster, monkeypatch: pytest.Monkey
     asyncio.run(go())
 
 
+@pytest.mark.sampled
 def test_a_shard_with_requests_in_its_outbox_can_not_be_removed(money: TestCluster) -> None:
     (id_,) = in_slot(money, 0, 1)
     move(money, (1, "pg1"), (3, "pg1"), (5, "pg1"))

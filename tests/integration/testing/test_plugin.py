@@ -7,9 +7,13 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 PROJECT = Path(__file__).resolve().parents[3]
 USERS_TEST = """
 import asyncio
+import pytest
+
 from sharded_wf import App
 from sharded_wf.testing import WorkflowEnvironment
 
@@ -30,6 +34,7 @@ test_again = test_nap  # the same ID, in a cluster of its own
 """
 
 
+@pytest.mark.sampled
 def test_the_fixture_is_there_and_each_test_has_a_cluster(tmp_path: Path) -> None:
     (tmp_path / "test_users.py").write_text(USERS_TEST)
     entry = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["entry-points"]["pytest11"]["sharded_wf"]

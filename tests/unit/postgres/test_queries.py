@@ -80,5 +80,18 @@ def test_migrations_are_numbered_from_one() -> None:
     for migrations in (load_migrations("control"), load_migrations("slot")):
         assert [migration.version for migration in migrations] == list(range(1, len(migrations) + 1))
         assert migrations[0].phase == "pre"
-    assert "create schema wf_0007" in load_migrations("slot")[0].on("wf_0007")
-    assert "create schema wf_control" in load_migrations("control")[0].on()
+    assert load_migrations("slot")[0].statements("wf_0007")[0] == "create schema wf_0007"
+    control = load_migrations("control")[0].statements()
+    assert control[0] == "create schema wf_control"
+    (fence,) = [statement for statement in control if "function wf_control.fence" in statement]
+    assert fence.endswith("end\n$$")
+
+
+def test_what_citus_is_told_stands_for_statements_with_the_same_parameters() -> None:
+    def parameters(text: str) -> set[str]:
+        return set(re.findall(r"\$\d+", text))
+
+    families = [load(family) for family in ("claims", "messages", "moves", "outcomes", "repair", "retention", "starts")]
+    for name, variant in load("on_citus").items():
+        (original,) = [family[answer] for family in families if (answer := name.partition("__")[0]) in family]
+        assert parameters(variant.text) == parameters(original.text), name

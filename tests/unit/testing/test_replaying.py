@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from sharded_wf import App, ReplayFailed
 from sharded_wf.errors import StoredValueMismatch
-from sharded_wf.model.history import EMPTY_HISTORY, History
+from sharded_wf.model.history import EMPTY_HISTORY, Heartbeat, History
 from sharded_wf.model.status import Status
 from sharded_wf.testing import StoredHistory, decode_history, encode_history, replay
 from tests.unit.workflow import evolving_programs as programs
@@ -53,8 +54,12 @@ def test_a_workflow_that_had_ended_must_end(asynchronous: bool) -> None:
 
 def test_a_history_survives_its_export() -> None:
     _, whole = live(programs.after(True))
-    for one in (stored(whole), stored(EMPTY_HISTORY, Status.SUCCEEDED)):
+    beats = (Heartbeat(7, 2, 1_700, None, b'{"page":7}'), Heartbeat(8, 1, 1_800, 1_900, b"null"))
+    beating = msgspec.structs.replace(whole, heartbeats=beats)
+    for one in (stored(whole), stored(EMPTY_HISTORY, Status.SUCCEEDED), stored(beating)):
         assert decode_history(encode_history(one)) == one
+    older = encode_history(stored(whole)).replace(b',"heartbeats":[]', b"")
+    assert decode_history(older) == stored(whole), "heartbeats were left out once"
     wrong: list[Any] = [b"{}", b"no JSON", encode_history(stored(whole)).replace(b'"format":1', b'"format":2')]
     for line in wrong:
         with pytest.raises(StoredValueMismatch):

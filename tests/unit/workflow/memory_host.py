@@ -234,7 +234,8 @@ class MemoryHost:
         if consumed is not None:
             stored.mailbox.remove(consumed)
         if entry.kind is EntryKind.CANCEL:
-            self._cancel(run, read_cancellation(entry.output).told)
+            said = read_cancellation(entry.output)
+            self._cancel(said.told_as, said.told)
         if self.on_record is not None:
             self.on_record(run, entry)
         if self.crash_after is not None:
@@ -299,12 +300,18 @@ class MemoryHost:
             if self.app.find_workflow(start.name) is None:
                 run.child_refused(start.id, LookupError(start.name))
                 return
-            if start.id not in self.stored:
+            if start.id not in self.stored and start.stillborn is not None:
+                self.stored[start.id] = Stored(start, self.clock.now_us())
+                self.stored[start.id].outcome = Outcome(Status.CANCELLED, None, start.stillborn[0])
+            elif start.id not in self.stored:
                 self.stored[start.id] = Stored(start, self.clock.now_us())
                 self.take_up(start.id)
             run.child_started(start.id)
 
         self._later(begin)
+
+    def revive_child(self, run: Run, child_id: str, closers: tuple[str, ...]) -> None:
+        self._later(run.child_revived, child_id)  # nothing is resumed here
 
     def send(self, run: Run, place: int, message: Message) -> None:
         def deliver() -> None:
@@ -322,12 +329,12 @@ class MemoryHost:
     ) -> None:
         self._later(self._continue, run, entry, cancels)
 
-    def _cancel(self, run: Run, children: Iterable[str]) -> None:
+    def _cancel(self, sender: str, children: Iterable[str]) -> None:
         for child_id in children:
-            self._tell(Message(child_id, CANCEL_TOPIC, run.id, 1, b"null", self.clock.now_us()))
+            self._tell(Message(child_id, CANCEL_TOPIC, sender, 1, b"null", self.clock.now_us()))
 
     def _continue(self, run: Run, entry: Entry, cancels: tuple[str, ...]) -> None:
-        self._cancel(run, cancels)
+        self._cancel(run.id, cancels)
         stored = self.stored[run.id]
         stored.entries = [entry]
         stored.attempts = []
@@ -351,7 +358,7 @@ class MemoryHost:
         assert stored.outcome is None, "finished twice"
         stored.outcome = outcome
         self.finished[run.id].set()
-        self._cancel(run, outcome.cancels)
+        self._cancel(outcome.cancels_as, outcome.cancels)
         parent = stored.start.parent_id
         if parent is not None:
             payload = encode_outcome(outcome)

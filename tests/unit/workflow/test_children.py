@@ -48,7 +48,7 @@ async def awaits_later() -> list[str]:
 
 @app.workflow
 def awaits_later_blocking() -> list[str]:
-    first = child.start_blocking("a", 5)
+    first = child.start_blocking("a", 0.5)
     second = start_child.blocking(child.bind("b"), id="own-id")
     done = [first.id, second.id, work.blocking("beside"), second.result(), first.result()]
     return [*done, second.result()]

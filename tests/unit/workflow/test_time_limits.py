@@ -13,6 +13,7 @@ import pytest
 from sharded_wf import (
     App,
     DefinitionError,
+    LimitExceeded,
     OutsideWorkflow,
     Retry,
     WorkflowTimedOut,
@@ -252,6 +253,9 @@ async def parent_of_many() -> None:
     await start_child(patient.bind(50), id="tied", parent_close="cancel")
     await start_child(long_patient.bind(50), id="tied-too", parent_close="cancel")
     await start_child(long_patient.bind(50), id="abandoned")
+    await start_child(long_patient.bind(50), id="brief", timeout=timedelta(minutes=1))
+    await start_child(patient.bind(50), id="brief-tied", timeout=4, parent_close="cancel")
+    await start_child(patient.bind(50), id="long-tied", timeout=60, delay=1, parent_close="cancel")
     await start_child(patient.bind(50), id="detached", detached=True)
     await map_workflow(long_patient, [50.0])
 
@@ -271,6 +275,27 @@ def test_children_that_may_outlive_the_parent_have_their_own_time() -> None:
 
     own, inherited = 3600, 10
     found = run_virtual(main())
-    assert {key: found[key] for key in ("tied", "tied-too", "abandoned", "detached", "item-0")} == {
-        "tied": inherited, "tied-too": inherited, "abandoned": own, "detached": None, "item-0": inherited,
+    assert {key: at for key, at in found.items() if not key.startswith(("w", "map", "page"))} == {
+        "tied": inherited, "tied-too": inherited, "abandoned": own, "brief": 60, "brief-tied": 4,
+        "long-tied": inherited, "detached": None, "item-0": inherited,
     }  # fmt: skip
+
+
+@app.workflow
+def hurries_children() -> None:
+    start_child.blocking(patient.bind(50), id="brief", timeout=5)
+    for wrong in (0, -1.0, math.nan):
+        with pytest.raises(LimitExceeded, match="more than 0 seconds"):
+            start_child.blocking(patient.bind(50), timeout=wrong)
+
+
+def test_a_def_workflow_limits_a_child() -> None:
+    async def main() -> int | None:
+        host = MemoryHost(app)
+        try:
+            await host.result(hurries_children.bind())
+            return host.stored["brief"].start.deadline
+        finally:
+            host.close()
+
+    assert asyncio.run(main()) is not None
