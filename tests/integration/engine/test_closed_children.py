@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.support.kill_points import every_point, kill_at
 
 from sharded_wf import Client, Status, WorkflowCancelled
 from sharded_wf.model.history import EntryKind
 from tests.support.closing_flows import app, closes_one, guardian, sync_closes_one, sync_guardian, waits_for_one
 from tests.support.cluster import TestCluster
+from tests.support.kill_points import every_point, kill_at
 from tests.support.processes import wait_until
 from tests.support.proxy import COMMIT, Moment, Proxy
 from tests.support.repair_flows import Refused, mend
