@@ -221,8 +221,7 @@ class AsyncRun(WorkflowRun):
 
     def _turn(self, entry: Entry | None, stage: Stage) -> None:
         """Hand over an entry and run the code as far as it can go."""
-        loop = self.loop
-        task = self.task
+        loop, task = self.loop, self.task
         assert task is not None
         self.driving = True
         _set_running_loop(loop)
@@ -331,7 +330,7 @@ class AsyncRun(WorkflowRun):
         loop = self.loop
         loop.stopped = True
         task, self.task = self.task, None
-        tasks = [kept for kept in loop.tasks if not kept.done()]
+        tasks = [kept for kept in loop.tasks if not kept.done()] if loop.tasks else []
         loop.tasks = []
         if task is not None and not task.done():
             tasks.insert(0, task)
