@@ -34,6 +34,7 @@ HOW = (
     "and give the same tests to pytest again (docs/citus.md says how to start one)"
 )
 _numbers = itertools.count(1)
+_started: list[subprocess.Popen[bytes]] = []
 
 
 @dataclass(frozen=True)
@@ -139,9 +140,11 @@ class Server:
         """Start it again, if it was stopped."""
         if self._is_down():
             nothing = subprocess.DEVNULL
-            self.pid = subprocess.Popen(
+            started = subprocess.Popen(
                 self._command, user=self._user, start_new_session=True, stdin=nothing, stdout=nothing, stderr=nothing
-            ).pid
+            )
+            _started.append(started)  # it outlives us; nobody waits for it
+            self.pid = started.pid
         wait_until(self._answers, "the node is up")
 
     def _is_down(self) -> bool:

@@ -94,7 +94,7 @@ class TestCluster:
             for kind, listed in (("shard", self.config.shards), ("outbox", self.config.outboxes))
             for one in listed
         ]
-        if self.config.coordinator is not None:
+        if self.config.coordinator is not None and self.direct == tuple(shard.dsn for shard in self.config.shards):
             tables = [f'[citus]\ncoordinator = "{self.config.coordinator}"\n']
         path.write_text(f'[cluster]\nname = "{self.config.name}"\n{"".join(tables)}')
         return path
