@@ -71,6 +71,9 @@ def make(workers: int) -> str:
             conn.execute(sql.SQL("create database {} encoding 'UTF8' template template0").format(sql.Identifier(name)))
         with psycopg.connect(node.dsn(name), autocommit=True) as conn:
             conn.execute("create extension citus")
+            if node is not servers[0]:  # what tests make there is the node's own, as on a shard elsewhere
+                setting = sql.SQL("alter database {} set citus.enable_ddl_propagation = off")
+                conn.execute(setting.format(sql.Identifier(name)))
     first, *others = servers
     with psycopg.connect(first.dsn(name), autocommit=True) as conn:
         conn.execute("select citus_set_coordinator_host(%s, %s)", (first.host, first.port))
