@@ -186,6 +186,19 @@ insert into {slot}.ready (capability, queue, priority, enqueued_at, id)
 select case when claims > 0 then '~' else '' end || capability, queue, priority, $2::timestamptz, id from back
 returning id
 
+-- name: record_transaction
+with held as materialized (
+    select w.id from {slot}.workflow w where w.id = $1 and w.claim_id = $10::uuid and w.status = 1)
+insert into {slot}.step (workflow_id, place, ordinal, kind, name, fingerprint, output, started_at, completed_at)
+select h.id, $2::int, $3::int, $4::smallint, $5, $6::bigint, $7::json, $8::timestamptz, $9::timestamptz
+from held h where current_setting('sharded_wf.transaction', true) = $11 and $12::text is not null
+returning 1
+
+-- name: record_transaction__50
+select set_config('lock_timeout', $12, true)
+where ($1::text, $2::int, $3::int, $4::smallint, $5::text, $6::bigint, $8::timestamptz, $9::timestamptz) is not null
+    and ($10::uuid, $11::text) is not null and coalesce($7::json::text, '') is not null
+
 -- name: save_inputs__1
 delete from {slot}.input i where i.workflow_id = any($1::text[]) and $2::json[] is not null
     and not exists (select from {slot}.workflow w where w.id = i.workflow_id)

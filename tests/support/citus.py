@@ -187,6 +187,8 @@ def wipe(dsn: str) -> int | None:
             return None
         for table in ("lease", "waiter", "flush", "request", "request_refused", "departure", "timeline"):
             conn.execute(sql.SQL("delete from wf_control.{}").format(sql.Identifier(table)))
+        for (table,) in conn.execute("select tablename from pg_tables where schemaname = 'public'").fetchall():
+            conn.execute(sql.SQL("drop table {}").format(sql.Identifier(table)))
         conn.execute("update wf_control.retention set holder = null, until = '-infinity'")
         schemas = slot_schemas(conn)
         for schema in schemas:
