@@ -46,11 +46,15 @@ def age(cluster: TestCluster, hours: int = 2, *, ids: Sequence[str] | None = Non
                 then = ", ".join(f"{name} {back} as {name}" for name in names)
                 moved = ", ".join(f"{name} = o.{name}" for name in names)
                 for text in (  # (a subquery does the sums: Citus takes none in the update itself)
-                    f"update {slot}.workflow w set {moved} from (select id, {then} from {slot}.workflow {chosen}) o "
-                    "where w.id = o.id",
-                    f"update {slot}.failed f set failed_at = o.older from (select workflow_id, failed_at, "
-                    f"failed_at {back} as older from {slot}.failed {of}) o "
-                    "where f.workflow_id = o.workflow_id and f.failed_at = o.failed_at",
+                    (
+                        f"update {slot}.workflow w set {moved} from (select id, {then} from {slot}.workflow {chosen}) o "
+                        "where w.id = o.id"
+                    ),
+                    (
+                        f"update {slot}.failed f set failed_at = o.older from (select workflow_id, failed_at, "
+                        f"failed_at {back} as older from {slot}.failed {of}) o "
+                        "where f.workflow_id = o.workflow_id and f.failed_at = o.failed_at"
+                    ),
                 ):
                     conn.execute(text.encode(), {"ids": list(ids or ())})
 
