@@ -47,8 +47,8 @@ def age(cluster: TestCluster, hours: int = 2, *, ids: Sequence[str] | None = Non
                 moved = ", ".join(f"{name} = o.{name}" for name in names)
                 for text in (  # (a subquery does the sums: Citus takes none in the update itself)
                     (
-                        f"update {slot}.workflow w set {moved} from (select id, {then} from {slot}.workflow {chosen}) o "
-                        "where w.id = o.id"
+                        f"update {slot}.workflow w set {moved} "
+                        f"from (select id, {then} from {slot}.workflow {chosen}) o where w.id = o.id"
                     ),
                     (
                         f"update {slot}.failed f set failed_at = o.older from (select workflow_id, failed_at, "
