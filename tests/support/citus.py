@@ -188,6 +188,11 @@ def wipe(dsn: str) -> int | None:
             conn.execute(sql.SQL("delete from wf_control.{}").format(sql.Identifier(table)))
         for (table,) in conn.execute("select tablename from pg_tables where schemaname = 'public'").fetchall():
             conn.execute(sql.SQL("drop table {}").format(sql.Identifier(table)))
+        others = (
+            "select nspname from pg_namespace where nspname !~ '^(pg_|citus|columnar|information_schema|public|wf_)'"
+        )
+        for (schema,) in conn.execute(others).fetchall():
+            conn.execute(sql.SQL("drop schema {} cascade").format(sql.Identifier(schema)))
         conn.execute("update wf_control.retention set holder = null, until = '-infinity'")
         schemas = slot_schemas(conn)
         for schema in schemas:

@@ -45,17 +45,15 @@ def age(cluster: TestCluster, hours: int = 2, *, ids: Sequence[str] | None = Non
                 names = ("created_at", "started_at", "completed_at")
                 then = ", ".join(f"{name} {back} as {name}" for name in names)
                 moved = ", ".join(f"{name} = o.{name}" for name in names)
-                for text in (  # (a subquery does the sums: Citus takes none in the update itself)
-                    (
-                        f"update {slot}.workflow w set {moved} "
-                        f"from (select id, {then} from {slot}.workflow {chosen}) o where w.id = o.id"
-                    ),
-                    (
-                        f"update {slot}.failed f set failed_at = o.older from (select workflow_id, failed_at, "
-                        f"failed_at {back} as older from {slot}.failed {of}) o "
-                        "where f.workflow_id = o.workflow_id and f.failed_at = o.failed_at"
-                    ),
-                ):
+                old = f"select id, {then} from {slot}.workflow {chosen}"
+                bad = f"select workflow_id, failed_at, failed_at {back} as older from {slot}.failed {of}"
+                # The sums apart: Citus takes none in the update itself.
+                update = f"with o as materialized ({old}) update {slot}.workflow w set {moved} from o where w.id = o.id"
+                update_failed = (
+                    f"with o as materialized ({bad}) update {slot}.failed f set failed_at = o.older from o "
+                    "where f.workflow_id = o.workflow_id and f.failed_at = o.failed_at"
+                )
+                for text in (update, update_failed):
                     conn.execute(text.encode(), {"ids": list(ids or ())})
 
 

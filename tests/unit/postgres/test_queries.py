@@ -92,7 +92,7 @@ def test_what_citus_is_told_stands_for_statements_with_the_same_parameters() -> 
         return set(re.findall(r"\$\d+", text))
 
     names = ("claims", "messages", "moves", "outcomes", "repair", "retention", "starts", "steps")
-    families = [load(name) for name in names]
+    families = [load(family) for family in names]
     for name, variant in load("on_citus").items():
         (original,) = [family[answer] for family in families if (answer := name.partition("__")[0]) in family]
         assert parameters(variant.text) == parameters(original.text), name
