@@ -29,7 +29,7 @@ from .executor_process import end_with_the_bench
 from .processes import ClientOrder, Timed, config_of, read_order
 from .workloads import Item, find
 
-WORKFLOWS_PER_START = 1_000  # at most; a unit of many workflows makes smaller batches
+WORKFLOWS_PER_START = 1_000  # for each shard, at most; a unit of many workflows makes smaller batches
 STARTERS = 2  # batches that a closed loop has under way at once
 FULL_PAUSE_SECONDS = 0.005
 TICK_SECONDS = 0.001
@@ -110,7 +110,8 @@ class Load:
 
     async def run_closed(self) -> None:
         room = self._order.backlog
-        units = max(1, min(WORKFLOWS_PER_START, room // (2 * STARTERS)) // self._workload.workflows)
+        most = WORKFLOWS_PER_START * len(self._order.shards)
+        units = max(1, min(most, room // (2 * STARTERS)) // self._workload.workflows)
 
         async def start() -> None:
             while not self.stop.is_set():

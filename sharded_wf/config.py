@@ -217,7 +217,8 @@ def _read(named: str, source: str, environ: Mapping[str, str]) -> ClusterConfig:
     if named.startswith(EMBEDDED):
         raise ConfigError(
             f'{source} says {EMBEDDED!r}, but only dev, demo, bench and connect("embedded:") use embedded servers; '
-            f"name a shards.toml or a DSN ({_DSN_EXAMPLE})"
+            "while one of them runs, name the .sharded_wf/shards.toml that it made, else a shards.toml or a DSN "
+            f"({_DSN_EXAMPLE})"
         )
     if "://" in named or ("=" in named and not named.endswith(".toml") and not Path(named).exists()):
         return ClusterConfig.from_dsn(named, source)

@@ -250,7 +250,17 @@ MOVE_IDLE_SECONDS = 3.0
 MOVE_PASS_IDLE_SECONDS = 120.0
 MOVE_CUTOVER_DEADLINE_SECONDS = 20.0
 MOVE_SHORT_PASS_SECONDS = 0.1
-"""A pass over the changes that took no longer is short enough to make the last one with the slot locked."""
+MOVE_SHORT_PASS_ROWS = 500
+"""A pass over the changes that took no longer, or copied no more, is short enough to make the last one with the slot
+locked."""
+MOVE_LAST_PASSES_MAX = 5
+MOVE_SWITCH_SECONDS = 0.15
+"""For this long a switch may keep a slot locked …"""
+MOVE_SWITCH_KEYS_MAX = 3_000
+"""… with no more changed keys to copy; else it is given up, and made again when there are fewer. For a slot that is
+never quiet enough both bounds grow, each time ..."""
+MOVE_SWITCH_GROWTH = 1.3
+"""… by this factor."""
 MOVE_PASSES_MAX = 200
 MOVE_BEAT_SECONDS = 1.0
 MOVE_STALE_SECONDS = 10.0

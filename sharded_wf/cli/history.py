@@ -53,7 +53,7 @@ BAR_MIN_COLUMNS = 10
 BAR_MAX_COLUMNS = 40
 BAR_FROM_COLUMNS = 72
 """A narrower terminal gets no bars."""
-OTHER_COLUMNS = 7 + 9 + 8 + 5 * 2
+OTHER_COLUMNS = 4 + 7 + 9 + 8 + 6 * 2
 """What kind, times and the space between take."""
 TOLD_MIN_COLUMNS = 12
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -199,6 +199,8 @@ class _Line:
     begin: Microseconds
     end: Microseconds | None
     told: Text
+    number: int | None = None
+    """Of a result that is recorded: what ``fork`` calls it."""
     is_attempt: bool = False
 
 
@@ -210,6 +212,7 @@ def _chart(found: Description, history: History, width: int) -> Table:
     last = max([found.completed_at or now, *(line.end or now for line in lines)], default=first)
     bar_columns = 0 if width < BAR_FROM_COLUMNS else min(BAR_MAX_COLUMNS, max(BAR_MIN_COLUMNS, width // 6))
     chart = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0), expand=False)
+    chart.add_column("", justify="right", no_wrap=True)
     chart.add_column("", no_wrap=True)
     name_columns = min(max(16, width // 4), max((len(line.name) for line in lines), default=0))
     chart.add_column("", no_wrap=True, overflow="ellipsis", width=name_columns)
@@ -222,6 +225,7 @@ def _chart(found: Description, history: History, width: int) -> Table:
     for line in lines:
         style = "red" if line.is_attempt else KIND_STYLES[line.kind]
         cells = [
+            Text("" if line.number is None else str(line.number), "dim"),
             Text("" if line.is_attempt else line.kind.name.lower(), "dim"),
             Text(line.name, "red" if line.is_attempt else "bold"),
             Text(f"+{duration((line.begin - first) / SECOND_US)}", "dim"),
@@ -244,7 +248,7 @@ def _lines(history: History) -> Iterator[_Line]:
         error = read_error(entry.error)
         told = Text(_excerpt(entry.output), "dim") if error is None else Text(f"✗ {error_text(error)}", "red")
         begin = failed[0].started_at if failed else entry.started_at
-        yield _Line(entry.kind, entry.name, begin, entry.completed_at, told)
+        yield _Line(entry.kind, entry.name, begin, entry.completed_at, told, entry.ordinal)
         yield from _attempts(failed)
     for unfinished in attempts.values():
         told = Text("not done yet", "yellow")

@@ -140,7 +140,7 @@ class Claiming:
         total = 0
         for pick, claim_id, answer in zip(picks, claim_ids, answers, strict=True):
             came = [] if answer is None else claims.claimed_of(answer)
-            self._intake.came(pick, len(came), max((one.enqueued_at for one in came), default=None))
+            self._intake.came(pick, len(came), max([one.enqueued_at for one in came], default=None))
             total += len(came)
             if came:
                 self._took(Claim(claim_id, pick.slot, slot_schema(pick.slot), len(came)), came)

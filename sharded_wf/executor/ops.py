@@ -122,17 +122,20 @@ def statements_of(
     slots: dict[int, _Slot] = {}
     told = Told([], [], set(), set(), {}, Counter())
     left = told.left
+    number = -1
+    slot = _Slot()
     for op in ops:
         hold = op.hold
         claim = hold.claim
-        slot = slots.get(claim.slot)
-        if slot is None:
-            slot = slots[claim.slot] = _Slot()
+        if claim.slot != number:  # mostly a claim's workflows go on together
+            number = claim.slot
+            if number not in slots:
+                slots[number] = _Slot()
+            slot = slots[number]
         entry, outcome = op.entry, op.outcome
         if entry is not None:
-            ids, entries = slot.entries
-            ids.append(hold.run.id)
-            entries.append(entry)
+            slot.entries[0].append(hold.run.id)
+            slot.entries[1].append(entry)
             if op.consumed is not None:
                 slot.consumed.append(op.consumed)
                 told.churned[claim.slot, "message"] += 1

@@ -14,6 +14,7 @@ from __future__ import annotations
 import struct
 import uuid
 from collections.abc import Sequence
+from typing import cast
 
 _OID_INT2 = 21
 _OID_INT4 = 23
@@ -40,8 +41,12 @@ def _header(oid: int, count: int, has_null: int = 0) -> bytes:
     return _HEADER(1, has_null, oid, count, 1) if count else struct.pack("!iiI", 0, 0, oid)
 
 
-def _varlena_array(oid: int, values: Sequence[bytes]) -> bytes:
-    parts = [_header(oid, len(values))]
+def _varlena_array(oid: int, values: Sequence[bytes], has_null: int = 0) -> bytes:
+    sizes = {*map(len, values)}
+    if len(sizes) == 1:  # all of one length, as IDs are, and most small results
+        prefix = _LENGTH(sizes.pop())
+        return _header(oid, len(values), has_null) + prefix + prefix.join(values)
+    parts = [_header(oid, len(values), has_null)]
     add, lengths = parts.append, _LENGTHS
     for value in values:
         size = len(value)
@@ -56,7 +61,7 @@ def text_array(values: Sequence[str]) -> bytes:
     if count and values[0] is values[-1] and values.count(values[0]) == count:
         value = values[0].encode()  # the same name again and again
         return _header(_OID_TEXT, count) + (_LENGTH(len(value)) + value) * count
-    return _varlena_array(_OID_TEXT, [value.encode() for value in values])
+    return _varlena_array(_OID_TEXT, list(map(str.encode, values)))
 
 
 def json_array(values: Sequence[bytes]) -> bytes:
@@ -68,6 +73,8 @@ def nullable_json_array(values: Sequence[bytes | None]) -> bytes:
     """``json[]`` in which ``None`` is an SQL null."""
     if not any(values):
         return _header(_OID_JSON, len(values), 1) + _NULL * len(values)
+    if all(values):
+        return _varlena_array(_OID_JSON, cast("Sequence[bytes]", values), has_null=1)
     parts = [_header(_OID_JSON, len(values), 1)]
     for value in values:
         if value is None:
@@ -117,8 +124,7 @@ def nullable_timestamp_array(values: Sequence[int | None]) -> bytes:
 
 def uuid_array(values: Sequence[bytes]) -> bytes:
     """``uuid[]`` of 16-byte values."""
-    prefix = _LENGTH(16)
-    return _header(_OID_UUID, len(values)) + b"".join([prefix + value for value in values])
+    return _varlena_array(_OID_UUID, values)
 
 
 def text(value: str) -> bytes:
@@ -156,19 +162,24 @@ def new_uuid() -> bytes:
     return uuid.uuid4().bytes
 
 
+def read_int2(value: bytes) -> int:
+    """``smallint``, as received."""
+    return _INT2.unpack(value)[0]  # type: ignore[no-any-return]
+
+
 def read_int(value: bytes) -> int:
     """``smallint``, ``int`` or ``bigint``, as received."""
     return int.from_bytes(value, "big", signed=True)
 
 
-def read_timestamp(value: bytes) -> int:
-    """``timestamptz`` as received → microseconds since the Unix epoch."""
-    return int.from_bytes(value, "big", signed=True) + POSTGRES_EPOCH_US
-
-
 def read_boolean(value: bytes) -> bool:
     """``boolean``, as received."""
     return value == b"\x01"
+
+
+def read_timestamp(value: bytes) -> int:
+    """``timestamptz`` as received → microseconds since the Unix epoch."""
+    return _INT8.unpack(value)[0] + POSTGRES_EPOCH_US  # type: ignore[no-any-return]
 
 
 def read_text_array(value: bytes) -> list[str]:

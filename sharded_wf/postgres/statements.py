@@ -53,8 +53,12 @@ class Result:
 
     def rows(self) -> list[tuple[Any, ...]]:
         """Every row; a value is ``bytes`` in binary format, or ``None``. (Which may be null, the statement knows.)"""
-        value, columns = self._result.get_value, range(self._result.nfields)
-        return [tuple([value(row, column) for column in columns]) for row in range(self._result.ntuples)]
+        value, width = self._result.get_value, self._result.nfields
+        if not width:
+            return [()] * self._result.ntuples
+        columns = range(width)
+        values = iter([value(row, column) for row in range(self._result.ntuples) for column in columns])
+        return list(zip(*[values] * width, strict=True))
 
     def value(self) -> bytes | None:
         """The first column of the first row; ``None`` if there is no row."""

@@ -23,6 +23,7 @@ from sharded_wf.limits import (
     MOVE_PASS_IDLE_SECONDS,
     MOVE_PASSES_MAX,
     MOVE_ROW_LOCK_TIMEOUT_SECONDS,
+    MOVE_SHORT_PASS_ROWS,
     MOVE_SHORT_PASS_SECONDS,
 )
 from sharded_wf.postgres.connect import Connection, connection
@@ -174,9 +175,9 @@ class Coordinator:
         """Pass after pass over what has changed, until a pass is short."""
         for _ in range(MOVE_PASSES_MAX):
             begun = time.monotonic()
-            copier.catch_up()
+            rows = copier.catch_up()
             self._say("following")
-            if time.monotonic() - begun <= MOVE_SHORT_PASS_SECONDS:
+            if rows <= MOVE_SHORT_PASS_ROWS or time.monotonic() - begun <= MOVE_SHORT_PASS_SECONDS:
                 return
         raise MoveBlocked(
             f"slot {self._move.slot} changes faster than it can be copied; try again when there is less load: "
@@ -203,7 +204,6 @@ class Coordinator:
         the monotonic time when the slot was locked."""
         source, target = cutover.source, cutover.target
         copier = self._copier(source, target, self._move.names.slot)
-        copier.prepare()
         try:
             return cutover.retire(copier, then)
         except MoveBlocked:

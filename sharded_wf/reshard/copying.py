@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -29,6 +29,8 @@ from sharded_wf.reshard.record import Side
 from sharded_wf.reshard.tables import SQL, Names, Part, Table, key_bound, text_of
 
 EVENTS = ("insert", "update", "delete")
+Changes = dict[Table, list[list[str]]]
+"""The keys that changed, as text, by table."""
 
 
 def begin_capture(source: Side, names: Names, tables: tuple[Table, ...], sleep: Callable[[float], None]) -> None:
@@ -149,12 +151,15 @@ class Copier:
                         going.write_row(row)
             return writer.rowcount
 
-    def changed_tables(self) -> list[Table]:
-        """The tables in which rows have changed since the last pass."""
-        parts = [f"exists (select from {self.names.changes}.{table.name})" for table in self.tables]
-        row = self.source.conn.execute(text_of(SQL["changed_tables"], self.names, list=", ".join(parts))).fetchone()
-        assert row is not None
-        return [table for table, changed in zip(self.tables, row, strict=True) if changed]
+    def ask_changes(self) -> psycopg.Cursor[tuple[object, ...]]:
+        """Ask the source which keys have changed since the last pass, in all tables at once; see ``changes_of``."""
+        each = ", ".join(text_of(SQL["changed_keys"], self.names, table) for table in self.tables)
+        return self.source.conn.execute(text_of(SQL["all_changed_keys"], self.names, list=each))
+
+    def changes_of(self, answer: psycopg.Cursor[tuple[object, ...]]) -> Changes:
+        """The answer: keys as text, by table; tables without changes are left out."""
+        row = cast(Sequence[list[list[str]] | None], answer.fetchone())
+        return {table: keys for table, keys in zip(self.tables, row, strict=True) if keys}
 
     def catch_up(self) -> int:
         """One pass: copy again what has changed since the last one. Returns how many rows were copied."""
@@ -163,33 +168,51 @@ class Copier:
         try:
             with source.transaction():
                 self.source.hold()
+                changes = self.changes_of(self.ask_changes())
                 with target.transaction():
                     self.target.hold()
-                    copied = self.apply_changes(forget=True)
+                    copied = self.apply(changes)
+                with source.pipeline():
+                    for table in changes:
+                        source.execute(text_of(SQL["forget_changes"], self.names, table))
                 # The target is committed; if this commit fails, the next pass applies the same keys again.
         finally:
             source.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
         self.source.beat()
         return copied
 
-    def prepare(self) -> None:
-        """Make on the target what a pass needs, so that the last pass loses no time with it."""
-        for table in self.tables:
-            self.target.conn.execute(text_of(SQL["create_keys"], self.names, table))
+    def apply(self, changes: Changes) -> int:
+        """Within transactions of both sides: replace the changed rows on the target by what they are now. Returns how
+        many rows were copied. (Round trips count: the last pass is made with the slot locked.)"""
+        target = self.target.conn
+        with target.pipeline():
+            for table, keys in changes.items():
+                columns = [list(column) for column in zip(*keys, strict=True)]
+                for part in self.parts:
+                    target.execute(text_of(SQL["delete_changed"], part.names, table), columns)
+        return sum(self._copy_changed(table) for table in changes)
 
-    def apply_changes(self, *, forget: bool) -> int:
-        """Within transactions of both sides: replace the changed rows on the target by what they are now."""
-        source, target, names = self.source.conn, self.target.conn, self.names
-        copied = 0
-        for table in self.changed_tables():
-            target.execute(text_of(SQL["create_keys"], names, table))
-            self.pipe(text_of(SQL["copy_changed_keys"], names, table), text_of(SQL["fill_keys"], names, table))
-            for part in self.parts:
-                target.execute(text_of(SQL["delete_changed"], part.names, table))
-                copied += self._pipe_part(part, table, text_of(SQL["copy_changed_rows"], names, table))
-            if forget:
-                source.execute(text_of(SQL["forget_changes"], names, table))
-        return copied
+    def _copy_changed(self, table: Table) -> int:
+        """The rows with changed keys, as far as there still are such, each into its part."""
+        out = text_of(SQL["copy_changed_rows"], self.names, table)
+        rows: list[list[tuple[bytes | None, ...]]] = [[] for _ in self.parts]
+        with self.source.conn.cursor() as reader, reader.copy(out.encode()) as coming:
+            for row in cast(Iterable[tuple[bytes | None, ...]], coming.rows()):
+                rows[self._part_of(table, row)].append(row)
+        for part, its in zip(self.parts, rows, strict=True):
+            if not its:
+                continue
+            into = text_of(SQL["fill"], part.names, table)
+            with self.target.conn.cursor() as writer, writer.copy(into.encode()) as going:
+                for row in its:
+                    going.write_row(row)
+        return sum(map(len, rows))
+
+    def _part_of(self, table: Table, row: tuple[bytes | None, ...]) -> int:
+        if len(self.parts) == 1:
+            return 0
+        id_ = (row[table.routed_by] or b"").decode()
+        return next(at for at, part in enumerate(self.parts) if part.holds is None or part.holds(id_))
 
     def analyze(self) -> None:
         """Give the target's planner something to go by."""

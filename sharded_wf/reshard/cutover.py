@@ -26,10 +26,15 @@ from sharded_wf.errors import MoveBlocked, MoveRefused
 from sharded_wf.limits import (
     MOVE_CUTOVER_DEADLINE_SECONDS,
     MOVE_IDLE_SECONDS,
+    MOVE_LAST_PASSES_MAX,
     MOVE_LOCK_ATTEMPTS,
     MOVE_LOCK_PAUSE_SECONDS,
     MOVE_LOCK_TIMEOUT_SECONDS,
     MOVE_ROW_LOCK_TIMEOUT_SECONDS,
+    MOVE_SHORT_PASS_ROWS,
+    MOVE_SWITCH_GROWTH,
+    MOVE_SWITCH_KEYS_MAX,
+    MOVE_SWITCH_SECONDS,
 )
 from sharded_wf.postgres.connect import Connection
 from sharded_wf.reshard.copying import Copier, blocked_by
@@ -42,6 +47,13 @@ def milliseconds(seconds: float) -> str:
     return f"{int(seconds * 1000)}ms"
 
 
+class _TooMuch(Exception):
+    """More has changed since the last pass than the slot should stay locked for."""
+
+
+_AGAIN = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected, psycopg.errors.QueryCanceled, _TooMuch)
+
+
 @dataclass(slots=True)
 class Cutover:
     """The cut-over of one move."""
@@ -50,45 +62,79 @@ class Cutover:
     source: Side
     target: Side
     sleep: Callable[[float], None]
+    locked_seconds: float = 0.0
+    """The longest time for which an attempt that was given up had locked the slot, or stood in line for it."""
 
     def retire(self, copier: Copier, then: Callable[[], None]) -> float:
         """Retire the slot on the source, all of it copied, and do ``then`` in the same transaction. Returns the
         monotonic time when it was locked.
 
-        Raises ``MoveBlocked`` if the locks can't be had: the slot is as it was."""
+        An attempt that waits for locks, or has to copy more than can be copied soon, is given up, so that nobody waits
+        for long; then the changes are copied up to date, and the next one has more time. Raises ``MoveBlocked`` if it
+        can't be done: the slot is as it was."""
+        seconds = MOVE_SWITCH_SECONDS
         for attempt in range(1, MOVE_LOCK_ATTEMPTS + 1):
+            self._catch_up(copier)
+            begun = time.monotonic()
             try:
-                return self._retire(copier, then)
-            except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
+                return self._retire(copier, then, seconds)
+            except _AGAIN as error:
+                self.locked_seconds = max(self.locked_seconds, time.monotonic() - begun)
                 if attempt == MOVE_LOCK_ATTEMPTS:
                     raise MoveBlocked(blocked_by(self.source.conn, self.move.names)) from None
+                if not isinstance(error, psycopg.errors.LockNotAvailable):
+                    seconds = min(seconds * MOVE_SWITCH_GROWTH, MOVE_IDLE_SECONDS)
             self.source.beat()
             self.sleep(MOVE_LOCK_PAUSE_SECONDS)
-            copier.catch_up()  # so that the next attempt, too, has little to copy
         raise AssertionError
 
-    def _retire(self, copier: Copier, then: Callable[[], None]) -> float:
+    def _catch_up(self, copier: Copier) -> None:
+        """So that little is left for the time when the slot is locked."""
+        for _ in range(MOVE_LAST_PASSES_MAX):
+            if copier.catch_up() <= MOVE_SHORT_PASS_ROWS:
+                return
+
+    def _retire(self, copier: Copier, then: Callable[[], None], seconds: float) -> float:
         conn, names, slot = self.source.conn, self.move.names, self.move.slot
         idle = milliseconds(MOVE_IDLE_SECONDS)  # a frozen coordinator must not keep the slot locked
+        patience, lock = milliseconds(MOVE_LOCK_TIMEOUT_SECONDS), _every_table(names, copier.tables)
         with conn.transaction():
             self.source.hold()
-            conn.execute(SQL["set_local_timeouts"].on(), (milliseconds(MOVE_LOCK_TIMEOUT_SECONDS), idle))
-            begun = time.monotonic()
-            conn.execute(text_of(SQL["lock_slot"], names, list=_every_table(names, copier.tables)))
-            conn.execute(SQL["set_local_timeouts"].on(), (milliseconds(MOVE_ROW_LOCK_TIMEOUT_SECONDS), idle))
-            for part in copier.parts:
-                check_versions(self.source.conn, self.target.conn, part.names)
-            conn.execute(SQL["note_departures"].on(names.slot), (slot,))
-            conn.execute(SQL["give_back_all"].on(names.slot))
+            conn.execute(SQL["set_switch_timeouts"].on(), (patience, patience, idle))
             with self.target.conn.transaction():
                 self.target.hold()
-                copier.apply_changes(forget=False)
-            if conn.execute(SQL["lower_fence"].on(names.slot), (False, self.move.epoch)).rowcount != 1:
-                raise MoveRefused(
-                    f"slot {slot} has moved since this move was planned; run: sharded-wf shards move --undo"
-                )
-            rename(conn, names.slot, names.retired)
-            then()
+                there = [read_versions(self.target.conn, part.names.copy) for part in copier.parts]
+                begun = time.monotonic()
+                try:
+                    conn.execute(text_of(SQL["lock_slot"], names, list=lock))
+                except psycopg.errors.QueryCanceled:
+                    raise psycopg.errors.LockNotAvailable from None
+                rows = milliseconds(MOVE_ROW_LOCK_TIMEOUT_SECONDS)
+                with conn.pipeline():
+                    conn.execute(SQL["set_switch_timeouts"].on(), (rows, milliseconds(seconds), idle))
+                    here = conn.execute(SQL["read_versions"].on(), (names.slot,))
+                    conn.execute(SQL["note_departures"].on(names.slot), (slot,))
+                    conn.execute(SQL["give_back_all"].on(names.slot))
+                    lowered = conn.execute(SQL["lower_fence"].on(names.slot), (False, self.move.epoch))
+                    asked = copier.ask_changes()
+                versions = here.fetchone()
+                if any(versions != of_part for of_part in there):
+                    raise MoveRefused(
+                        f"{names.slot} was migrated while it was copied; undo it, then begin anew: "
+                        "sharded-wf shards move --undo (or split --undo)"
+                    )
+                if lowered.rowcount != 1:
+                    raise MoveRefused(
+                        f"slot {slot} has moved since this move was planned; run: sharded-wf shards move --undo"
+                    )
+                changes = copier.changes_of(asked)
+                most = MOVE_SWITCH_KEYS_MAX * seconds / MOVE_SWITCH_SECONDS
+                if sum(map(len, changes.values())) > most or time.monotonic() - begun > seconds:
+                    raise _TooMuch
+                copier.apply(changes)
+            with conn.pipeline():
+                rename(conn, names.slot, names.retired)
+                then()
         return begun
 
     def go_live(self) -> None:
@@ -96,14 +142,15 @@ class Cutover:
         conn, move, names = self.target.conn, self.move, self.move.names
         with conn.transaction():
             self.target.hold()
-            # Whoever held workflows here when the slot left the last time, and has not noticed since, is fenced.
-            conn.execute(SQL["end_departed"].on(), (move.slot,))
-            conn.execute(SQL["forget_departures"].on(), (move.slot,))
-            rename(conn, names.copy, names.slot)
-            conn.execute(SQL["rise_fence"].on(names.slot), (move.slot, move.target, move.epoch))
-            write_placements(conn, [Placement(move.slot, move.target, move.epoch)])
-            self.target.advance("live", since=("copying",))
-            conn.execute(SQL["notify_moves"].on())
+            with conn.pipeline():
+                # Whoever held workflows here when the slot left the last time, and has not noticed since, is fenced.
+                conn.execute(SQL["end_departed"].on(), (move.slot,))
+                conn.execute(SQL["forget_departures"].on(), (move.slot,))
+                rename(conn, names.copy, names.slot)
+                conn.execute(SQL["rise_fence"].on(names.slot), (move.slot, move.target, move.epoch))
+                write_placements(conn, [Placement(move.slot, move.target, move.epoch)])
+                conn.execute(SQL["notify_moves"].on())
+                self.target.advance("live", since=("copying",))
 
 
 def tell(config: ClusterConfig, move: Move, slots: Iterable[int]) -> list[str]:
@@ -140,11 +187,6 @@ def drop(conn: Connection, schema: str) -> None:
         conn.execute(SQL["forget_migrations"].on(), (schema,))
 
 
-def check_versions(source: Connection, target: Connection, names: Names) -> None:
-    """Both sides have the same tables. Raises ``MoveRefused`` if somebody migrated the slot meanwhile."""
-    here = source.execute(SQL["read_versions"].on(), (names.slot,)).fetchall()
-    there = target.execute(SQL["read_versions"].on(), (names.copy,)).fetchall()
-    if here != there:
-        raise MoveRefused(
-            f"{names.slot} was migrated while it was copied; run: sharded-wf shards move --undo, then move it again"
-        )
+def read_versions(conn: Connection, schema: str) -> tuple[object, ...] | None:
+    """The migrations that a schema has had."""
+    return conn.execute(SQL["read_versions"].on(), (schema,)).fetchone()

@@ -137,7 +137,7 @@ class Mover(Coordinator):
                 begun = self._retire(cutover, lambda: source.advance("retired", since=("copying", "draining")))
                 self._say("retired")
             cutover.go_live()
-        return None if begun is None else time.monotonic() - begun
+        return None if begun is None else max(time.monotonic() - begun, cutover.locked_seconds)
 
     def _clean(self) -> bool:
         """Remove what the move leaves behind: on the source first, the target's row last, since it is what says that

@@ -142,7 +142,8 @@ class Side:
 
     def advance(self, state: State, *, since: Iterable[State]) -> None:
         """Go on to a state from one of those. Raises ``MoveTakenOver``."""
-        if self.conn.execute(SQL["advance_move"].on(), (*self._who, state, list(since))).rowcount != 1:
+        # A row, not a count: in a pipeline that is not known before it is asked for.
+        if self.conn.execute(SQL["advance_move"].on(), (*self._who, state, list(since))).fetchone() is None:
             raise MoveTakenOver(f"the move of slot {self.move.slot} is not where this process left it")
 
     def note(self, progress: dict[str, Any]) -> None:

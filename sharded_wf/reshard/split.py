@@ -99,7 +99,7 @@ class Splitter(Coordinator):
         ):
             cutover = Cutover(self._move, source, target, self._sleep)
             begun = self._retire(cutover, partial(self._go_live, source))
-            return time.monotonic() - begun
+            return max(time.monotonic() - begun, cutover.locked_seconds)
 
     def _go_live(self, source: Side) -> None:
         """The last part of the transaction that retires the slot: its halves live from its commit on."""

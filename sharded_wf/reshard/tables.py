@@ -86,6 +86,8 @@ def text_of(query: Query, names: Names, table: Table | None = None, **more: str)
             "key": ", ".join(table.key),
             # Under other names: `order by place` would mean the text.
             "key_text": ", ".join(f"{column}::text as key_{at}" for at, column in enumerate(table.key)),
+            "key_names": ", ".join(f"key_{at}" for at in range(len(table.key))),
+            "key_arrays": ", ".join(f"${at}::text[]::{type_}[]" for at, type_ in enumerate(table.key_types, 1)),
             "k_is_t": " and ".join(f"k.{column} = t.{column}" for column in table.key),
             **more,
         }

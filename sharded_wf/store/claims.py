@@ -43,7 +43,6 @@ class Claimed(msgspec.Struct, frozen=True, gc=False):
     name: str
     input: bytes
     claims: int
-    deaths: int
     started_at: Microseconds
     parent_id: str | None
     enqueued_at: Microseconds
@@ -76,14 +75,14 @@ def claim(
 
 def claimed_of(result: Result) -> list[Claimed]:
     """The answer to ``claim`` or ``read_claim``."""
-    read_int, read_timestamp = binary.read_int, binary.read_timestamp
+    read_int2, read_timestamp = binary.read_int2, binary.read_timestamp
     return [
         Claimed(
-            id_.decode(), name.decode(), input_ or b"null", read_int(claims), read_int(deaths),
-            read_timestamp(started_at), None if parent is None else parent.decode(), read_timestamp(enqueued_at),
+            id_.decode(), name.decode(), input_ or b"null", read_int2(claims), read_timestamp(started_at),
+            None if parent is None else parent.decode(), read_timestamp(enqueued_at),
             None if deadline is None else read_timestamp(deadline),
         )
-        for id_, name, input_, claims, deaths, started_at, parent, enqueued_at, deadline in result.rows()
+        for id_, name, input_, claims, started_at, parent, enqueued_at, deadline in result.rows()
     ]  # fmt: skip
 
 

@@ -40,7 +40,8 @@ class Cutoffs(msgspec.Struct, frozen=True):
 
 
 class Seen(msgspec.Struct, frozen=True, gc=False):
-    """One row that a walk came by. ``old``: it has ended and its time is over."""
+    """One row that a walk came by. ``old``: it has ended and its time is over. ``input_apart``: its input
+    lies in a table of its own."""
 
     created_at: Microseconds
     id: str
@@ -48,6 +49,7 @@ class Seen(msgspec.Struct, frozen=True, gc=False):
     queue: str
     name: str
     old: bool
+    input_apart: bool
 
 
 def hold(holder: bytes, seconds: int) -> Statement:
@@ -79,9 +81,9 @@ def seen_of(result: Result) -> list[Seen]:
     return [
         Seen(
             binary.read_timestamp(created_at), id_.decode(), None if parent is None else parent.decode(),
-            queue.decode(), name.decode(), old == b"\x01",
+            queue.decode(), name.decode(), old == b"\x01", apart == b"\x01",
         )
-        for created_at, id_, parent, queue, name, old in result.rows()
+        for created_at, id_, parent, queue, name, old, apart in result.rows()
     ]  # fmt: skip
 
 
@@ -98,7 +100,6 @@ def find_unfinished_parents(schema: str, children: Sequence[Seen]) -> Statement:
 
 
 def _keys(rows: Sequence[Seen], cutoffs: Cutoffs) -> tuple[bytes, bytes, bytes]:
-    rows = sorted(rows, key=_by_id)  # the order in which starts lock the same rows
     return (
         binary.text_array([row.id for row in rows]), binary.timestamp_array([row.created_at for row in rows]),
         binary.timestamp(cutoffs.latest),
@@ -126,8 +127,11 @@ def lines_of(result: Result) -> dict[str, bytes]:
 def delete_old(schema: str, rows: Sequence[Seen], cutoffs: Cutoffs) -> list[Statement]:
     """Remove these workflows with all that hangs on them, unless they were resumed since, in one transaction;
     ``deleted_of`` the last answer tells how many there still were."""
-    keys = _keys(rows, cutoffs)
-    return [Statement(_DELETE_OLD_INPUTS, schema, keys), Statement(_DELETE_OLD, schema, keys)]
+    rows = sorted(rows, key=_by_id)  # the order in which starts lock the same rows
+    statements = [Statement(_DELETE_OLD, schema, _keys(rows, cutoffs))]
+    if apart := [row for row in rows if row.input_apart]:
+        statements.insert(0, Statement(_DELETE_OLD_INPUTS, schema, _keys(apart, cutoffs)))
+    return statements
 
 
 def deleted_of(results: Sequence[Result]) -> int:

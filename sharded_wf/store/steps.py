@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+from msgspec.structs import astuple
 
 from sharded_wf.model.history import Entry, EntryKind, FailedAttempt, Heartbeat, History
 from sharded_wf.postgres import binary
@@ -18,6 +21,9 @@ _READ_STEPS = _SQL["read_steps"]
 _READ_ATTEMPTS = _SQL["read_attempts"]
 
 
+_ENTRY_COLUMNS = len(Entry.__struct_fields__)
+
+
 def record_steps(schema: str, workflow_ids: Sequence[str], entries: Sequence[Entry]) -> Statement:
     """Record entries; ``workflow_ids[i]`` is whose ``entries[i]`` is."""
     return Statement(
@@ -29,16 +35,18 @@ def record_steps(schema: str, workflow_ids: Sequence[str], entries: Sequence[Ent
 
 def columns_of(entries: Sequence[Entry]) -> tuple[bytes, ...]:
     """Entries as arrays, one for each column of ``step`` from ``place`` on."""
+    columns: Any = zip(*map(astuple, entries), strict=True) if entries else [()] * _ENTRY_COLUMNS
+    places, ordinals, kinds, names, fingerprints, outputs, errors, started, completed = columns
     return (
-        binary.int4_array([entry.place for entry in entries]),
-        binary.int4_array([entry.ordinal for entry in entries]),
-        binary.int2_array([entry.kind for entry in entries]),
-        binary.text_array([entry.name for entry in entries]),
-        binary.int8_array([entry.fingerprint for entry in entries]),
-        binary.nullable_json_array([entry.output for entry in entries]),
-        binary.nullable_json_array([entry.error for entry in entries]),
-        binary.timestamp_array([entry.started_at for entry in entries]),
-        binary.timestamp_array([entry.completed_at for entry in entries]),
+        binary.int4_array(places),
+        binary.int4_array(ordinals),
+        binary.int2_array(kinds),
+        binary.text_array(names),
+        binary.int8_array(fingerprints),
+        binary.nullable_json_array(outputs),
+        binary.nullable_json_array(errors),
+        binary.timestamp_array(started),
+        binary.timestamp_array(completed),
     )
 
 

@@ -144,12 +144,6 @@ class AsyncRun(WorkflowRun):
         replay = self.replay
         return self.stopped or (replay is not None and replay.position < replay.total)
 
-    def caught_up(self) -> bool:
-        return self.task is not None and not self.replaying()
-
-    def unbegun(self) -> list[Any]:
-        return [] if self.replay is None else self.replay.fresh
-
     # The host answers
 
     def start(self) -> None:
@@ -227,8 +221,7 @@ class AsyncRun(WorkflowRun):
 
     def _turn(self, entry: Entry | None, stage: Stage) -> None:
         """Hand over an entry and run the code as far as it can go."""
-        loop = self.loop
-        task = self.task
+        loop, task = self.loop, self.task
         assert task is not None
         self.driving = True
         _set_running_loop(loop)
@@ -282,18 +275,19 @@ class AsyncRun(WorkflowRun):
         if first:
             ready[:0] = reversed(first)
             first.clear()
-        for callback, args, context in ready:  # which grows meanwhile
+        for call in ready:  # which grows meanwhile
             while True:
+                callback = call.callback
                 if callback is not None:
                     try:
-                        context.run(callback, *args)
+                        call.context.run(callback, *call.args)
                     except (SystemExit, KeyboardInterrupt) as error:
                         self._interrupted(error)
                     except Exception as error:  # noqa: BLE001 - as asyncio does with callbacks that fail
                         loop.call_exception_handler({"message": f"{callback!r} failed", "exception": error})
                 if not first:
                     break
-                callback, args, context = first.pop()
+                call = first.pop()
         ready.clear()
 
     def unpaused(self) -> None:
@@ -312,8 +306,9 @@ class AsyncRun(WorkflowRun):
     def _end(self, task: Task[Any]) -> None:
         """The code has ended."""
         try:
-            if self.replay is not None:
-                self.replay.check_leftovers()
+            replay = self.replay
+            if replay is not None and replay.position < replay.total:
+                replay.check_leftovers()
             value = task.result()
         except KeyboardInterrupt:
             raise
@@ -335,11 +330,12 @@ class AsyncRun(WorkflowRun):
         loop = self.loop
         loop.stopped = True
         task, self.task = self.task, None
-        tasks, loop.tasks = loop.tasks, []
+        tasks = [kept for kept in loop.tasks if not kept.done()] if loop.tasks else []
+        loop.tasks = []
         if task is not None and not task.done():
             tasks.insert(0, task)
-        if any(not kept.done() for kept in tasks):
-            _close(loop, [kept for kept in tasks if not kept.done()])
+        if tasks:
+            _close(loop, tasks)
         loop.ready.clear()
         loop.next.clear()
         # Breaks the cycle, so that thousands of ended runs are no work for the garbage collector. Nobody asks for it

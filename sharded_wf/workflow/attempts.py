@@ -106,7 +106,8 @@ class Attempts:
                         task.set_name(command.name)
                         yield from _follow(task, command, variables, body, given)
                         return
-                    _returned(command, given)
+                    if command.phase == LIVE and not command.run.stopped:
+                        command.succeed(given)
                 if task.cancelling():
                     return  # somebody has cancelled this task; the next attempt shall not meet that
         finally:
@@ -170,16 +171,12 @@ def _follow(
             else:
                 waited = run(body.send, sent)
     except StopIteration as done:
-        _returned(command, done.value)
+        if command.phase == LIVE and not command.run.stopped:
+            command.succeed(done.value)
     except GeneratorExit:
         raise
     except BaseException as error:  # noqa: BLE001 - whatever it raised is its result
         _raised(task, command, error)
-
-
-def _returned(command: Attempted, result: Any) -> None:
-    if command.phase == LIVE and not command.run.stopped:
-        command.succeed(result)
 
 
 def _raised(task: Task[None], command: Attempted, error: BaseException) -> None:

@@ -20,6 +20,7 @@ from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import mmh3
+import msgspec
 
 from sharded_wf.clock import SECOND_US, Microseconds
 from sharded_wf.limits import TIMER_MAX_SECONDS
@@ -35,17 +36,19 @@ _TASKS_BEFORE_SWEEP = 64
 _TASK_NUMBER_BITS = 10
 
 
-class Call(list[Any]):
-    """A callback in the ready queue: ``[callback, args, context]``. A list, because it is made for every callback and
-    asyncio's own ``Handle`` costs three times as much; it has the methods of a handle that callers use."""
+class Call(msgspec.Struct, eq=False):
+    """A callback in the ready queue. A struct, because it is made for every callback and asyncio's own ``Handle`` costs
+    several times as much; it has the methods of a handle that callers use."""
 
-    __slots__ = ()
+    callback: Callable[..., Any] | None
+    args: tuple[Any, ...]
+    context: Context
 
     def cancel(self) -> None:
-        self[0] = None
+        self.callback = None
 
     def cancelled(self) -> bool:
-        return self[0] is None
+        return self.callback is None
 
 
 # Not known to type checkers as a loop: most of its methods are made below, and all of those refuse.
@@ -76,9 +79,9 @@ class WorkflowLoop(_Loop):  # type: ignore[misc]  # pyright: ignore[reportUntype
     def __init__(self, run: AsyncRun, now_us: Microseconds) -> None:
         self.run = run
         self.now_us = now_us
-        self.ready: list[Any] = []
+        self.ready: list[Call] = []
         """Callbacks, in the order in which they are to run; emptied when all have run."""
-        self.next: list[Any] = []
+        self.next: list[Call] = []
         """Callbacks that run before those, the last one first."""
         self.stopped = False
         self.task_number = 0
@@ -88,7 +91,7 @@ class WorkflowLoop(_Loop):  # type: ignore[misc]  # pyright: ignore[reportUntype
     # Callbacks and time
 
     def call_soon(self, callback: Callable[..., Any], *args: Any, context: Context | None = None) -> Any:
-        call = Call((callback, args, copy_context() if context is None else context))
+        call = Call(callback, args, copy_context() if context is None else context)
         self.ready.append(call)
         return call
 

@@ -230,6 +230,10 @@ class ParentRun(Run):
         """The workflow ends with this outcome, whatever its code still does. Children that end with it are told in the
         flush that saves the outcome, so that nothing can come between; first they must exist."""
         waits = self.waits
+        if waits is None and self.attempt == 1:  # the common case: it never waited for anything
+            self.release()
+            self._finish(outcome)
+            return
         stillborn = self._stillborn(outcome)
         told = dict.fromkeys((*outcome.cancels, *self.children_to_end(), *(start.id for start in stillborn)))
         if told:
@@ -280,9 +284,9 @@ class ParentRun(Run):
         told = encode_outcome(Outcome(Status.CANCELLED, None, error))
         return [replace(start, stillborn=(error, told)) for start in starts]
 
-    @abstractmethod
     def unbegun(self) -> list[Any]:
         """What the code has asked for and was not begun."""
+        return [] if self.replay is None else self.replay.fresh
 
     def must_exist_first(self, end: Callable[[], None]) -> bool:
         """Whether a child that is to be told of the end is only just being started. Then ``end`` is called as soon as

@@ -38,6 +38,8 @@ from sharded_wf.workflow.waits import Waits
 RESUMED_SENDER = "\x1e"
 """Between a workflow's ID and how often it was resumed: under that name it numbers its messages anew."""
 
+_SUCCEEDED = Status.SUCCEEDED
+
 if TYPE_CHECKING:
     from sharded_wf.workflow.definitions import WorkflowDefinition
 
@@ -332,7 +334,7 @@ class WorkflowRun(LimitedRun):
     def succeeded(self, value: Any) -> Outcome:
         """The outcome of code that returned ``value``; failed, if that can't be stored."""
         try:
-            return Outcome(Status.SUCCEEDED, self.definition.result.encode(value))
+            return Outcome(_SUCCEEDED, self.definition.result.encode(value))
         except ShardedWfError as error:
             return self.failed(error)
         except Exception as error:  # noqa: BLE001 - what the methods of a user's own class raise

@@ -86,8 +86,13 @@ class StepCommand:
     def prepare(self) -> None:
         """It will run: keep its arguments and context variables as they are now, when the code asked for it."""
         self.variables: VariableContext = copy_context()
-        if self.kwargs or not UNCHANGEABLE.issuperset(map(type, self.args)):
+        if self.kwargs:
             self.args, self.kwargs = self._copied()
+            return
+        for value in self.args:
+            if type(value) not in UNCHANGEABLE:
+                self.args, self.kwargs = self._copied()
+                return
 
     def _copied(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         try:

@@ -42,7 +42,7 @@ def install(loop_class: type[WorkflowLoop], call_class: type[Call]) -> None:
     """Give ``loop_class`` the methods that see ``wait_for`` coming."""
 
     def call_soon(self: WorkflowLoop, callback: Callable[..., Any], *args: Any, context: Context | None = None) -> Any:
-        call = call_class((callback, args, copy_context() if context is None else context))
+        call = call_class(callback, args, copy_context() if context is None else context)
         if args and type(args[0]) in _PROMPT:
             self.next.append(call)
         else:

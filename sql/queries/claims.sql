@@ -19,16 +19,16 @@ claimed as (
     update {slot}.workflow w
     set status = 1, claim_id = $6::uuid, claims = least(w.claims, 32766) + 1, started_at = coalesce(w.started_at, $8::timestamptz)
     from taken t where w.id = t.id
-    returning w.id, w.name, w.claims, w.deaths, w.started_at, w.parent_id, t.enqueued_at, w.deadline,
+    returning w.id, w.name, w.claims, w.started_at, w.parent_id, t.enqueued_at, w.deadline,
         case when w.input is null then (select i.value from {slot}.input i where i.workflow_id = w.id) else w.input end as input),
 noted as (
     insert into {slot}.claim (id, lease_id, claimed_at, workflow_ids)
     select $6::uuid, $7::uuid, $8::timestamptz, array_agg(id) from claimed having count(*) > 0)
-select id, name, input, claims, deaths, started_at, parent_id, enqueued_at, deadline from claimed
+select id, name, input, claims, started_at, parent_id, enqueued_at, deadline from claimed
 
 -- name: read_claim
 -- After an answer that was lost: what this claim holds, in the columns of `claim`.
-select w.id, w.name, coalesce(w.input, i.value), w.claims, w.deaths, w.started_at, w.parent_id, w.created_at, w.deadline
+select w.id, w.name, coalesce(w.input, i.value), w.claims, w.started_at, w.parent_id, w.created_at, w.deadline
 from {slot}.claim c cross join unnest(c.workflow_ids) held (id)
 join {slot}.workflow w on w.id = held.id and w.claim_id = c.id and w.status = 1
 left join {slot}.input i on i.workflow_id = w.id and w.input is null

@@ -41,6 +41,7 @@ update {control}.move set beat_at = clock_timestamp() where slot = $1::int and i
 -- name: advance_move
 update {control}.move set state = $4, beat_at = clock_timestamp()
 where slot = $1::int and id = $2::uuid and coordinator = $3::uuid and state = any($5::text[])
+returning state
 
 -- name: note_progress
 update {control}.move set progress = $4::json, beat_at = clock_timestamp()
@@ -65,6 +66,11 @@ select set_config('enable_seqscan', 'off', false), set_config('enable_hashjoin',
     set_config('timezone', 'UTC', false), set_config('intervalstyle', 'postgres', false),
     set_config('extra_float_digits', '1', false), set_config('bytea_output', 'hex', false),
     set_config('lock_timeout', $1, false), set_config('idle_in_transaction_session_timeout', $2, false)
+
+-- name: set_switch_timeouts
+-- The second bounds what each lock alone would not: `lock table` waits for one table after the other.
+select set_config('lock_timeout', $1, true), set_config('statement_timeout', $2, true),
+    set_config('idle_in_transaction_session_timeout', $3, true)
 
 -- name: set_local_timeouts
 select set_config('lock_timeout', $1, true), set_config('idle_in_transaction_session_timeout', $2, true)
@@ -96,7 +102,7 @@ from pg_namespace n join pg_class c on c.relnamespace = n.oid and c.relkind = 'r
 where n.nspname = any($1::text[]) group by 1
 
 -- name: read_versions
-select version, name from {control}.migration where schema_name = $1 order by version
+select array_agg(concat_ws(' ', version, name) order by version) from {control}.migration where schema_name = $1
 
 -- name: rename_migrations
 update {control}.migration set schema_name = $2 where schema_name = $1
@@ -127,11 +133,15 @@ copy (select {columns} from {slot}.{table} where {after} and {until}) to stdout 
 -- name: fill
 copy {copy}.{table} ({columns}) from stdin (format binary)
 
--- name: changed_tables
-select {list}
-
 -- name: count_changes
 select count(*) from (select from {changes}.{table} limit 100000) counted
+
+-- name: all_changed_keys
+select {list}
+
+-- name: changed_keys
+-- A part of the above: the keys of one table as rows of text; null: none.
+(select array_agg(array[{key_names}]) from (select distinct {key_text} from {changes}.{table}) k)
 
 -- name: copy_changed_keys
 copy (select distinct {key} from {changes}.{table}) to stdout (format binary)
@@ -150,7 +160,7 @@ create temporary table if not exists move_{table} on commit delete rows as selec
 copy move_{table} ({key}) from stdin (format binary)
 
 -- name: delete_changed
-delete from {copy}.{table} t using move_{table} k where {k_is_t}
+delete from {copy}.{table} t using unnest({key_arrays}) k ({key}) where {k_is_t}
 
 -- name: analyze
 analyze {copy}.{table}

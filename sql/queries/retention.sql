@@ -16,9 +16,10 @@ update {control}.retention set holder = null, until = '-infinity' where holder =
 -- name: find_old
 -- A page of the walk: every row, and whether it may go. Cutoffs: of the workflow's name, else of its queue, else of all.
 -- What still has messages on their way stays, since whoever has the ID next numbers its messages from 1 again; where more
--- wait than can be looked at, nothing goes.
+-- wait than can be looked at, nothing goes. (An input that is null lies in `input`.)
 with page as materialized (
-    select w.created_at, w.id, w.parent_id, w.status, w.completed_at, w.queue, w.name from {slot}.workflow w
+    select w.created_at, w.id, w.parent_id, w.status, w.completed_at, w.queue, w.name,
+        w.input is null as apart from {slot}.workflow w
     where (w.created_at, w.id) > ($1::timestamptz, $2) and w.created_at < $3::timestamptz
     order by w.created_at, w.id limit $4::int),
 leaving as materialized (select o.sender from {slot}.outbox o limit 10001)
@@ -28,7 +29,7 @@ select created_at, id, parent_id, queue, name,
         ($8::timestamptz[])[array_position($7::text[], queue)],
         $9::timestamptz)
     and (select count(*) from leaving) <= 10000
-    and id not in (select sender from leaving)
+    and id not in (select sender from leaving), apart
 from page order by created_at, id
 
 -- name: find_unfinished_parents
@@ -67,8 +68,8 @@ from unnest($1::text[], $2::timestamptz[]) u (id, created_at)
 join {slot}.workflow w on w.id = u.id and w.created_at = u.created_at and w.status >= 3 and w.completed_at < $3::timestamptz
 
 -- name: delete_old_inputs
--- First of the two, in ascending order of IDs: a start of the same ID that found the old input holds it locked
--- (`save_inputs`), and this waits for it. The workflows are locked before, so that none is resumed without its input.
+-- First of the two, if any has one; in ascending order of IDs: a start of the same ID that found the old input holds it
+-- locked (`save_inputs`), and this waits for it. The workflows are locked before, so that none is resumed without its input.
 with locked as materialized (
     select w.id from unnest($1::text[], $2::timestamptz[]) u (id, created_at) join {slot}.workflow w on w.id = u.id
     where w.created_at = u.created_at and w.status >= 3 and w.completed_at < $3::timestamptz
@@ -83,20 +84,22 @@ with gone as (
     delete from {slot}.workflow w using unnest($1::text[], $2::timestamptz[]) u (id, created_at)
     where w.id = u.id and w.created_at = u.created_at and w.status >= 3 and w.completed_at < $3::timestamptz
     returning w.id, w.status, w.completed_at),
+these as materialized (
+    select array_agg(id) as ids from gone),
 steps as (
-    delete from {slot}.step where workflow_id = any(array(select id from gone))),
+    delete from {slot}.step where workflow_id = any((select ids from these)::text[])),
 attempts as (
-    delete from {slot}.attempt where workflow_id = any(array(select id from gone))),
+    delete from {slot}.attempt where workflow_id = any((select ids from these)::text[])),
 beats as (
-    delete from {slot}.heartbeat where workflow_id = any(array(select id from gone))),
+    delete from {slot}.heartbeat where workflow_id = any((select ids from these)::text[])),
 events as (
-    delete from {slot}.event where workflow_id = any(array(select id from gone))),
+    delete from {slot}.event where workflow_id = any((select ids from these)::text[])),
 unread as (
-    delete from {slot}.message where workflow_id = any(array(select id from gone))),
+    delete from {slot}.message where workflow_id = any((select ids from these)::text[])),
 found_by as (
-    delete from {slot}.attribute where workflow_id = any(array(select id from gone))),
+    delete from {slot}.attribute where workflow_id = any((select ids from these)::text[])),
 wakes as (
-    delete from {slot}.wake where workflow_id = any(array(select id from gone))),
+    delete from {slot}.wake where workflow_id = any((select ids from these)::text[])),
 bad as (
     delete from {slot}.failed f using gone where gone.status > 3
         and f.failed_at = gone.completed_at and f.workflow_id = gone.id)

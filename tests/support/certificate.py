@@ -18,7 +18,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 PENDING, RUNNING, PARKED, SUCCEEDED, FAILED, CANCELLED, QUARANTINED = range(7)
-STEP, MESSAGE = 0, 2
+STEP, MESSAGE, RESUME = 0, 2, 10
 CLOCK_TOLERANCE = timedelta(milliseconds=5)
 SETTLE_SECONDS = 12.0
 
@@ -154,10 +154,13 @@ def _ledger(rows: Rows, zombies: Collection[int]) -> Iterable[str]:
         if len({line["key"] for line in runs}) > 1:
             yield f"I3: {call} was given different idempotency keys"
     recorded: set[tuple[str, str, int]] = set()
+    origins = _origins(rows)
     for row in rows.step:
         if row["kind"] != STEP or not row["name"].endswith("note") or row["error"] is not None:
             continue
         counted = by_token.get(row["output"])
+        if counted is not None and counted["workflow"] == origins.get(row["workflow_id"]):
+            continue  # copied by a fork
         if counted is None or counted["workflow"] != row["workflow_id"] or counted["step"] != row["name"]:
             yield f"I3: {row['workflow_id']} place {row['place']}: no body of {row['name']} returned what is recorded"
             continue
@@ -168,6 +171,12 @@ def _ledger(rows: Rows, zombies: Collection[int]) -> Iterable[str]:
         for other in lines[call]:
             if other["at"] > row["completed_at"] + CLOCK_TOLERANCE and other["pid"] not in zombies:
                 yield f"I3: {call} ran again, in process {other['pid']}, after its result was recorded"
+
+
+def _origins(rows: Rows) -> Mapping[str, str]:
+    """Which workflow each fork was made of."""
+    marks = ((row["workflow_id"], row["output"]) for row in rows.step if row["kind"] == RESUME)
+    return {id_: mark["forked_from"] for id_, mark in marks if mark and mark.get("forked_from")}
 
 
 def _left_behind(rows: Rows) -> Iterable[str]:

@@ -18,7 +18,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import psycopg
 from psycopg import sql
@@ -46,8 +46,7 @@ class Node:
 
     def dsn(self, database: str) -> str:
         """The connection string of a database there."""
-        given: dict[str, Any] = {**conninfo_to_dict(COORDINATOR)}
-        return make_conninfo(**{**given, "host": self.host, "port": self.port, "dbname": database})
+        return make_conninfo(COORDINATOR, host=self.host, port=self.port, dbname=database)
 
 
 def nodes() -> list[Node]:

@@ -20,10 +20,8 @@ import psycopg
 
 from sharded_wf import (
     App,
-    MapPage,
     Retry,
     current,
-    map_workflow,
     receive,
     saga,
     send,
@@ -308,13 +306,6 @@ async def races_children() -> int:
     return done.pop().result()
 
 
-@app.step
-async def number_pages(begin: int | None) -> MapPage[int]:
-    """Sixty numbers, twenty a page."""
-    first = begin or 0
-    return MapPage(list(range(first, first + 20)), first + 20 if first < 40 else None)
-
-
 @app.workflow
 async def noted(number: int) -> int:
     await slow_note(number, 0.1)
@@ -323,23 +314,9 @@ async def noted(number: int) -> int:
     return number
 
 
-@app.workflow
-async def maps() -> int:
-    result = await map_workflow(noted, number_pages, concurrency=12, tolerated_failures=1)
-    return result.succeeded
-
-
 @app.step
 async def undo_note(number: int) -> str:
     return await ledger().write(-number)
-
-
-@app.workflow
-async def saga_flow(count: int) -> None:
-    async with saga() as s:
-        for number in range(1, count + 1):
-            await s.step(slow_note(number, 0.1), undo=lambda _, number=number: undo_note(number))  # type: ignore[misc]
-        raise ValueError("on purpose")
 
 
 @app.workflow
@@ -370,14 +347,6 @@ async def saga_of_children(count: int) -> None:
     async with saga() as s:
         for number in range(10, 10 + count):
             await s.step(noted(number), undo=undoes)
-        raise ValueError("on purpose")
-
-
-@app.workflow
-def saga_flow_blocking(count: int) -> None:
-    with saga.blocking() as s:
-        for number in range(1, count + 1):
-            s.step(lambda n=number: slow_note.blocking(n, 0.1), undo=lambda _, n=number: undo_note.blocking(n))  # type: ignore[misc]
         raise ValueError("on purpose")
 
 

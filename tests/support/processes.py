@@ -132,6 +132,9 @@ class WorkerProcess:
         self._reader.join(timeout)
         return code
 
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
     def output(self) -> str:
         """All that it printed so far."""
         return "\n".join(self.lines)

@@ -14,7 +14,6 @@ from sharded_wf import (
     current,
     heartbeat,
     receive,
-    send,
     set_event,
     sleep_until,
     wait_event,
@@ -88,14 +87,6 @@ async def watcher(target: str) -> int:
 def sync_watcher(target: str) -> int:
     set_event.blocking("watching", target)
     return wait_event.blocking(target, "progress", dict[str, int])["value"]
-
-
-@app.workflow
-async def relay_race(target: str | None, hops: int) -> int:
-    """Waits for the one before, and shows one more: a chain over all shards."""
-    found = 0 if target is None else await wait_event(target, "hop", int)
-    await set_event("hop", found + 1)
-    return hops
 
 
 @app.workflow(timeout=3)
@@ -175,42 +166,3 @@ async def renewed(runs: int) -> list[int | None]:
     if run < runs:
         continue_as_new(renewed.bind(runs))
     return [run, found]
-
-
-@app.workflow
-async def all_waits(peer: str) -> list[int]:
-    """Every way to wait, one after the other; two of these wait for each other, and
-    write to each other."""
-    await sleep_until(current().now() + timedelta(seconds=0.05))
-    await wait_until(third_look, current().workflow_id, every=0.05)
-    beaten = await beat_thrice()
-    await set_event("mine", beaten)
-    found = await wait_event(peer, "mine", int, timeout=60)
-    await send(peer, "mail", found + 1)
-    return [beaten, found, await receive("go", int), await receive("mail", int)]
-
-
-@app.workflow
-def sync_all_waits(peer: str) -> list[int]:
-    sleep_until.blocking(current().now() + timedelta(seconds=0.05))
-    wait_until.blocking(third_look, current().workflow_id, every=0.05)
-    beaten = beat_thrice.blocking()
-    set_event.blocking("mine", beaten)
-    found = wait_event.blocking(peer, "mine", int, timeout=60)
-    send.blocking(peer, "mail", found + 1)
-    return [beaten, found, receive.blocking("go", int), receive.blocking("mail", int)]
-
-
-@app.step
-async def third_look(workflow_id: str) -> bool:
-    mine = place(f"looks-{workflow_id}")
-    with mine.open("a") as looks:
-        looks.write(".")
-    return len(mine.read_text()) >= 3
-
-
-@app.step(heartbeat=30, total_timeout=60, retry=Retry(attempts=3))
-async def beat_thrice() -> int:
-    for number in range(3):
-        heartbeat(number)
-    return 3

@@ -31,12 +31,12 @@ def shards(two_shards: TestCluster, command_line: Run) -> Run:
     return lambda *words: command_line("shards", *words, "--cluster", path)
 
 
-@pytest.mark.parametrize("words", REFUSED, ids=lambda words: words[0])
+@pytest.mark.parametrize(("words", "told"), REFUSED.items(), ids=lambda value: value[0])
 def test_what_makes_no_sense_is_refused_with_what_to_do(
-    shards: Run, two_shards: TestCluster, words: tuple[str, ...]
+    shards: Run, two_shards: TestCluster, words: tuple[str, ...], told: str
 ) -> None:
     code, _, err = shards(*(word.format(first=two_shards.name(1)) for word in words))
-    assert (code, REFUSED[words] in err) == (2, True)
+    assert (code, told in err) == (2, True)
 
 
 def test_slots_that_citus_has_moved_are_shown_and_put_right(shards: Run, two_shards: TestCluster) -> None:

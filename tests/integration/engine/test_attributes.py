@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +12,6 @@ from sharded_wf import Status, attr
 from tests.support.attribute_flows import staged, sync_staged
 from tests.support.cluster import TestCluster
 from tests.support.flows import app, chain
-from tests.support.kill_points import every_point, kill_at
 from tests.support.processes import wait_until
 from tests.support.proxy import COMMIT, Proxy
 
@@ -89,32 +87,6 @@ def test_a_start_that_is_made_again_sets_nothing_again(cluster: TestCluster) -> 
                 assert await client.attributes("w") == {"kept": 1}
 
     asyncio.run(go())
-
-
-@pytest.mark.sampled
-def test_killed_at_every_flush(cluster: TestCluster, seed: int, full: bool) -> None:
-    points = every_point(6)
-    points = points if full else random.Random(seed).sample(points, 2)
-    ids = [f"w-{at}" for at in range(len(points))]
-
-    def begin(queue: str) -> None:
-        async def go() -> None:
-            async with app.connect(cluster.config) as client:
-                await client.start(staged.bind(2), id=f"w-{queue[1:]}", queue=queue)
-
-        asyncio.run(go())
-
-    kill_at(cluster, points, begin, app=ATTRIBUTE_APP)
-    with cluster.worker(app=ATTRIBUTE_APP):
-        wait_until(lambda: set(cluster.statuses().values()) == {3}, "all outcomes", 30, 0.1)
-        cluster.certify(ids)
-
-    async def look() -> None:
-        async with app.connect(cluster.config) as client:
-            for id_ in ids:
-                assert await client.attributes(id_) == {"stage": 1, "label": "stage 1"}
-
-    asyncio.run(look())
 
 
 def test_only_workflows_set_attributes() -> None:

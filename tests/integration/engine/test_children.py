@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,7 +13,6 @@ from sharded_wf.model.status import Status
 from tests.support.cluster import TestCluster
 from tests.support.flows import app, races_children, starts_children, starts_children_blocking
 from tests.support.processes import wait_until
-from tests.support.proxy import COMMIT, Moment, Proxy
 
 CHILDREN = 4
 
@@ -68,33 +65,6 @@ def test_i6_children_on_other_shards_are_awaited_left_and_cancelled(two_shards: 
         two_shards.certify(expected)
     shard_of = load_map(two_shards.config).shard_map.shard_of
     assert len({shard_of(id_) for id_ in expected_statuses("a")}) == 2, "placed on both"
-
-
-POINTS: list[tuple[str, int, Moment]] = [
-    (within, skip, when)
-    for within, count in ((r"insert into wf_\d+\.step", 9), (r"set status = 3", 3), (r"set status = 2", 2))
-    for skip in range(count)
-    for when in ("before", "after")
-]
-
-
-@pytest.mark.sampled
-def test_killed_at_every_flush(make_cluster: Callable[..., TestCluster], seed: int, full: bool) -> None:
-    """SIGKILL at a flush of parent or children, on its way to the server or back; a sample, or every one."""
-    points = POINTS if full else random.Random(seed).sample(POINTS, 1)
-    for within, skip, when in points:
-        cluster = make_cluster(1)
-        with Proxy(cluster.direct[0]) as proxy:
-            with cluster.through(proxy.dsn).worker("--park-after", "0.1") as victim:
-                wait_until(lambda c=cluster: len(c.leases()) == 1, "the lease")  # type: ignore[misc]
-                held = proxy.hold(COMMIT, when=when, within=within, skip=skip)
-                start(cluster, "w", starts_children.bind(CHILDREN, 0.2))
-                held.wait()
-                victim.kill()
-                proxy.release()
-            with cluster.worker():
-                wait_ended(cluster, expected_statuses("w"))
-                cluster.certify(["w"])
 
 
 @pytest.mark.parametrize("workflow", [starts_children, starts_children_blocking], ids=["async", "def"])

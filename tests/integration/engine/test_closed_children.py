@@ -88,6 +88,7 @@ def test_children_that_its_failure_cancelled_are_resumed_with_their_parent(
     assert two_shards.statuses()[f"{parent}/unserved"] == Status.PENDING
 
 
+@pytest.mark.sampled
 def test_killed_at_the_flushes_of_a_resumed_parent(cluster: TestCluster, seed: int, full: bool) -> None:
     points = every_point(2)
     points = points if full else random.Random(seed).sample(points, 1)
@@ -145,7 +146,7 @@ def test_a_child_that_is_just_being_started_when_its_parent_is_terminated(
 
         with Proxy(cluster.direct[1]) as proxy:
             with cluster.through(cluster.direct[0], proxy.dsn).worker(app=CLOSING_APP) as victim:
-                wait_until(lambda c=cluster: c.leases(1) and c.leases(2), "the leases")  # type: ignore[misc]
+                wait_until(lambda c=cluster: bool(c.leases(1) and c.leases(2)), "the leases")  # type: ignore[misc]
                 held = proxy.hold(COMMIT, when=when, within=r"insert into wf_\d+\.workflow")
                 asyncio.run(ask(terminate=False))
                 held.wait()

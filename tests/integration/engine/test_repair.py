@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -29,7 +28,6 @@ from sharded_wf.cluster.directory import load_map
 from sharded_wf.model.history import EntryKind
 from tests.support.cluster import TestCluster
 from tests.support.flows import app, chain, inbox
-from tests.support.kill_points import every_point, kill_at
 from tests.support.processes import wait_until
 from tests.support.repair_flows import (
     Refused,
@@ -251,39 +249,6 @@ def test_forks_begin_with_the_results_before_their_step(two_shards: TestCluster)
             assert [counted[named.id, number] for number in range(4)] == [1, 1, 1, 1]
 
     asyncio.run(go())
-
-
-@pytest.mark.sampled
-def test_killed_at_every_flush_of_a_resumed_life(cluster: TestCluster, seed: int, full: bool) -> None:
-    """Each flush of a workflow that was resumed, before and after its COMMIT; a sample, or every one."""
-    points = every_point(4)
-    points = points if full else random.Random(seed).sample(points, 2)
-    ids = [f"w-{at}" for at in range(len(points))]
-
-    async def fail() -> None:
-        async with running(cluster) as client:
-            for at, id_ in enumerate(ids):
-                handle = await client.start(fragile_chain.bind(1, 2), id=id_, queue=f"q{at}")
-                with pytest.raises(RuntimeError):
-                    await handle.result(30)
-
-    def resume(queue: str) -> None:
-        async def go() -> None:
-            async with app.connect(cluster.config) as client:
-                assert await client.resume(f"w-{queue[1:]}")
-
-        asyncio.run(go())
-
-    asyncio.run(fail())
-    mend(cluster.ledger)
-    kill_at(cluster, points, resume, app=REPAIR_APP)
-    with cluster.worker(app=REPAIR_APP):
-        wait_until(lambda: set(cluster.statuses().values()) == {3}, "all outcomes", 30, 0.1)
-        cluster.certify(ids)
-    counted = runs(cluster)
-    for id_ in ids:
-        assert counted[id_, 0] == 1, "what was finished before the resume ran again"
-        assert counted[id_, 1] in (2, 3)
 
 
 def test_i2_two_resumes_at_once_make_one(make_cluster: Callable[..., TestCluster]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -14,8 +13,7 @@ from sharded_wf import Client, Status, WorkflowCancelled, WorkflowNotFound, Work
 from sharded_wf.cluster.directory import load_map
 from sharded_wf.model.history import EntryKind
 from tests.support.cluster import TestCluster
-from tests.support.flows import app, chain, slow_chain
-from tests.support.kill_points import every_point, kill_at
+from tests.support.flows import app, chain
 from tests.support.processes import wait_until
 from tests.support.request_flows import counted, gated_then, sync_pausable, sync_tidy, tidy, tidy_parent
 
@@ -182,93 +180,3 @@ def test_a_paused_workflow_can_be_cancelled(cluster: TestCluster) -> None:
 
     asyncio.run(go())
     assert runs(cluster)["w", 101] == 1
-
-
-@pytest.mark.sampled
-def test_killed_at_every_flush_of_a_cancel(cluster: TestCluster, seed: int, full: bool) -> None:
-    """A parent with two children that clean up, killed at each flush from the start to the end; a sample, or all."""
-    points = every_point(4)
-    points = points if full else random.Random(seed).sample(points, 2)
-    ids = [f"w-{at}" for at in range(len(points))]
-
-    def begin(queue: str) -> None:
-        async def go() -> None:
-            async with app.connect(cluster.config) as client:
-                id_ = f"w-{queue[1:]}"
-                await client.start(tidy_parent.bind(), id=id_, queue=queue)
-                await until(lambda: runs(cluster)[id_, 0] >= 1, "it runs")
-                await client.cancel(id_)
-
-        asyncio.run(go())
-
-    kill_at(cluster, points, begin, app=REQUEST_APP)
-    with cluster.worker(app=REQUEST_APP):
-        everybody = [name for id_ in ids for name in (id_, f"{id_}/tidy-1", f"{id_}/tidy-2")]
-        wait_until(lambda: set(cluster.statuses().values()) == {5}, "all cancelled", 30, 0.1)
-        cluster.certify(ids)
-    found = runs(cluster)
-    assert all(found[id_, 1] >= 1 for id_ in ids)
-    for name in set(everybody) & set(cluster.statuses()):
-        assert name in ids or found[name, 101] >= 1
-
-
-@pytest.mark.sampled
-def test_killed_at_the_flush_of_a_terminate(cluster: TestCluster) -> None:
-    """A parent that was parked is replayed to find its children; with the flush that ends it they are told."""
-    points = every_point(1)
-    ids = [f"w-{at}" for at in range(len(points))]
-
-    async def park() -> None:
-        async with running(cluster, park_after=0.2) as client:
-            for at, id_ in enumerate(ids):
-                await client.start(tidy_parent.bind(), id=id_, queue=f"q{at}")
-            await until(lambda: list(cluster.statuses().values()) == [2] * 3 * len(ids), "all parked")
-
-    def terminate(queue: str) -> None:
-        async def go() -> None:
-            async with app.connect(cluster.config) as client:
-                await client.terminate(f"w-{queue[1:]}")
-
-        asyncio.run(go())
-
-    asyncio.run(park())
-    kill_at(cluster, points, terminate, app=REQUEST_APP)
-    with cluster.worker(app=REQUEST_APP):
-        wait_until(lambda: set(cluster.statuses().values()) == {5}, "all ended", 30, 0.1)
-        cluster.certify(ids)
-    found = runs(cluster)
-    for id_ in ids:
-        assert found[id_, 1] == 0, "a terminated workflow cleaned up"
-        assert all(found[f"{id_}/tidy-{child}", 101] >= 1 for child in (1, 2))
-
-
-@pytest.mark.sampled
-def test_killed_at_every_flush_of_a_pause(cluster: TestCluster, seed: int, full: bool) -> None:
-    """Paused while its first step runs: whoever inherits it begins nothing, until it is unpaused."""
-    points = every_point(2)
-    points = points if full else random.Random(seed).sample(points, 2)
-    ids = [f"w-{at}" for at in range(len(points))]
-
-    def begin(queue: str) -> None:
-        async def go() -> None:
-            async with app.connect(cluster.config) as client:
-                handle = await client.start(slow_chain.bind(2, 1.0), id=f"w-{queue[1:]}", queue=queue)
-                await until(lambda: runs(cluster)[handle.id, 0] == 1, "the first step")
-                await handle.pause()
-
-        asyncio.run(go())
-
-    async def unpause() -> None:
-        async with app.connect(cluster.config) as client:
-            for id_ in ids:
-                handle = client.get_handle(id_)
-                assert (await handle.describe()).paused
-                await handle.unpause()
-
-    kill_at(cluster, points, begin, app=REQUEST_APP)
-    with cluster.worker(app=REQUEST_APP):
-        wait_until(lambda: set(cluster.statuses().values()) == {2}, "all parked", 30)
-        assert all(runs(cluster)[id_, 1] == 0 for id_ in ids), "a paused workflow began a step"
-        asyncio.run(unpause())
-        wait_until(lambda: set(cluster.statuses().values()) == {3}, "all outcomes", 30, 0.1)
-        cluster.certify(ids)

@@ -19,7 +19,6 @@ from tests.support.waiting_flows import (
     limited,
     limited_run,
     place,
-    relay_race,
     sensor,
     setter,
     sleeper,
@@ -130,31 +129,6 @@ def test_waiting_in_vain_ends(cluster: TestCluster) -> None:
     asyncio.run(go())
 
 
-@pytest.mark.sampled
-def test_a_chain_of_events_over_two_shards_with_executors_killed(two_shards: TestCluster) -> None:
-    ids = [id_ for pair in zip(two_shards.ids_on(1, 6, "a"), two_shards.ids_on(2, 6, "b"), strict=True) for id_ in pair]
-
-    async def start() -> None:
-        async with app.connect(two_shards.config) as client:
-            for at in range(len(ids) - 1, -1, -1):
-                await client.start(relay_race.bind(ids[at - 1] if at else None, at), id=ids[at])
-
-    async def check() -> None:
-        async with app.connect(two_shards.config) as client, asyncio.timeout(60):
-            assert [await client.get_handle(id_, int).result() for id_ in ids] == list(range(len(ids)))
-            assert await client.get_handle(ids[-1]).event("hop", int) == len(ids)
-
-    with two_shards.worker("--park-after", "0.1", app=APP) as first:
-        asyncio.run(start())
-        wait_until(lambda: len(two_shards.ask_all("event", "true")) >= 3, "the third hop", 30)
-        first.kill()
-    with two_shards.worker("--park-after", "0.1", app=APP):
-        asyncio.run(check())
-    rows = two_shards.ask_all("event", "true")
-    assert len(rows) == len(ids)
-
-
-@pytest.mark.sampled
 def test_the_time_of_workflows_and_their_children_is_over(two_shards: TestCluster) -> None:
     """Also of one that is parked, of one whose executor was killed, and of one that comes too late to run at all."""
 

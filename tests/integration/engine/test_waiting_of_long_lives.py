@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from sharded_wf import ResultTimeout, Status, WorkflowTimedOut, connect_blocking
+from sharded_wf import ResultTimeout, Status, WorkflowTimedOut
 from sharded_wf.model.history import Cancellation, EntryKind
 from sharded_wf.workflow import requests
 from tests.integration.reshard.test_moves import move
 from tests.support.cluster import TestCluster
-from tests.support.kill_points import every_point, kill_at
-from tests.support.processes import until, wait_until
+from tests.support.processes import until
 from tests.support.waiting_flows import (
     DIRECTORY,
-    all_waits,
     app,
     impatient,
     place,
     renewed,
     setter,
     sleeper,
-    sync_all_waits,
     sync_sensor,
     unlimited,
     untidy,
@@ -158,36 +154,6 @@ def test_i7_events_are_waited_for_across_moves(two_shards: TestCluster) -> None:
             await until(lambda: two_shards.ask_all("event_waiter", "true") == [], "nobody waits")
 
     asyncio.run(go())
-
-
-@pytest.mark.sampled
-@pytest.mark.parametrize("sync", [False, True], ids=["async", "def"])
-def test_killed_at_every_flush(two_shards: TestCluster, seed: int, full: bool, sync: bool) -> None:
-    """Two workflows on two shards wait in every way, and for each other; their executor is killed at each flush of the
-    first shard, before and after its COMMIT; a sample, or every one."""
-    points = every_point(10)
-    points = points if full else random.Random(seed).sample(points, 2)
-    waits = sync_all_waits if sync else all_waits
-    left = two_shards.ids_on(1, len(points), "left")
-    right = two_shards.ids_on(2, len(points), "right")
-
-    def begin(queue: str) -> None:
-        at = int(queue[1:])
-        with connect_blocking(two_shards.config) as client:
-            client.start(waits.bind(right[at]), id=left[at], queue=queue, message=("go", 5))
-            client.start(waits.bind(left[at]), id=right[at], queue=queue, message=("go", 6))
-
-    kill_at(two_shards, points, begin, app=APP)
-    with two_shards.worker(app=APP):
-        wait_until(lambda: set(two_shards.statuses().values()) == {3}, "all outcomes", 40, 0.1)
-        two_shards.certify([*left, *right])
-        wait_until(lambda: two_shards.ask_all("event_waiter", "true") == [], "nobody waits", 20, 0.1)
-    with connect_blocking(two_shards.config) as client:
-        for id_, sent in [(id_, 5) for id_ in left] + [(id_, 6) for id_ in right]:
-            assert client.get_handle(id_, list[int]).result() == [3, 3, sent, 4]
-            assert client.get_handle(id_).event("mine", int) == 3
-            once = [kind for kind in sorted(entry.kind for entry in client.history(id_).entries) if kind is not TIMER]
-            assert once == [STEP, STEP, MESSAGE, MESSAGE, EntryKind.SEND, EntryKind.EVENT, EntryKind.EVENT_WAIT]
 
 
 def test_a_moment_of_the_calendar_stays_where_it_is(cluster: TestCluster) -> None:

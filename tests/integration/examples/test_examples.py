@@ -98,6 +98,19 @@ def test_the_readme_s_first_program(tmp_path: Path) -> None:
                 "after 24 runs",
             ],
         ),
+        (
+            "plain",
+            [
+                "linen, 2 attempts, bed 1 and 9 more",
+                "clean: True",
+                r"no band \['book hall', 'book bar', 'undo book bar', 'undo book hall'\]",
+                "Ada stayed 3 nights",
+                "found by night: 1",
+                *["Ada arrives, lights out; cancelled"] * 2,
+                "no linen today",
+                "linen delivered; the van left 1 time",
+            ],
+        ),
         ("transfer", ["before the commit: None", "4200 cents from ada to bob, 5800 left", "ada has too little; .*"]),
     ],
 )
@@ -117,6 +130,7 @@ def test_every_example_is_run() -> None:
         "fanout",
         "messages",
         "meter",
+        "plain",
         "repair",
         "transfer",
         "trip",

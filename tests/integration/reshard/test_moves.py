@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,8 @@ from sharded_wf.client import Client, Handle
 from sharded_wf.cluster.directory import load_map
 from sharded_wf.dev import EmbeddedServer
 from sharded_wf.errors import MoveBlocked, MoveRefused
-from sharded_wf.reshard import copying
+from sharded_wf.limits import MOVE_LOCK_PAUSE_SECONDS
+from sharded_wf.reshard import copying, cutover
 from sharded_wf.reshard import verify as verifying
 from sharded_wf.reshard.coordinator import Moved, Progress
 from sharded_wf.reshard.fleet import check_wishes, move_all, unfinished_moves
@@ -212,3 +214,37 @@ def test_a_shard_that_is_removed_is_let_go_of(two_shards: TestCluster) -> None:
             assert await client.get_handle(ids[0], int).result(20) == 1
 
     asyncio.run(go())
+
+
+@pytest.mark.parametrize("trouble", ["too much has changed", "somebody holds a table"])
+def test_a_switch_that_would_take_long_is_given_up_and_made_again(
+    two_shards: TestCluster, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    """Rows change, or a table is locked, right before the switch: the slot is not kept locked for it."""
+    monkeypatch.setattr(cutover, "MOVE_SWITCH_KEYS_MAX", 3)
+    attempts: list[float] = []
+    retire = cutover.Cutover._retire
+    add = (
+        "insert into wf_0000.workflow (created_at, status, priority, id, name, capability, queue) "
+        "select now(), 0, 0, 'late-' || i, 'x/y', 'x', 'default' from generate_series(1, 20) i"
+    )
+    with psycopg.connect(two_shards.direct[0]) as other:
+
+        def counted(self: cutover.Cutover, *args: Any) -> float:
+            attempts.append(time.monotonic())
+            if len(attempts) == 1:
+                other.execute(add)
+                if trouble == "too much has changed":
+                    other.commit()
+            else:
+                other.rollback()
+            return retire(self, *args)
+
+        monkeypatch.setattr(cutover.Cutover, "_retire", counted)
+        (moved,) = move(two_shards, (0, "pg2"))
+    assert len(attempts) > 1
+    assert moved.pause_seconds is not None
+    assert attempts[1] - attempts[0] >= MOVE_LOCK_PAUSE_SECONDS  # others had their turn
+    late = two_shards.ask("select count(*) from wf_0000.workflow where id like 'late-%%'", 2)
+    assert late == [(20 if trouble == "too much has changed" else 0,)]
+    assert homes(two_shards)[0] == [2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 
@@ -19,6 +20,8 @@ from tests.support.processes import WorkerProcess, wait_until
 from tests.support.releases import VERSION, Release
 
 OURS = Release()
+TAKEOVER_SECONDS = 60.0
+"""For a client that waits for what a killed worker held; on a busy machine."""
 
 
 def worker(release: Release, cluster: TestCluster, *, ready: bool = True) -> WorkerProcess:
@@ -48,7 +51,12 @@ def who_ran(cluster: TestCluster, prefix: str) -> set[int]:
 def both_ran_both(cluster: TestCluster, *workers: WorkerProcess) -> None:
     """Each of these processes runs steps of what clients of both releases start."""
     pids = {one.pid for one in workers}
-    wait_until(lambda: all(pids <= who_ran(cluster, prefix) for prefix in ("old", "new")), "both run what both start")
+    for prefix in ("old", "new"):
+        wait_until(partial(ran, cluster, prefix, pids), f"{pids} run what {prefix} clients start", TAKEOVER_SECONDS)
+
+
+def ran(cluster: TestCluster, prefix: str, pids: set[int]) -> bool:
+    return pids <= who_ran(cluster, prefix)
 
 
 @pytest.mark.sampled

@@ -23,7 +23,7 @@ from sharded_wf import (
 )
 from sharded_wf.model.history import EMPTY_HISTORY, History
 from sharded_wf.model.status import Status
-from sharded_wf.model.workflow import CANCEL_TOPIC, Message
+from sharded_wf.model.workflow import CANCEL_TOPIC, TERMINATE_TOPIC, Message, Outcome
 from tests.unit.workflow.memory_host import MemoryHost
 
 T = TypeVar("T")
@@ -104,6 +104,13 @@ def is_cancelled() -> str:
         double(1)
         raise
     return "went on"
+
+
+@app.workflow
+def has_a_slow_child() -> str:
+    double(2)
+    time.sleep(0.05)  # its own code takes its time, on replay too
+    return is_cancelled()
 
 
 @app.workflow
@@ -192,6 +199,25 @@ def test_cancelling_raises_at_the_blocking_call() -> None:
 
     run(main())
     assert ran == ["double 1"]
+
+
+def test_one_that_is_terminated_as_it_is_taken_up_tells_the_child_that_it_waits_for() -> None:
+    """Which child that is, is seen when its thread has come there again."""
+
+    async def main() -> Outcome:
+        host = MemoryHost(app)
+        try:
+            first = host.begin(has_a_slow_child.bind())
+            await host.until(lambda: "w/is_cancelled-1" in host.stored)
+            first.drop()
+            host.take_up("w")
+            host.loop.call_soon(host.post, Message("w", TERMINATE_TOPIC, "client", 1, b"null", 0))
+            return await host.outcome()
+        finally:
+            host.close()
+
+    outcome = run(main())
+    assert (outcome.status, outcome.cancels) == (Status.CANCELLED, ("w/is_cancelled-1",))
 
 
 def test_dropping_unwinds_the_thread_without_effect() -> None:
