@@ -20,41 +20,13 @@ from sharded_wf.maintenance.sweep_once import Swept, sweep_once
 from sharded_wf.model.workflow import Message
 from sharded_wf.postgres.link import Link
 from sharded_wf.store import retention as rows
-from tests.support.certificate import slot_schemas
+from tests.support.aging import age, slots_of
 from tests.support.cluster import TestCluster
 from tests.support.flows import app, chain, echo, flaky_chain, inbox, killer, loud, parent, sleeper
 from tests.support.processes import WorkerProcess, wait_until
 
 HOUR = Retention(3600)
 TABLES = ("workflow", "input", "step", "attempt", "failed", "attribute", "message", "wake")
-
-
-def slots_of(cluster: TestCluster, shard: int = 1) -> list[str]:
-    with psycopg.connect(cluster.direct[shard - 1], autocommit=True) as conn:
-        return slot_schemas(conn)
-
-
-def age(cluster: TestCluster, hours: int = 2, *, ids: Sequence[str] | None = None) -> None:
-    """Make workflows look as if all of it had been so long ago."""
-    for shard, dsn in enumerate(cluster.direct, 1):
-        with psycopg.connect(dsn, autocommit=True) as conn:
-            for slot in slots_of(cluster, shard):
-                chosen = "" if ids is None else "where id = any(%(ids)s)"
-                of = "" if ids is None else "where workflow_id = any(%(ids)s)"
-                back = f"- {hours} * interval '1 hour'"
-                names = ("created_at", "started_at", "completed_at")
-                then = ", ".join(f"{name} {back} as {name}" for name in names)
-                moved = ", ".join(f"{name} = o.{name}" for name in names)
-                old = f"select id, {then} from {slot}.workflow {chosen}"
-                bad = f"select workflow_id, failed_at, failed_at {back} as older from {slot}.failed {of}"
-                # The sums apart: Citus takes none in the update itself.
-                update = f"with o as materialized ({old}) update {slot}.workflow w set {moved} from o where w.id = o.id"
-                update_failed = (
-                    f"with o as materialized ({bad}) update {slot}.failed f set failed_at = o.older from o "
-                    "where f.workflow_id = o.workflow_id and f.failed_at = o.failed_at"
-                )
-                for text in (update, update_failed):
-                    conn.execute(text.encode(), {"ids": list(ids or ())})
 
 
 def count(cluster: TestCluster, table: str) -> int:
@@ -249,8 +221,7 @@ def test_what_is_deleted_is_in_the_export(cluster: TestCluster, tmp_path: Path) 
             for slot in slots_of(cluster):  # as if a step of it had reported
                 beat = "select id, 0, 2, now(), null::timestamptz, '[7]'::json from a"
                 one = f"with a as materialized (select id from {slot}.workflow where id = 'a')"
-                with psycopg.connect(cluster.direct[0], autocommit=True) as conn:
-                    conn.execute(f"{one} insert into {slot}.heartbeat {beat}".encode())
+                cluster.ask(f"{one} insert into {slot}.heartbeat {beat} returning 1")
             age(cluster)
             (tmp_path / "file").write_text("")
             with pytest.raises(AssertionError):
