@@ -47,7 +47,7 @@ class InTransaction:
     def start(self, start: Start, *, same: bool) -> Asking[Existing | str | None]:
         """Start a workflow: what existed before, or ``None`` if it is new, or ``LEFT``."""
         slot = self._shards.map.slot_of(start.id)
-        schema, here, _ = yield from self._place_of(slot)
+        schema, here, citus = yield from self._place_of(slot)
         if not here:
             yield requests.leave_start(schema, start, same=same)
             if schema == CONTROL_SCHEMA:
@@ -58,7 +58,7 @@ class InTransaction:
         statements, counted = starts.start_statements(schema, (due,), now)
         created = 0
         for at, statement in enumerate(statements):
-            result = yield statement
+            result = yield from _say(statement, citus=citus)
             if at in counted:
                 created += result.count
         if not created:
@@ -79,8 +79,7 @@ class InTransaction:
         missing = yield outcomes.missing_workflows(schema, {message.receiver})
         if len(missing):
             raise WorkflowNotFound(f"no workflow has the ID {message.receiver!r}")
-        delivery = messages.deliver(schema, (message,))
-        yield from on_citus(delivery) if citus else (delivery,)
+        yield from _say(messages.deliver(schema, (message,)), citus=citus)
         yield leases.notify_wakes([slot])
 
     def _place_of(self, slot: int) -> Asking[tuple[str, bool, bool]]:
@@ -109,6 +108,16 @@ class InTransaction:
                 f"the connection leads to a database of another cluster ({other}) than this client's "
                 f"({self._shards.config.name!r})"
             )
+
+
+def _say(statement: Statement, *, citus: bool) -> Asking[Result]:
+    """The answer to a statement, in the words of where it is."""
+    if not citus:
+        return (yield statement)
+    answers = {}
+    for words in on_citus(statement):
+        answers[words.query.name] = yield words
+    return answers[statement.query.name]
 
 
 def drive(conn: borrowed.AnyConnection, asking: Asking[T], what: str) -> T:

@@ -35,12 +35,13 @@ from sharded_wf.limits import (
     STATUS_LANES_MAX,
 )
 from sharded_wf.postgres.connect import Connection
-from sharded_wf.postgres.migrate import SchemaStep, pending, slots_present
-from sharded_wf.postgres.queries import load
+from sharded_wf.postgres.migrate import SchemaStep, is_guarded, pending, slots_present
+from sharded_wf.postgres.queries import Query, load
 from sharded_wf.routing import CONTROL_SCHEMA, slot_schema
 
 NOT_YET = "not part of the cluster yet: run sharded-wf shards init"
 _FLEET = load("fleet")
+_CITUS = load("citus")
 _MAP = load("shard_map")
 
 
@@ -240,8 +241,9 @@ def _count(conn: Connection) -> tuple[tuple[int, ...], dict[tuple[str, str], Cou
     backlog: dict[tuple[str, str], Count] = {}
     running, parked = 0, Count()
     live: list[int] = []
+    parked_query = (_CITUS if is_guarded(conn) else _FLEET)["count_parked"]
     with conn.pipeline():
-        asked = [(slot, _ask(conn, slot_schema(slot))) for slot in present]
+        asked = [(slot, _ask(conn, slot_schema(slot), parked_query)) for slot in present]
     for slot, (fence, lanes, claimed, waiting) in asked:
         if not any(row[3] for row in fence.fetchall()):
             continue
@@ -258,12 +260,12 @@ def _count(conn: Connection) -> tuple[tuple[int, ...], dict[tuple[str, str], Cou
 _Cursor = psycopg.Cursor[tuple[object, ...]]
 
 
-def _ask(conn: Connection, schema: str) -> tuple[_Cursor, _Cursor, _Cursor, _Cursor]:
+def _ask(conn: Connection, schema: str, parked: Query) -> tuple[_Cursor, _Cursor, _Cursor, _Cursor]:
     return (
         conn.execute(_MAP["read_fence"].on(schema)),
         conn.execute(_FLEET["count_backlog"].on(schema), (STATUS_LANES_MAX, STATUS_COUNT_MAX_ROWS)),
         conn.execute(_FLEET["count_running"].on(schema)),
-        conn.execute(_FLEET["count_parked"].on(schema), (STATUS_EXACT_MAX_ROWS,)),
+        conn.execute(parked.on(schema), (STATUS_EXACT_MAX_ROWS,)),
     )
 
 

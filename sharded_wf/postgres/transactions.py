@@ -26,7 +26,7 @@ from sharded_wf.postgres import borrowed
 from sharded_wf.postgres.connect import check_again, check_again_async, open_async, open_blocking
 from sharded_wf.postgres.refusal import RefusingAsyncCursor, RefusingCursor
 from sharded_wf.postgres.session import Result, Statement
-from sharded_wf.postgres.statements import guard_of
+from sharded_wf.postgres.statements import guard_of, on_citus
 from sharded_wf.postgres.timeline import Primary, Reading, primary_of
 
 T = TypeVar("T")
@@ -130,10 +130,10 @@ class OpenTransaction:
 
     async def write(self, statement: Statement) -> Result:
         """Run the last statement of the transaction. Raises ``psycopg.Error``."""
-        result = await self._run(statement)
-        for guard in guard_of([statement]) if self._guarded else ():
-            await self._run(guard)
-        return result
+        if not self._guarded:
+            return await self._run(statement)
+        answers = {words.query.name: await self._run(words) for words in (*on_citus(statement), *guard_of([statement]))}
+        return answers[statement.query.name]
 
     async def _run(self, statement: Statement) -> Result:
         if self.is_async:

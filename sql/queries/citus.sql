@@ -74,3 +74,8 @@ select $1::int, l.id from {control}.lease l where l.id = any($2::uuid[]) on conf
 -- name: pass_fence
 -- The slot's own word on who serves it.
 update {slot}.fence set shard = $1, epoch = $2::bigint, live = true where epoch <= $2::bigint
+
+-- name: count_parked
+-- As in fleet.sql, but never an estimate: a lower bound. The planner's statistics are of tables that Citus hides.
+with sample as materialized (select status from {slot}.workflow limit $1::int + 1)
+select count(*) filter (where status = 2), count(*) <= $1::int from sample

@@ -7,6 +7,7 @@
 --   * an INSERT … SELECT that reads a table of the slot ("syntax error at or near NOT"), unless in a CTE before it;
 --   * such an INSERT within a CTE: what it reads is first copied to every node of the cluster, each of which must be up;
 --   * top-level INSERTs from a chain of two changing CTEs ("cannot execute a distributed query from a query on a shard");
+--   * ON CONFLICT DO UPDATE with a condition that reads a table; a STABLE function of a column in what an UPDATE sets;
 --   * the node's own tables joined to a slot's, unless as an array.
 
 -- name: claim__1
@@ -176,14 +177,41 @@ where w.id = any($1::text[]) and w.status > 3 and w.error ->> 'undone_from' is n
 
 -- name: resume
 with back as (
-    update {slot}.workflow w set status = 0, claim_id = null, completed_at = null, error = null, deaths = 0,
-        claims = case when w.claims < 32000 then w.claims else least(w.claims, 32766) + 1 end,
-        deadline = $2::timestamptz + (w.deadline - w.created_at)
-    where w.id = any($1::text[]) and w.status > 3 and w.error ->> 'undone_from' is null
+    update {slot}.workflow w set status = 0, claim_id = null, completed_at = null, error = null, deaths = 0, deadline = e.deadline,
+        claims = case when w.claims < 32000 then w.claims else least(w.claims, 32766) + 1 end
+    from (
+        select e.id, $2::timestamptz + (e.deadline - e.created_at) as deadline from {slot}.workflow e
+        where e.id = any($1::text[]) and e.status > 3 and e.error ->> 'undone_from' is null) e
+    where w.id = e.id
     returning w.id, w.capability, w.queue, w.priority, w.claims)
 insert into {slot}.ready (capability, queue, priority, enqueued_at, id)
 select case when claims > 0 then '~' else '' end || capability, queue, priority, $2::timestamptz, id from back
 returning id
+
+-- name: record_transaction
+with held as materialized (
+    select w.id from {slot}.workflow w where w.id = $1 and w.claim_id = $10::uuid and w.status = 1)
+insert into {slot}.step (workflow_id, place, ordinal, kind, name, fingerprint, output, started_at, completed_at)
+select h.id, $2::int, $3::int, $4::smallint, $5, $6::bigint, $7::json, $8::timestamptz, $9::timestamptz
+from held h where current_setting('sharded_wf.transaction', true) = $11 and $12::text is not null
+returning 1
+
+-- name: record_transaction__50
+select set_config('lock_timeout', $12, true)
+where ($1::text, $2::int, $3::int, $4::smallint, $5::text, $6::bigint, $8::timestamptz, $9::timestamptz) is not null
+    and ($10::uuid, $11::text) is not null and coalesce($7::json::text, '') is not null
+
+-- name: save_inputs__1
+delete from {slot}.input i where i.workflow_id = any($1::text[]) and $2::json[] is not null
+    and not exists (select from {slot}.workflow w where w.id = i.workflow_id)
+
+-- name: save_inputs__2
+insert into {slot}.input as i (workflow_id, value)
+select * from unnest($1::text[], $2::json[]) on conflict do nothing
+
+-- name: save_inputs
+select i.workflow_id from {slot}.input i where i.workflow_id = any($1::text[]) and $2::json[] is not null
+order by i.workflow_id for update
 
 -- name: start_stillborn
 with started as (

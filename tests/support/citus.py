@@ -34,6 +34,7 @@ HOW = (
     "and give the same tests to pytest again (docs/citus.md says how to start one)"
 )
 _numbers = itertools.count(1)
+_started: list[subprocess.Popen[bytes]] = []
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,9 @@ def make(workers: int) -> str:
             conn.execute(sql.SQL("create database {} encoding 'UTF8' template template0").format(sql.Identifier(name)))
         with psycopg.connect(node.dsn(name), autocommit=True) as conn:
             conn.execute("create extension citus")
+            if node is not servers[0]:  # what tests make there is the node's own, as on a shard elsewhere
+                setting = sql.SQL("alter database {} set citus.enable_ddl_propagation = off")
+                conn.execute(setting.format(sql.Identifier(name)))
     first, *others = servers
     with psycopg.connect(first.dsn(name), autocommit=True) as conn:
         conn.execute("select citus_set_coordinator_host(%s, %s)", (first.host, first.port))
@@ -138,9 +142,11 @@ class Server:
         """Start it again, if it was stopped."""
         if self._is_down():
             nothing = subprocess.DEVNULL
-            self.pid = subprocess.Popen(
+            started = subprocess.Popen(
                 self._command, user=self._user, start_new_session=True, stdin=nothing, stdout=nothing, stderr=nothing
-            ).pid
+            )
+            _started.append(started)  # it outlives us; nobody waits for it
+            self.pid = started.pid
         wait_until(self._answers, "the node is up")
 
     def _is_down(self) -> bool:
@@ -180,6 +186,8 @@ def wipe(dsn: str) -> int | None:
             return None
         for table in ("lease", "waiter", "flush", "request", "request_refused", "departure", "timeline"):
             conn.execute(sql.SQL("delete from wf_control.{}").format(sql.Identifier(table)))
+        for (table,) in conn.execute("select tablename from pg_tables where schemaname = 'public'").fetchall():
+            conn.execute(sql.SQL("drop table {}").format(sql.Identifier(table)))
         conn.execute("update wf_control.retention set holder = null, until = '-infinity'")
         schemas = slot_schemas(conn)
         for schema in schemas:

@@ -94,8 +94,9 @@ class TestCluster:
             for kind, listed in (("shard", self.config.shards), ("outbox", self.config.outboxes))
             for one in listed
         ]
-        if self.config.coordinator is not None:
-            tables = [f'[citus]\ncoordinator = "{self.config.coordinator}"\n']
+        if self.config.coordinator is not None and self.direct == tuple(shard.dsn for shard in self.config.shards):
+            tables = [one for one in tables if one.startswith("[[outbox]]")]
+            tables.append(f'[citus]\ncoordinator = "{self.config.coordinator}"\n')
         path.write_text(f'[cluster]\nname = "{self.config.name}"\n{"".join(tables)}')
         return path
 

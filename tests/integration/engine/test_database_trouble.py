@@ -113,7 +113,7 @@ def test_i3_backends_are_terminated_under_load(cluster: TestCluster, seed: int) 
                 "and application_name like 'sharded_wf%%' order by application_name"
             ).fetchall()
             for (pid,) in chance.sample(found, min(3, len(found))):
-                conn.execute("select pg_terminate_backend(%s)", (pid,))
+                conn.execute("select pg_terminate_backend(%s::int)", (pid,))
         return len(found)
 
     async def trouble() -> None:

@@ -20,6 +20,7 @@ from sharded_wf.maintenance.sweep_once import Swept, sweep_once
 from sharded_wf.model.workflow import Message
 from sharded_wf.postgres.link import Link
 from sharded_wf.store import retention as rows
+from tests.support.certificate import slot_schemas
 from tests.support.cluster import TestCluster
 from tests.support.flows import app, chain, echo, flaky_chain, inbox, killer, loud, parent, sleeper
 from tests.support.processes import WorkerProcess, wait_until
@@ -29,8 +30,8 @@ TABLES = ("workflow", "input", "step", "attempt", "failed", "attribute", "messag
 
 
 def slots_of(cluster: TestCluster, shard: int = 1) -> list[str]:
-    found = cluster.ask("select nspname from pg_namespace where nspname ~ '^wf_[0-9]+$' order by 1", shard)
-    return [name for (name,) in found]
+    with psycopg.connect(cluster.direct[shard - 1], autocommit=True) as conn:
+        return slot_schemas(conn)
 
 
 def age(cluster: TestCluster, hours: int = 2, *, ids: Sequence[str] | None = None) -> None:
@@ -41,10 +42,19 @@ def age(cluster: TestCluster, hours: int = 2, *, ids: Sequence[str] | None = Non
                 chosen = "" if ids is None else "where id = any(%(ids)s)"
                 of = "" if ids is None else "where workflow_id = any(%(ids)s)"
                 back = f"- {hours} * interval '1 hour'"
-                moved = ", ".join(f"{name} = {name} {back}" for name in ("created_at", "started_at", "completed_at"))
-                for text in (
-                    f"update {slot}.workflow set {moved} {chosen}",
-                    f"update {slot}.failed set failed_at = failed_at {back} {of}",
+                names = ("created_at", "started_at", "completed_at")
+                then = ", ".join(f"{name} {back} as {name}" for name in names)
+                moved = ", ".join(f"{name} = o.{name}" for name in names)
+                for text in (  # (a subquery does the sums: Citus takes none in the update itself)
+                    (
+                        f"update {slot}.workflow w set {moved} "
+                        f"from (select id, {then} from {slot}.workflow {chosen}) o where w.id = o.id"
+                    ),
+                    (
+                        f"update {slot}.failed f set failed_at = o.older from (select workflow_id, failed_at, "
+                        f"failed_at {back} as older from {slot}.failed {of}) o "
+                        "where f.workflow_id = o.workflow_id and f.failed_at = o.failed_at"
+                    ),
                 ):
                     conn.execute(text.encode(), {"ids": list(ids or ())})
 
@@ -238,10 +248,10 @@ def test_what_is_deleted_is_in_the_export(cluster: TestCluster, tmp_path: Path) 
     async def go() -> None:
         async with app.connect(cluster.config) as client, app.executor(cluster.config):
             await finish(client, ("a", chain.bind(2)), ("b", echo.bind("line\nbreak " + "x" * 1000)))
-            with psycopg.connect(cluster.direct[0], autocommit=True) as conn:
-                for slot in slots_of(cluster):  # as if a step of it had reported
-                    beat = f"select id, 0, 2, now(), null::timestamptz, '[7]'::json from {slot}.workflow where id = 'a'"
-                    conn.execute(f"insert into {slot}.heartbeat {beat}".encode())
+            for slot in slots_of(cluster):  # as if a step of it had reported
+                beat = "select id, 0, 2, now(), null::timestamptz, '[7]'::json from a"
+                one = f"with a as materialized (select id from {slot}.workflow where id = 'a')"
+                cluster.ask(f"{one} insert into {slot}.heartbeat {beat} returning 1")
             age(cluster)
             (tmp_path / "file").write_text("")
             with pytest.raises(AssertionError):

@@ -91,7 +91,8 @@ def test_what_citus_is_told_stands_for_statements_with_the_same_parameters() -> 
     def parameters(text: str) -> set[str]:
         return set(re.findall(r"\$\d+", text))
 
-    families = [load(family) for family in ("claims", "messages", "moves", "outcomes", "repair", "retention", "starts")]
+    names = ("claims", "messages", "moves", "outcomes", "repair", "retention", "starts", "steps")
+    families = [load(name) for name in names]
     for name, variant in load("on_citus").items():
         (original,) = [family[answer] for family in families if (answer := name.partition("__")[0]) in family]
         assert parameters(variant.text) == parameters(original.text), name
