@@ -35,7 +35,7 @@ set status = 1, claim_id = $6::uuid, claims = greatest(w.claims, least(w.claims,
 from taken t where w.id = t.id
 returning w.id, w.name,
     case when w.input is null then (select i.value from {slot}.input i where i.workflow_id = w.id) else w.input end as input,
-    w.claims, w.deaths, w.started_at, w.parent_id, t.enqueued_at, w.deadline
+    w.claims, w.started_at, w.parent_id, t.enqueued_at, w.deadline
 
 -- name: deliver_messages__1
 with receiver as materialized (
