@@ -104,6 +104,8 @@ POLL_MAX_SECONDS = 0.2
 """Where no notifications arrive: behind a transaction-pooling proxy."""
 LOOK_PAUSE_FACTOR = 10
 """A busy executor looks over its slots at most for one part in so many of its time."""
+LOOK_BESIDE_SECONDS = 0.05
+"""At least between two looks while more timers are due than are fired at once."""
 BUSY_AFTER_SECONDS = 0.5
 """Continuous work after which an executor asks for no more notifications."""
 RESULT_POLL_FIRST_SECONDS = 0.02
@@ -142,6 +144,10 @@ TRANSACTION_LOCK_TIMEOUT_SECONDS = 5.0
 
 # Claims
 CLAIM_LANES_MAX = 32
+CLAIM_FIRST_WORKFLOWS = 32
+"""How many a lane is asked for that gave few the last time; else it is asked for twice as many as it gave."""
+CLAIM_FIRST_BESIDE_WORKFLOWS = 8
+"""The same for new work while work that ran before waits too: many lanes are to share what room there is."""
 MARK_MARGIN_SECONDS = 1.0
 RESCAN_EMPTY_SECONDS = 5.0
 RESCAN_BUSY_SECONDS = 30.0
@@ -150,12 +156,19 @@ RESCAN_BUSY_SECONDS = 30.0
 LOOKUP_PAUSE_FACTOR = 1.0
 """Between two looks for what runs wait for, so many times as long as the last one took."""
 LOOKUP_PAUSE_MAX_SECONDS = 0.1
+HISTORIES_PER_LOOK_MAX = 250
+"""Workflows that are replayed in one go, while nothing else happens in the process."""
 WAKES_PER_LOOK_MAX = 1_000
 SEND_DIRECT_SECONDS = 2.0
 """How long a workflow's message waits for its receiver's shard before it is left to the relay."""
 RELAY_AFTER_SECONDS = 5.0
 RELAY_BATCH_MAX_ROWS = 1_000
-TIMERS_PER_BATCH_MAX = 1_000
+TIMERS_PER_BATCH_MAX = 500
+TIMERS_FLOODED_SLOTS_MAX = 4
+"""Of slots with more due timers than were fired the last time, so many have their turn together."""
+TIMERS_HELD_BACK_SECONDS = 0.25
+"""How long timers that are due wait, at most, for those before them to be claimed."""
+TIMERS_RECHECK_SECONDS = 0.005
 
 EVENT_KEY_LENGTH_MAX_BYTES = 128
 MISSED_WAITS_EVERY_SECONDS = 5.0

@@ -45,14 +45,13 @@ async def _end(shards: ShardSet, id_: str, topic: str, error: BaseException, pay
     told = encode_outcome(Outcome(Status.CANCELLED, None, text))
     now = shards.clock.now_us()
 
-    def end(slot: int) -> list[Statement]:
-        # What is to end is not paused any more, so that its clean-up can run.
-        unpaused = messages.withdraw_requests(slot_schema(slot), id_, [PAUSE_TOPIC])
-        return [unpaused, outcomes.cancel_unclaimed(slot_schema(slot), id_, text, told, now)]
+    def before(schema: str) -> list[Statement]:
+        # What is to end is not paused any more, so that its clean-up can run. If it ends on the spot, it has ended when
+        # the message would be delivered, and gets none.
+        unpaused = messages.withdraw_requests(schema, id_, [PAUSE_TOPIC])
+        return [unpaused, outcomes.cancel_unclaimed(schema, id_, text, told, now)]
 
-    answers = await shards.transact(id_, end, deadline=WRITE_DEADLINE_SECONDS)
-    if not len(answers[1]):
-        await _request(shards, _message(shards, id_, topic, payload), lambda _: [])
+    await _request(shards, _message(shards, id_, topic, payload), before)
 
 
 async def pause(shards: ShardSet, id_: str) -> None:

@@ -6,9 +6,10 @@ import asyncio
 import math
 from collections.abc import Callable, Collection, Sequence
 
+from sharded_wf.clock import Microseconds
 from sharded_wf.cluster.shards import ShardSet
 from sharded_wf.limits import CLOSED_CHILD_LOOK_SECONDS, WRITE_DEADLINE_SECONDS
-from sharded_wf.model.workflow import CANCEL_TOPIC, OUTCOME_TOPIC, Message, Outcome, Start
+from sharded_wf.model.workflow import CANCEL_TOPIC, OUTCOME_TOPIC, REVIVED_TOPIC, Message, Outcome, Start
 from sharded_wf.routing import slot_schema
 from sharded_wf.store import leases, outcomes, repair
 from sharded_wf.store.repair import Closed
@@ -26,25 +27,46 @@ async def resume(shards: ShardSet, ids: Collection[str]) -> set[str]:
     return {id_ for results in answers for id_ in outcomes.ids_of(results[0])}
 
 
-async def revive_child(shards: ShardSet, start: Start, encode_outcome: Callable[[Outcome], bytes]) -> None:
+async def revive_child(shards: ShardSet, start: Start, encode_outcome: Callable[[Outcome], bytes]) -> int:
     """A child that a resumed parent waits for once more. If it ended badly it is resumed; if it
-    succeeded it tells its outcome again, because that was received, or lost, before. Raises ``ShardUnavailable``."""
+    succeeded it tells its outcome again, because that was received, or lost, before. The number from which on its
+    outcomes count. Raises ``ShardUnavailable``.
+
+    The parent notes that number beside its mail. So it is done once for each resume of the parent: how the child ends
+    after that is for the parent to hear.
+    """
     parent = start.parent_id
     assert parent is not None
+    noted = await shards.transact(
+        parent,
+        lambda slot: [repair.read_revived(slot_schema(slot), parent, start.id, len(start.again))],
+        deadline=WRITE_DEADLINE_SECONDS,
+    )
+    for (number,) in noted[0].rows():
+        return int(number or b"0")
     await revive_closed(shards, parent, start.id, start.again)
     await resume(shards, [start.id])
     answers = await shards.transact(
-        start.id,
-        lambda slot: [outcomes.read_outcomes(slot_schema(slot), [start.id])],
-        deadline=WRITE_DEADLINE_SECONDS,
+        start.id, lambda slot: [repair.read_life(slot_schema(slot), start.id)], deadline=WRITE_DEADLINE_SECONDS
     )
+    life, now = repair.life_of(answers[0]), shards.clock.now_us()
+    told = [_note(start, life.number, now)]
+    if life.outcome is not None:
+        told.append(Message(parent, OUTCOME_TOPIC, start.id, life.number, encode_outcome(life.outcome), now))
+    await shards.deliver(told, wait_seconds=math.inf)
+    return life.number
+
+
+async def note_new(shards: ShardSet, starts: Sequence[Start]) -> None:
+    """Children that resumed parents have only now started: any outcome of theirs counts, and whoever takes a parent
+    over is not to resume them."""
     now = shards.clock.now_us()
-    told = [
-        Message(parent, OUTCOME_TOPIC, start.id, 1, encode_outcome(outcome), now)
-        for _, outcome in outcomes.outcomes_of(answers[0])
-    ]
-    if told:
-        await shards.deliver(told, wait_seconds=math.inf)
+    await shards.deliver([_note(start, 1, now) for start in starts], wait_seconds=math.inf)
+
+
+def _note(start: Start, number: int, now: Microseconds) -> Message:
+    assert start.parent_id is not None
+    return Message(start.parent_id, REVIVED_TOPIC, start.id, len(start.again), b"%d" % number, now)
 
 
 async def revive_closed(shards: ShardSet, parent: str, child: str, closers: Sequence[str]) -> None:
@@ -57,12 +79,6 @@ async def revive_closed(shards: ShardSet, parent: str, child: str, closers: Sequ
             break
         await asyncio.sleep(CLOSED_CHILD_LOOK_SECONDS)
     if state is Closed.ENDED:
-        # What it told its parent of that end is void. It has been delivered, and is removed before another can come.
-        await shards.transact(
-            parent,
-            lambda slot: [repair.forget_outcome(slot_schema(slot), parent, child)],
-            deadline=WRITE_DEADLINE_SECONDS,
-        )
         await resume(shards, [child])
 
 
@@ -79,7 +95,7 @@ async def _closed_state(shards: ShardSet, parent: str, child: str, closers: Sequ
         child,
         lambda slot: [
             repair.withdraw_cancels(slot_schema(slot), child, closers),
-            repair.read_closed(slot_schema(slot), parent, child, closers),
+            repair.read_closed(slot_schema(slot), child, closers),
         ],
         deadline=WRITE_DEADLINE_SECONDS,
     )

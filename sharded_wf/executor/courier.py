@@ -11,12 +11,12 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 
 from sharded_wf.clock import SECOND_US
-from sharded_wf.cluster.repair import revive_child, revive_closed
+from sharded_wf.cluster.repair import note_new, revive_child, revive_closed
 from sharded_wf.cluster.shards import ShardSet
 from sharded_wf.errors import IdConflict, LimitExceeded, ShardedWfError, ShardUnavailable, WorkflowNotFound
 from sharded_wf.executor import event_looks
@@ -29,6 +29,8 @@ from sharded_wf.store.events import Found
 from sharded_wf.store.starts import Existing
 
 logger = logging.getLogger("sharded_wf.courier")
+
+T = TypeVar("T")
 
 
 class Courier:
@@ -136,24 +138,35 @@ class Courier:
                     f"workflow {start.id!r} exists with other arguments; this one needs another ID"
                 )
         ready: list[tuple[Hold, Start]] = []
+        noted: list[tuple[Hold, Start]] = []
         for row in rows:
-            if row[1].again and row[1].id in existing and row[1].id not in refused:
+            start = row[1]
+            if not start.again or start.id in refused:
+                ready.append(row)
+            elif start.id in existing:
                 self._spawn(self._revive(*row))
             else:
-                ready.append(row)
+                noted.append(row)
         asyncio.get_running_loop().call_soon(_answer_starts, ready, refused)
+        if noted:
+            self._spawn(self._note_new(noted))
 
     async def _revive(self, hold: Hold, start: Start) -> None:
         """A child that a resumed workflow waits for once more."""
-        await self._until_done(lambda: revive_child(self._shards, start, encode_outcome))
-        asyncio.get_running_loop().call_soon(_answer_starts, [(hold, start)], {})
+        since = await self._until_done(lambda: revive_child(self._shards, start, encode_outcome))
+        asyncio.get_running_loop().call_soon(_answer_starts, [(hold, start)], {}, since)
+
+    async def _note_new(self, rows: list[tuple[Hold, Start]]) -> None:
+        """Children that resumed workflows have started since then."""
+        await self._until_done(lambda: note_new(self._shards, [start for _, start in rows]))
+        asyncio.get_running_loop().call_soon(_answer_starts, rows, {})
 
     async def _revive_closed(self, hold: Hold, child_id: str, closers: tuple[str, ...]) -> None:
         """A child that a resumed workflow goes on beside."""
         await self._until_done(lambda: revive_closed(self._shards, hold.run.id, child_id, closers))
         asyncio.get_running_loop().call_soon(_answer_revival, hold, child_id)
 
-    async def _until_done(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def _until_done(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         while True:
             try:
                 return await work()
@@ -219,13 +232,13 @@ class Courier:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _answer_starts(rows: list[tuple[Hold, Start]], refused: dict[str, ShardedWfError]) -> None:
+def _answer_starts(rows: list[tuple[Hold, Start]], refused: dict[str, ShardedWfError], since: int = 0) -> None:
     for hold, start in rows:
         if hold.leaving:
             continue
         error = refused.get(start.id)
         if error is None:
-            hold.run.child_started(start.id)
+            hold.run.child_started(start.id, since)
         else:
             hold.run.child_refused(start.id, error)
 

@@ -8,11 +8,14 @@ claimed last, and looks at the whole lane only when the lane seems empty, and no
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from itertools import chain
 
 from sharded_wf.clock import SECOND_US, Microseconds
 from sharded_wf.limits import (
     CLAIM_BATCH_MAX_WORKFLOWS,
+    CLAIM_FIRST_BESIDE_WORKFLOWS,
+    CLAIM_FIRST_WORKFLOWS,
     CLAIM_LANES_MAX,
     MARK_MARGIN_SECONDS,
     RESCAN_BUSY_SECONDS,
@@ -31,6 +34,9 @@ class Pick:
         self.lane = lane
         self.limit = limit
         self.mark = mark
+
+
+_Hot = deque[tuple[int, Lane]]
 
 
 class _LaneState:
@@ -53,7 +59,9 @@ class Intake:
         self._queues = None if queues is None else frozenset(queues)
         self._known: set[Lane] = set()
         self._states: dict[tuple[int, Lane], _LaneState] = {}
-        self._hot: deque[tuple[int, Lane]] = deque()
+        self._fresh: _Hot = deque()
+        self._again: _Hot = deque()
+        self._odd = False
         self._out = 0
         self._left: set[int] = set()
 
@@ -95,23 +103,32 @@ class Intake:
             state = self._states[key] = _LaneState()
         if not state.hot:
             state.hot = True
-            self._hot.append(key)
+            self._hot(lane).append(key)
+
+    def _hot(self, lane: Lane) -> _Hot:
+        return self._again if lane.capability.startswith((RAN_BEFORE, SUSPECT)) else self._fresh
 
     @property
     def has_work(self) -> bool:
         """Whether some lane is believed to have work."""
-        return bool(self._hot)
+        return bool(self._fresh or self._again)
 
     @property
     def is_busy(self) -> bool:
         """Whether there is work, or a claim is under way that may find more."""
-        return bool(self._hot) or self._out > 0
+        return self.has_work or self._out > 0
+
+    @property
+    def has_work_again(self) -> bool:
+        """Whether some lane of work that ran before is believed to hold more than the claims under way take."""
+        return bool(self._again)
 
     def forget(self) -> None:
         """Know nothing any more (a new lease begins)."""
         self._out = 0
         self._states.clear()
-        self._hot.clear()
+        self._fresh.clear()
+        self._again.clear()
 
     def leave_slot(self, slot: int) -> None:
         """The slot is not served any more. If it comes back everything in it is new: also what is older than any
@@ -119,7 +136,7 @@ class Intake:
         self._left.add(slot)
         for key in [key for key in self._states if key[0] == slot]:
             if self._states.pop(key).hot:
-                self._hot.remove(key)
+                self._hot(key[1]).remove(key)
 
     def serve_slot(self, slot: int) -> None:
         """The slot is served from now on."""
@@ -127,22 +144,34 @@ class Intake:
 
     def picks(self, room: int, now: float) -> list[Pick]:
         """Lanes for one claiming transaction, at most ``room`` workflows in all: each in turn, but of one slot and
-        queue the lower priority number first. Picked lanes are cold until ``came`` tells what they gave."""
-        chosen: list[Pick] = []
-        rounds = len(self._hot)
+        queue the lower priority number first. New work has half of the room and of the lanes if it wants them, however
+        much of what ran before waits beside it. Picked lanes are cold until ``came`` tells what they gave."""
         best: dict[tuple[int, str], int] = {}
-        for slot, lane in self._hot:
+        for slot, lane in chain(self._fresh, self._again):
             key = (slot, lane.queue)
             best[key] = min(best.get(key, lane.priority), lane.priority)
-        for _ in range(rounds):
-            if room <= 0 or len(chosen) >= CLAIM_LANES_MAX:
+        if not (self._fresh and self._again):
+            return self._picks(self._fresh or self._again, room, CLAIM_LANES_MAX, CLAIM_FIRST_WORKFLOWS, best, now)
+        self._odd = not self._odd  # of one place, too, each has its turn
+        half = (room + self._odd) // 2
+        chosen = self._picks(self._fresh, half, CLAIM_LANES_MAX // 2, CLAIM_FIRST_BESIDE_WORKFLOWS, best, now)
+        room -= sum(pick.limit for pick in chosen)
+        lanes = CLAIM_LANES_MAX - len(chosen)
+        return chosen + self._picks(self._again, room, lanes, CLAIM_FIRST_WORKFLOWS, best, now)
+
+    def _picks(
+        self, hot: _Hot, room: int, lanes: int, first: int, best: Mapping[tuple[int, str], int], now: float
+    ) -> list[Pick]:
+        chosen: list[Pick] = []
+        for _ in range(len(hot)):
+            if room <= 0 or len(chosen) >= lanes:
                 break
-            slot, lane = self._hot.popleft()
+            slot, lane = hot.popleft()
             if lane.priority > best[slot, lane.queue]:
-                self._hot.append((slot, lane))
+                hot.append((slot, lane))
                 continue
             state = self._states[slot, lane]
-            limit = min(room, CLAIM_BATCH_MAX_WORKFLOWS, max(32, 2 * state.last_count))
+            limit = min(room, CLAIM_BATCH_MAX_WORKFLOWS, max(first, 2 * state.last_count))
             rescan = RESCAN_BUSY_SECONDS if state.last_count else RESCAN_EMPTY_SECONDS
             mark = state.mark
             if now - state.rescanned_at >= rescan:

@@ -13,7 +13,7 @@ import psycopg
 
 from sharded_wf.clock import Clock
 from sharded_wf.executor.held import Hold
-from sharded_wf.limits import LOOKUP_PAUSE_FACTOR, LOOKUP_PAUSE_MAX_SECONDS, WAKES_PER_LOOK_MAX
+from sharded_wf.limits import HISTORIES_PER_LOOK_MAX, LOOKUP_PAUSE_FACTOR, LOOKUP_PAUSE_MAX_SECONDS, WAKES_PER_LOOK_MAX
 from sharded_wf.model.history import EMPTY_HISTORY, History
 from sharded_wf.model.workflow import Message
 from sharded_wf.postgres.failures import is_transient
@@ -95,7 +95,8 @@ class Lookups:
             await self._wanted.wait()
             self._wanted.clear()
             self._looking = True
-            histories, self._histories = self._histories, []
+            histories = self._histories[:HISTORIES_PER_LOOK_MAX]
+            del self._histories[:HISTORIES_PER_LOOK_MAX]
             expecting, self._expecting = self._expecting, {}
             waking, self._waking = self._waking, set()
             while True:
@@ -120,6 +121,9 @@ class Lookups:
                         await asyncio.sleep(1.0)
                 await self._link.pause()
             self._looking = False
+            if self._histories:
+                self._wanted.set()
+                continue
             # The busier it is, the more wishes gather for one look: a statement for one row costs as much as for ten.
             took = self._clock.monotonic() - begun
             await asyncio.sleep(min(took * LOOKUP_PAUSE_FACTOR, LOOKUP_PAUSE_MAX_SECONDS))

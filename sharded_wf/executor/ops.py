@@ -243,7 +243,8 @@ def _tell_parent(
 ) -> None:
     parent_id, outcome = op.hold.parent_id, op.outcome
     assert parent_id is not None and outcome is not None
-    message = Message(parent_id, OUTCOME_TOPIC, op.hold.run.id, 1, encode_outcome(outcome), now)
+    run = op.hold.run
+    message = Message(parent_id, OUTCOME_TOPIC, run.id, run.attempt, encode_outcome(outcome), now)
     _tell(op, message, slots, slot, told, is_here)
 
 

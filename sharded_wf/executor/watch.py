@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable, Iterable, Mapping
 
 import psycopg
@@ -19,10 +20,14 @@ from sharded_wf.executor.intake import Intake
 from sharded_wf.limits import (
     BUSY_AFTER_SECONDS,
     IDLE_POLL_SECONDS,
+    LOOK_BESIDE_SECONDS,
     LOOK_PAUSE_FACTOR,
     POLL_FIRST_SECONDS,
     POLL_MAX_SECONDS,
+    TIMERS_FLOODED_SLOTS_MAX,
+    TIMERS_HELD_BACK_SECONDS,
     TIMERS_PER_BATCH_MAX,
+    TIMERS_RECHECK_SECONDS,
 )
 from sharded_wf.postgres.link import Link
 from sharded_wf.postgres.listen import Listener
@@ -71,6 +76,8 @@ class Watch:
         self._idle = False
         self._next_look = 0.0
         self._looked_at = 0.0
+        self._fired_at = float("-inf")
+        self._flooded: set[int] = set()
         self._look_took = 0.0
         self._quiet_rounds = 0
         self._busy_since: float | None = None
@@ -168,9 +175,15 @@ class Watch:
 
     def _interval(self) -> float:
         """Seconds until the next look without any other reason."""
+        if self._due and min(self._due.values()) <= self._clock.now_us():
+            # Nobody tells a busy executor of new work, and what came due together may keep it busy for long.
+            return self._pause()
         if self._intake.is_busy or self._listener.works:
             return IDLE_POLL_SECONDS
         return min(POLL_MAX_SECONDS, POLL_FIRST_SECONDS * 2.0 ** min(self._quiet_rounds, 30))
+
+    def _pause(self) -> float:
+        return max(self._look_took * LOOK_PAUSE_FACTOR, LOOK_BESIDE_SECONDS)
 
     async def _say_idle(self, idle: bool) -> None:
         await self._link.fetch(leases.set_idle(self._lease_id, idle))
@@ -200,22 +213,39 @@ class Watch:
     async def _fire_due(self) -> None:
         now = self._clock.now_us()
         due = sorted(slot for slot, at in self._due.items() if at <= now)
-        if not due:
+        if not due or self._holds_back():
             return
-        # However many are due together, others must get their turn between two batches.
+        # However many are due together, others must get their turn between two batches. Of slots that gave all they
+        # were asked for, few at a time: a statement for many rows costs little more than one for few, here and in
+        # all that follows.
+        flooded = [slot for slot in due if slot in self._flooded]
+        if len(flooded) > TIMERS_FLOODED_SLOTS_MAX:
+            rest = set(flooded) - set(random.sample(flooded, TIMERS_FLOODED_SLOTS_MAX))
+            due = [slot for slot in due if slot not in rest]
         limit = max(1, TIMERS_PER_BATCH_MAX // len(due))
         answers = await self._link.transact([timers.fire_timers(self._schemas[slot], now, limit) for slot in due])
-        for slot in due:
+        for slot, answer in zip(due, answers, strict=True):
             self._due.pop(slot, None)
+            (self._flooded.add if answer.count >= limit else self._flooded.discard)(slot)
+        self._fired_at = self._clock.monotonic()
         if any(answer.count for answer in answers):
             self._look = True
+        else:  # nobody waited for these any more (or another executor has them); others may stand behind them
+            self._next_look = min(self._next_look, self._fired_at + self._pause())
+
+    def _holds_back(self) -> bool:
+        """Whether what is due has to wait: what came due before is still in the queue. It would only make the queue
+        longer, and those behind it wait; and the turns that it takes are turns in which new work is found."""
+        waited = self._clock.monotonic() - self._fired_at
+        return self._intake.has_work_again and waited < TIMERS_HELD_BACK_SECONDS
 
     async def _sleep(self, seconds: float) -> None:
         """Sleep until something stirs, a timer is due, or the time is up."""
         if self._look:
             return
         if self._due:
-            seconds = min(seconds, (min(self._due.values()) - self._clock.now_us()) / SECOND_US)
+            due_in = (min(self._due.values()) - self._clock.now_us()) / SECOND_US
+            seconds = min(seconds, due_in if due_in > 0 or not self._holds_back() else TIMERS_RECHECK_SECONDS)
         if seconds > 0:
             try:
                 async with asyncio.timeout(seconds):

@@ -98,12 +98,9 @@ def _quarantine(schema: str, dead: list[claims.Orphan], now: int) -> list[Statem
             now,
         )
     ]
+    outcome = encode_outcome(Outcome(Status.QUARANTINED, None, error))
     told = [
-        Message(
-            o.parent_id, OUTCOME_TOPIC, o.id or "", 1, encode_outcome(Outcome(Status.QUARANTINED, None, error)), now
-        )
-        for o in dead
-        if o.parent_id is not None
+        Message(o.parent_id, OUTCOME_TOPIC, o.id or "", o.claims, outcome, now) for o in dead if o.parent_id is not None
     ]
     if told:
         statements.append(messages.fill_outbox(schema, told))

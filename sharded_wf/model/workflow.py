@@ -13,6 +13,9 @@ OUTCOME_TOPIC = "$outcome"
 """The reserved topic under which a child's outcome reaches its parent."""
 CANCEL_TOPIC = "$cancel"
 """The reserved topic under which a request to cancel reaches a workflow."""
+REVIVED_TOPIC = "$revived"
+"""What a workflow that was resumed has noted of a child: from which number on it takes the child's outcomes. The sender
+is the child, the number how often the workflow had been resumed. The next resume removes it, as all such topics."""
 EVENT_TOPIC = "$event"
 """The reserved topic under which a workflow that waits for an event is told to look again."""
 
@@ -68,7 +71,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
 
 class Message(msgspec.Struct, frozen=True, gc=False):
     """One message to a workflow. ``seq`` counts 1, 2, 3 … per (sender, receiver, topic), so that none overtakes
-    another."""
+    another. Of an outcome it is how often the sender had been claimed: higher after every resume."""
 
     receiver: str
     topic: str

@@ -55,6 +55,7 @@ class Orphan(msgspec.Struct, frozen=True, gc=False):
     claim_id: bytes
     id: str | None
     deaths: int
+    claims: int
     parent_id: str | None
     progressed: bool
 
@@ -150,10 +151,11 @@ def orphans_of(result: Result) -> list[Orphan]:
             claim_id or b"",
             None if id_ is None else id_.decode(),
             0 if deaths is None else binary.read_int(deaths),
+            0 if claims is None else binary.read_int(claims),
             None if parent is None else parent.decode(),
             progressed == b"\x01",
         )
-        for claim_id, id_, deaths, parent, progressed in result.rows()
+        for claim_id, id_, deaths, claims, parent, progressed in result.rows()
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
+from typing import NamedTuple
 
 import msgspec
 
@@ -11,6 +12,7 @@ from sharded_wf.clock import Microseconds
 from sharded_wf.limits import INLINE_INPUT_MAX_BYTES
 from sharded_wf.model.history import Entry
 from sharded_wf.model.status import Status
+from sharded_wf.model.workflow import Outcome
 from sharded_wf.postgres import binary
 from sharded_wf.postgres.queries import load
 from sharded_wf.postgres.session import Result, Statement
@@ -53,8 +55,16 @@ class Closed(IntEnum):
     NOT = 0
     """It goes on, or ended otherwise, or there is none."""
     ON_ITS_WAY = 1
-    """It is told, and has not ended yet, or its parent has not heard of that."""
+    """It is told, and has not ended yet."""
     ENDED = 2
+
+
+class Life(NamedTuple):
+    """A workflow from its start or a resume to its end."""
+
+    number: int
+    """The number of its outcome; as long as it has none, the least that it can have."""
+    outcome: Outcome | None
 
 
 def resume(schema: str, ids: Sequence[str], now: Microseconds) -> Statement:
@@ -72,14 +82,27 @@ def read_unsent(schema: str, receiver: str, topic: str, senders: Sequence[str]) 
     return Statement(_SQL["read_unsent"], schema, (receiver.encode(), topic.encode(), binary.text_array(senders)))
 
 
-def forget_outcome(schema: str, parent: str, child: str) -> Statement:
-    """Remove the outcome that a child has told its parent."""
-    return Statement(_SQL["forget_outcome"], schema, (parent.encode(), child.encode()))
+def read_revived(schema: str, parent: str, child: str, resumes: int) -> Statement:
+    """Ask what a parent that was resumed so often has noted of a child; a row with the note's text, or none."""
+    return Statement(_SQL["read_revived"], schema, (parent.encode(), child.encode(), binary.int4(resumes)))
 
 
-def read_closed(schema: str, parent: str, child: str, senders: Sequence[str]) -> Statement:
+def read_life(schema: str, id_: str) -> Statement:
+    """Ask for the number of a workflow's outcome, or that which it will have at least, and for the outcome."""
+    return Statement(_SQL["read_life"], schema, (id_.encode(),))
+
+
+def life_of(result: Result) -> Life:
+    """The answer to ``read_life``, of a workflow that exists."""
+    ((number, status, output, error),) = result.rows()
+    assert number is not None
+    ended = Status(binary.read_int(status)) if status is not None else Status.PENDING
+    return Life(binary.read_int(number), Outcome(ended, output, error) if ended.is_final else None)
+
+
+def read_closed(schema: str, child: str, senders: Sequence[str]) -> Statement:
     """Ask what became of a child that its parent told, under one of these names, to end."""
-    return Statement(_SQL["read_closed"], schema, (child.encode(), binary.text_array(senders), parent.encode()))
+    return Statement(_SQL["read_closed"], schema, (child.encode(), binary.text_array(senders)))
 
 
 def closed_of(result: Result) -> Closed:

@@ -139,6 +139,8 @@ class Run(ABC):
     """When it was first claimed: the zero of its clock."""
     outcome: Outcome | None
     """How it ended, or ``None``."""
+    attempt: int
+    """How often it has been taken up: the number of its outcome, if it ends now."""
 
     @abstractmethod
     def start(self) -> None:
@@ -179,8 +181,9 @@ class Run(ABC):
         good."""
 
     @abstractmethod
-    def child_started(self, child_id: str) -> None:
-        """A child exists; its outcome will come as a message."""
+    def child_started(self, child_id: str, since: int = 0) -> None:
+        """A child exists; its outcome will come as a message, whose number is ``since`` or higher: one with a lower
+        number is of a life of the child before it was resumed."""
 
     @abstractmethod
     def child_refused(self, child_id: str, error: BaseException) -> None:

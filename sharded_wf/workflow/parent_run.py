@@ -103,13 +103,15 @@ class ParentRun(Run):
             waits.children[command.start.id] = command
             self.host.expect_messages(self)
 
-    def child_started(self, child_id: str) -> None:
+    def child_started(self, child_id: str, since: int = 0) -> None:
         if self.stopped:
             self._born(child_id)
             return
         self.busy -= 1
         waits = self.some_waits()
         waits.starting.discard(child_id)
+        if since:
+            waits.heard_since[child_id] = since
         start = waits.starts.pop(child_id, None)
         if start is not None:
             start.started()

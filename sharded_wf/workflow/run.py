@@ -20,7 +20,7 @@ from sharded_wf.errors import ShardedWfError, WorkflowCancelled
 from sharded_wf.limits import HISTORY_WARN_ENTRIES
 from sharded_wf.model.history import Entry, EntryKind, FailedAttempt, History, continuation_of
 from sharded_wf.model.status import Status
-from sharded_wf.model.workflow import EVENT_TOPIC, OUTCOME_TOPIC, Message, Outcome
+from sharded_wf.model.workflow import EVENT_TOPIC, OUTCOME_TOPIC, REVIVED_TOPIC, Message, Outcome
 from sharded_wf.serialization.exceptions import encode_error
 from sharded_wf.workflow.blame import causes_of, undone_from
 from sharded_wf.workflow.child_commands import CancelChildCommand
@@ -236,12 +236,14 @@ class WorkflowRun(LimitedRun):
             if message.topic == OUTCOME_TOPIC:
                 if waits.epoch and message.sender in waits.starting:
                     continue  # of its life before it is resumed; the mailbox is read again when it has been
+                if waits.heard_since and message.seq < waits.heard_since.get(message.sender, 0):
+                    continue  # of such a life, delivered once more
                 child = waits.children.pop(message.sender, None)
                 if child is not None and child.phase == LIVE:
                     child.take(message)
             elif message.topic == EVENT_TOPIC:
                 self.event_told(message)
-            elif waits.mailbox.accept(message):
+            elif message.topic != REVIVED_TOPIC and waits.mailbox.accept(message):
                 if message.topic.startswith("$"):
                     if not self.honour(waits, message.topic):
                         return

@@ -54,6 +54,7 @@ class Waits:
         "ending",
         "epoch",
         "events",
+        "heard_since",
         "host",
         "last_timer",
         "limit_alarm",
@@ -102,6 +103,8 @@ class Waits:
         """Children that are asked for and not known to exist yet."""
         self.starts: dict[str, StartCommand] = {}
         """Those of them that the code goes on beside."""
+        self.heard_since: dict[str, int] = {}
+        """Children that were resumed with the workflow: the least number of an outcome that is not void."""
         self.closing: dict[str, None] = {}
         """Children to be cancelled when the workflow ends."""
         self.cancelling: dict[str, CancelChildCommand] = {}

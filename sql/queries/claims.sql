@@ -7,6 +7,7 @@
 -- name: claim
 -- Take up to $5 workflows of one lane, oldest first from the low-water mark $4 on, for the lease $7 under the claim $6.
 -- The ctid array makes the limit exact: `in (select ... limit n for update skip locked)` can take more.
+-- `claims` stops at 32000 here; from there on `resume` counts, so that no two lives of a workflow end with the same number.
 with taken as (
     delete from {slot}.ready
     where ctid = any(array(
@@ -17,7 +18,7 @@ with taken as (
     returning id, enqueued_at),
 claimed as (
     update {slot}.workflow w
-    set status = 1, claim_id = $6::uuid, claims = least(w.claims, 32766) + 1, started_at = coalesce(w.started_at, $8::timestamptz)
+    set status = 1, claim_id = $6::uuid, claims = greatest(w.claims, least(w.claims, 31999) + 1), started_at = coalesce(w.started_at, $8::timestamptz)
     from taken t where w.id = t.id
     returning w.id, w.name, w.claims, w.started_at, w.parent_id, t.enqueued_at, w.deadline,
         case when w.input is null then (select i.value from {slot}.input i where i.workflow_id = w.id) else w.input end as input),
@@ -82,14 +83,14 @@ select case when deaths > 1 then '!' else '~' end || capability, queue, priority
 -- name: read_orphans
 -- What claims hold whose lease is gone, with how often each workflow has died without progress since it last made any. A
 -- claim that holds nothing any more comes back with a null workflow. Bounded: call again until nothing comes.
-select c.id, w.id, w.deaths, w.parent_id,
+select c.id, w.id, w.deaths, w.claims, w.parent_id,
     exists (select from {slot}.step s where s.workflow_id = w.id and s.completed_at >= c.claimed_at)
     or exists (select from {slot}.attempt a where a.workflow_id = w.id and a.failed_at >= c.claimed_at)
 from (select * from {slot}.claim c
       where not exists (select from {control}.lease l where l.id = c.lease_id)
       order by c.id limit 20) c
 left join lateral (
-    select w.id, w.deaths, w.parent_id from unnest(c.workflow_ids) held (id)
+    select w.id, w.deaths, w.claims, w.parent_id from unnest(c.workflow_ids) held (id)
     join {slot}.workflow w on w.id = held.id and w.claim_id = c.id and w.status = 1) w on true
 order by w.id
 

@@ -31,7 +31,7 @@ with taken as (
         limit $5::int))
     returning id, enqueued_at)
 update {slot}.workflow w
-set status = 1, claim_id = $6::uuid, claims = least(w.claims, 32766) + 1, started_at = coalesce(w.started_at, $8::timestamptz)
+set status = 1, claim_id = $6::uuid, claims = greatest(w.claims, least(w.claims, 31999) + 1), started_at = coalesce(w.started_at, $8::timestamptz)
 from taken t where w.id = t.id
 returning w.id, w.name,
     case when w.input is null then (select i.value from {slot}.input i where i.workflow_id = w.id) else w.input end as input,
@@ -81,7 +81,8 @@ with taken as (
         and r.id = w.id
         and r.capability = any(array[w.capability, '~' || w.capability, '!' || w.capability, '~' || w.name])
     returning r.id)
-update {slot}.workflow w set status = 5, error = $2::json, completed_at = $3::timestamptz
+update {slot}.workflow w set status = 5, error = $2::json, completed_at = $3::timestamptz,
+    claims = greatest(w.claims, least(w.claims, 31999) + 1)
 where w.id = $1 and ((w.status = 2 and w.claims = 0) or (w.status = 0 and exists (select from taken))) and $4::json is not null
 
 -- name: cancel_unclaimed__2
@@ -93,9 +94,9 @@ on conflict do nothing
 
 -- name: cancel_unclaimed__3
 with ended as materialized (
-    select w.id, w.parent_id from {slot}.workflow w where w.id = $1 and w.status = 5 and w.completed_at = $3::timestamptz)
+    select w.id, w.parent_id, w.claims from {slot}.workflow w where w.id = $1 and w.status = 5 and w.completed_at = $3::timestamptz)
 insert into {slot}.outbox (receiver, topic, sender, seq, sent_at, payload)
-select parent_id, '$outcome', id, 1, $3::timestamptz, $4::json from ended where parent_id is not null and $2::json is not null
+select parent_id, '$outcome', id, claims, $3::timestamptz, $4::json from ended where parent_id is not null and $2::json is not null
 on conflict do nothing
 
 -- name: cancel_unclaimed
@@ -137,7 +138,7 @@ with orphan as materialized (
     where c.lease_id <> all(array(select l.id from {control}.lease l)) order by c.id limit 20),
 held as materialized (
     select o.id as claim_id, unnest(o.workflow_ids) as id from orphan o)
-select o.id, w.id, w.deaths, w.parent_id,
+select o.id, w.id, w.deaths, w.claims, w.parent_id,
     exists (select from {slot}.step s where s.workflow_id = w.id and s.completed_at >= o.claimed_at)
     or exists (select from {slot}.attempt a where a.workflow_id = w.id and a.failed_at >= o.claimed_at)
 from orphan o
@@ -176,7 +177,9 @@ where w.id = any($1::text[]) and w.status > 3 and w.error ->> 'undone_from' is n
 
 -- name: resume
 with back as (
-    update {slot}.workflow w set status = 0, claim_id = null, completed_at = null, error = null, deaths = 0, deadline = e.deadline
+    update {slot}.workflow w set status = 0, claim_id = null, completed_at = null, error = null, deaths = 0,
+        claims = case when w.claims < 32000 then w.claims else least(w.claims, 32766) + 1 end,
+        deadline = e.deadline
     from (
         select e.id, $2::timestamptz + (e.deadline - e.created_at) as deadline from {slot}.workflow e
         where e.id = any($1::text[]) and e.status > 3 and e.error ->> 'undone_from' is null) e
@@ -214,8 +217,8 @@ order by i.workflow_id for update
 -- name: start_stillborn
 with started as (
     insert into {slot}.workflow
-        (id, deadline, name, capability, queue, priority, parent_id, created_at, completed_at, status, error)
-    select u.id, u.deadline, $3, $4, $5, $6::smallint, $7, $8::timestamptz, $8::timestamptz, 5, $9::json
+        (id, deadline, name, capability, queue, priority, parent_id, created_at, completed_at, status, claims, error)
+    select u.id, u.deadline, $3, $4, $5, $6::smallint, $7, $8::timestamptz, $8::timestamptz, 5, 1, $9::json
     from unnest($1::text[], $2::timestamptz[]) u (id, deadline)
     on conflict (id) do nothing
     returning id)

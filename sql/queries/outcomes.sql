@@ -17,6 +17,7 @@ insert into {slot}.failed (failed_at, workflow_id, status) select $5::timestampt
 -- name: cancel_unclaimed
 -- A workflow whose code never ran is cancelled on the spot: there is nothing to clean up. Its row in `ready` is the right to
 -- do so; one whose start is delayed has none yet, and nobody owns it. (In the lane of its own name: nobody could run it.)
+-- That counts as a claim: each life of a workflow ends with another number of claims, which is the number of its outcome.
 -- As an array: of a list, PostgreSQL before 18 makes conditions that no index begins with, and reads all of `ready_pkey`.
 with taken as (
     delete from {slot}.ready r using {slot}.workflow w
@@ -25,14 +26,15 @@ with taken as (
         and r.capability = any(array[w.capability, '~' || w.capability, '!' || w.capability, '~' || w.name]) -- as claims.sql has it
     returning r.id),
 ended as (
-    update {slot}.workflow w set status = 5, error = $2::json, completed_at = $3::timestamptz
+    update {slot}.workflow w set status = 5, error = $2::json, completed_at = $3::timestamptz,
+        claims = greatest(w.claims, least(w.claims, 31999) + 1)
     where w.id = $1 and ((w.status = 2 and w.claims = 0) or (w.status = 0 and exists (select from taken)))
-    returning w.id, w.parent_id),
+    returning w.id, w.parent_id, w.claims),
 noted as (
     insert into {slot}.failed (failed_at, workflow_id, status) select $3::timestamptz, id, 5 from ended),
 told as (
     insert into {slot}.outbox (receiver, topic, sender, seq, sent_at, payload)
-    select parent_id, '$outcome', id, 1, $3::timestamptz, $4::json from ended where parent_id is not null)
+    select parent_id, '$outcome', id, claims, $3::timestamptz, $4::json from ended where parent_id is not null)
 select id from ended
 
 -- name: pause_unclaimed

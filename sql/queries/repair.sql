@@ -11,6 +11,7 @@ with ended as (
     where w.id = any($1::text[]) and w.status > 3 and w.error ->> 'undone_from' is null order by w.id for update),
 back as (
     update {slot}.workflow w set status = 0, claim_id = null, completed_at = null, error = null, deaths = 0,
+        claims = case when w.claims < 32000 then w.claims else least(w.claims, 32766) + 1 end,
         deadline = $2::timestamptz + (w.deadline - w.created_at)
     from ended e where w.id = e.id
     returning w.id, w.capability, w.queue, w.priority, w.claims),
@@ -45,11 +46,10 @@ with unheld as (
 delete from {slot}.message m using unheld where m.workflow_id = unheld.id and m.topic = '$cancel' and m.sender = any($2::text[])
 
 -- name: read_closed
--- A child that its parent told to end, under one of the names $2. 2: it was cancelled by that since it was last resumed,
--- and its parent has been told. 1: that is still to come. 0: neither. No row: there is none.
+-- A child that its parent told to end, under one of the names $2. 2: it was cancelled by that since it was last resumed.
+-- 1: that is still to come. 0: neither. No row: there is none.
 select (case
-    when w.status = 5 and c.told then case when exists (
-        select from {slot}.outbox o where o.receiver = $3 and o.topic = '$outcome' and o.sender = w.id) then 1 else 2 end
+    when w.status = 5 and c.told then 2
     when w.status < 3 and (c.told or exists (
         select from {slot}.message m where m.workflow_id = w.id and m.topic = '$cancel' and m.sender = any($2::text[]))) then 1
     else 0 end)::int
@@ -61,8 +61,15 @@ cross join lateral (
     ) as told) c
 where w.id = $1
 
--- name: forget_outcome
-delete from {slot}.message where workflow_id = $1 and topic = '$outcome' and sender = $2
+-- name: read_revived
+-- What a workflow noted when it had a child resumed, since it was itself resumed for the $3rd time.
+select payload from {slot}.message where workflow_id = $1 and topic = '$revived' and sender = $2 and seq = $3::int
+
+-- name: read_life
+-- The number that the next outcome of a workflow has at least, or its last one has: as `claim` and `cancel_unclaimed` count.
+select case when w.status in (0, 2) then greatest(w.claims, least(w.claims, 31999) + 1) else w.claims end, w.status,
+    case when w.status > 2 then w.output end, case when w.status > 2 then w.error end
+from {slot}.workflow w where w.id = $1
 
 -- name: page_failed
 -- The next that ended badly, in the order in which they did, and whether each fits the filter: so that one page costs the

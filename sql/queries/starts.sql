@@ -65,11 +65,11 @@ select u.due_at, u.id from unnest($1::text[], $2::timestamptz[]) u (id, due_at) 
 
 -- name: start_stillborn
 -- Cancelled before they ever ran: children that an executor which had their parent before may be about to start, and whose
--- parent has ended. Now nobody can. Their parent is told, as by any child. Inputs are in `input`.
+-- parent has ended. Now nobody can. Their parent is told, as by any child (see `cancel_unclaimed`). Inputs are in `input`.
 with started as (
     insert into {slot}.workflow
-        (id, deadline, name, capability, queue, priority, parent_id, created_at, completed_at, status, error)
-    select u.id, u.deadline, $3, $4, $5, $6::smallint, $7, $8::timestamptz, $8::timestamptz, 5, $9::json
+        (id, deadline, name, capability, queue, priority, parent_id, created_at, completed_at, status, claims, error)
+    select u.id, u.deadline, $3, $4, $5, $6::smallint, $7, $8::timestamptz, $8::timestamptz, 5, 1, $9::json
     from unnest($1::text[], $2::timestamptz[]) u (id, deadline)
     on conflict (id) do nothing
     returning id),

@@ -7,7 +7,7 @@ import contextlib
 
 import psycopg
 
-from sharded_wf import continue_as_new, current, receive, saga, send, sleep_blocking
+from sharded_wf import continue_as_new, current, receive, saga, send, sleep_blocking, start_child
 from tests.support.flows import app, is_mended, ledger, note, undo_note
 
 __all__ = ["app"]
@@ -148,6 +148,13 @@ async def fragile_starter() -> str:
     await note(0)
     await handle.result()
     return handle.id
+
+
+@app.workflow
+async def patient_starter(queue: str) -> str:
+    """The same; the child waits in a queue of its own."""
+    handle = await start_child(fragile_leaf.bind(1), queue=queue)
+    return await handle.result()
 
 
 @app.workflow

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
+import msgspec
+import psycopg
 import pytest
+from psycopg import sql
 
-from sharded_wf import CompensationFailed, Failed, ResumeRefused, WorkflowCancelled, WorkflowTimedOut
+from sharded_wf import Client, CompensationFailed, Failed, ResumeRefused, WorkflowCancelled, WorkflowTimedOut
+from sharded_wf.clock import SystemClock
 from sharded_wf.cluster.directory import load_map
+from sharded_wf.cluster.shards import ShardSet
 from sharded_wf.model.history import EntryKind
 from sharded_wf.model.status import Status
+from sharded_wf.model.workflow import OUTCOME_TOPIC, Message, Outcome
+from sharded_wf.routing import slot_schema
+from sharded_wf.serialization import encode_outcome
 from tests.support.cluster import TestCluster
 from tests.support.flows import app
 from tests.support.processes import wait_until
@@ -19,10 +28,14 @@ from tests.support.repair_flows import (
     fragile_saga,
     fragile_starter,
     mend,
+    patient_starter,
     saga_ends,
     sync_fragile_starter,
     sync_saga_ends,
 )
+
+CLAIMS_COUNTED = 32_000
+"""In sql/queries/claims.sql."""
 
 
 @pytest.mark.parametrize("workflow", [fragile_starter, sync_fragile_starter], ids=["async", "def"])
@@ -54,6 +67,71 @@ def test_a_child_that_was_started_is_resumed_with_its_parent(two_shards: TestClu
     noted = [(workflow_id, number) for workflow_id, _, number, _, _ in two_shards.bodies()]
     assert noted.count((parent, 0)) == 1
     assert noted.count((f"{parent}/fragile_leaf-1", 1)) == 2
+
+
+def test_a_parent_hears_no_outcome_that_its_child_had_before_they_were_resumed(two_shards: TestCluster) -> None:
+    """The child's first failure is delivered again, as after a crash of who relayed it, while the parent waits, parked,
+    for the child to run once more. It fails again: the parent hears that, and doesn't have it run a third time."""
+    parent = next(id_ for id_ in two_shards.ids_on(1, 100) if two_shards.shard_of(f"{id_}/fragile_leaf-1") == 2)
+    child = f"{parent}/fragile_leaf-1"
+
+    def times() -> int:
+        return sum(body[0] == child for body in two_shards.bodies())
+
+    async def until(condition: Callable[[], bool], what: str) -> None:
+        await asyncio.to_thread(wait_until, condition, what)
+
+    async def redeliver(message: Message) -> None:
+        shards = await ShardSet.open(two_shards.config)
+        try:
+            await shards.deliver([message], wait_seconds=10)
+        finally:
+            await shards.close()
+
+    async def go(client: Client) -> None:
+        def executor(queue: str) -> Any:
+            return app.executor(two_shards.config, park_after=0.1, queues=[queue])
+
+        async with executor("slow"), executor("default"):
+            handle = await client.start(patient_starter.bind("slow"), id=parent)
+            with pytest.raises(Refused):
+                await handle.result(20)
+        (row,) = [row for row in two_shards.rows().workflow if row["id"] == child]
+        assert (row["claims"], times()) == (1, 1)
+        failure = encode_outcome(Outcome(Status.FAILED, None, msgspec.json.encode(row["error"])))
+        stale = Message(parent, OUTCOME_TOPIC, child, 1, failure, SystemClock().now_us())
+        assert await client.resume(parent)
+        await redeliver(stale)
+        async with executor("default"):
+            ready = {parent: Status.PARKED, child: Status.PENDING}
+            await until(lambda: two_shards.statuses() == ready and not two_shards.rows().wake, "both wait")
+            await redeliver(stale)
+            await until(lambda: two_shards.statuses() == ready and not two_shards.rows().wake, "both wait still")
+            async with executor("slow"):
+                with pytest.raises(Refused):
+                    await handle.result(20)
+                assert times() == 2
+                await asyncio.to_thread(mend, two_shards.ledger)
+                await asyncio.to_thread(age, two_shards, child)
+                assert await client.resume(parent)
+                await redeliver(msgspec.structs.replace(stale, seq=CLAIMS_COUNTED))
+                assert await handle.result(20)
+                await asyncio.to_thread(two_shards.certify, [parent])
+        assert times() == 3
+
+    async def main() -> None:
+        async with app.connect(two_shards.config) as client:
+            await go(client)
+
+    asyncio.run(main())
+
+
+def age(cluster: TestCluster, child: str) -> None:
+    """As if it had been claimed so often that claims are not counted any more."""
+    schema = slot_schema(load_map(cluster.config).shard_map.slot_of(child))
+    with psycopg.connect(cluster.direct[1], autocommit=True) as conn:
+        query = sql.SQL("update {}.workflow set claims = %s where id = %s").format(sql.Identifier(schema))
+        assert conn.execute(query, (CLAIMS_COUNTED, child)).rowcount == 1
 
 
 def test_only_the_compensations_that_failed_are_made_again(cluster: TestCluster) -> None:

@@ -15,6 +15,7 @@ from sharded_wf.model.history import EntryKind
 from tests.support.cluster import TestCluster
 from tests.support.flows import app, chain
 from tests.support.processes import wait_until
+from tests.support.proxy import COMMIT, Proxy
 from tests.support.request_flows import counted, gated_then, sync_pausable, sync_tidy, tidy, tidy_parent
 
 REQUEST_APP = "tests.support.request_flows:app"
@@ -101,6 +102,30 @@ def test_terminate_runs_no_clean_up(two_shards: TestCluster) -> None:
     asyncio.run(go())
     assert runs(two_shards)["w", 1] == 0
     assert runs(two_shards)["w/tidy-1", 101] >= 1
+
+
+def test_a_client_that_dies_as_it_cancels_has_cancelled_or_done_nothing(cluster: TestCluster) -> None:
+    """A paused workflow: it does not go on as if nobody had paused it, nor as if nobody had cancelled it."""
+
+    async def go(proxy: Proxy) -> None:
+        async with running(cluster, park_after=0.2) as client:
+            handle = await client.start(tidy.bind(0.0), id="w")
+            await until(lambda: cluster.statuses() == {"w": 2}, "parked")
+            await client.pause("w")
+            async with app.connect(cluster.through(proxy.dsn).config) as victim:
+                held = proxy.hold(COMMIT, when="after", within=r"delete from wf_\d+\.message")
+                asking = asyncio.create_task(victim.cancel("w"))
+                await asyncio.to_thread(held.wait)
+                asking.cancel()
+                await asyncio.wait([asking])
+                proxy.release()
+            with pytest.raises(WorkflowCancelled):
+                await handle.result(10)
+            await asyncio.to_thread(cluster.certify, ["w"])
+
+    with Proxy(cluster.direct[0]) as proxy:
+        asyncio.run(go(proxy))
+    assert runs(cluster)["w", 101] == 1
 
 
 def test_def_workflows_clean_up_and_pause(cluster: TestCluster) -> None:

@@ -103,3 +103,41 @@ def test_a_claim_that_failed_leaves_its_lanes_hot() -> None:
     intake.found(0, [FRESH])
     intake.failed(intake.picks(100, 0.0))
     assert intake.has_work
+
+
+def test_new_work_is_in_the_next_claim_however_much_of_what_ran_before_waits() -> None:
+    intake = Intake(["shop"], None)
+    for slot in range(48):
+        intake.found(slot, [AGAIN])
+    now, room = 0.0, 2_000
+    for turn in range(200):
+        if turn % 10 == 9:
+            intake.found(turn % 48, [FRESH])
+        picks = intake.picks(room, now)
+        assert sum(pick.limit for pick in picks) <= room
+        fresh = [pick for pick in picks if pick.lane == FRESH]
+        assert [pick.slot for pick in fresh] == ([turn % 48] if turn % 10 == 9 else [])
+        for pick in picks:
+            came = 1 if pick.lane == FRESH else pick.limit
+            intake.came(pick, came, LATER)
+
+
+def test_neither_new_work_nor_what_ran_before_starves_the_other() -> None:
+    for room in (1, 2, 7, 300, 5_000):
+        intake = Intake(["shop"], None)
+        for slot in range(48):
+            intake.found(slot, [FRESH, AGAIN])
+        taken = {FRESH: 0, AGAIN: 0}
+        for _ in range(100):
+            for pick in intake.picks(room, 0.0):
+                taken[pick.lane] += pick.limit
+                intake.came(pick, pick.limit, LATER)
+        assert min(taken.values()) > 0.3 * sum(taken.values()), (room, taken)
+
+
+def test_leaving_a_slot_forgets_its_lanes_of_both_kinds() -> None:
+    intake = Intake(["shop"], None)
+    intake.found(0, [FRESH, AGAIN])
+    intake.leave_slot(0)
+    assert not intake.has_work
+    assert not intake.has_work_again
