@@ -195,7 +195,7 @@ with held as materialized (
 insert into {slot}.step (workflow_id, place, ordinal, kind, name, fingerprint, output, started_at, completed_at)
 select h.id, $2::int, $3::int, $4::smallint, $5, $6::bigint, $7::json, $8::timestamptz, $9::timestamptz
 from held h where current_setting('sharded_wf.transaction', true) = $11 and $12::text is not null
-returning 1
+returning name
 
 -- name: record_transaction__50
 select set_config('lock_timeout', $12, true)
