@@ -159,9 +159,12 @@ class ShardResults:
             begun = self._clock.monotonic()
             if begun >= tidy_at:
                 self._forget_cancelled()
+                self._look_at.update(self._shards.away.intersection(self.slots))
                 tidy_at = begun + RESULT_POLL_MAX_SECONDS
             slots, self._look_at = self._look_at, set()
             try:
+                if not self._shards.away.isdisjoint(slots):
+                    await self._shards.reload()  # the last look came while they were being moved: where to?
                 await self._register()
                 found = bool(slots) and await self._look(slots)
                 if self._events:

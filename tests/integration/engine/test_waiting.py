@@ -154,8 +154,9 @@ def test_the_time_of_workflows_and_their_children_is_over(two_shards: TestCluste
             cleaned = [entry.name for entry in (await client.history("parent/unlimited-1")).entries]
             assert cleaned[-1] == "file_is_there", "its `finally` ran"
 
-    asyncio.run(start())
     with two_shards.worker("--park-after", "0.1", "--queue", "default", app=APP) as first:
+        wait_until(lambda: all(two_shards.leases(shard) for shard in (1, 2)), "a lease on each shard", 30)
+        asyncio.run(start())
         # Where the machine is slow the time of some is over before they are parked.
         wait_until(lambda: sum(status in (2, 4) for status in statuses(two_shards)) >= 4, "most of them parked", 20)
         first.kill()

@@ -94,6 +94,23 @@ def test_i7_a_result_is_waited_for_across_moves(two_shards: TestCluster) -> None
     asyncio.run(go())
 
 
+def test_i7_who_waits_looks_for_slots_that_were_just_being_moved_at_the_last_look(two_shards: TestCluster) -> None:
+    """The map was read in the middle of a switch: that nobody has the slot is no word to stay with."""
+
+    async def go() -> None:
+        async with app.connect(two_shards.config) as client, app.executor(two_shards.config):
+            handle = await client.start(inbox.bind(1), id="w")
+            waiting = asyncio.create_task(handle.result(20))
+            await handle.describe()
+            client._shards.away = frozenset(client._shards.map.placement)
+            async with app.connect(two_shards.config) as other:
+                await other.send("w", "mail", "hello")
+            assert await waiting == ["hello"]
+            assert not client._shards.away
+
+    asyncio.run(go())
+
+
 def test_i7_executors_give_back_what_they_hold_of_the_slot_alone(two_shards: TestCluster) -> None:
     """What waits is parked, a step that runs comes to its end; other slots of the shard go on; nothing runs twice."""
     (held,) = in_slot(two_shards, 0, 1, "held")
