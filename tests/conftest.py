@@ -30,7 +30,7 @@ from tests.support.cluster import TestCluster
 POSTGRES_VERSION = os.environ.get("SHARDED_WF_TEST_POSTGRES", "18")
 FULL = os.environ.get("SHARDED_WF_TEST_FULL", "") == "1"
 SAMPLED = os.environ.get("SHARDED_WF_TEST_SAMPLED", "") == "1" and not FULL
-SAMPLED_ONE_IN = 3  # of the tests marked `sampled`, so many times fewer run
+SAMPLED_ONE_IN = 4  # of the tests marked `sampled`, so many times fewer run
 
 # Sampled tests take the run's seed; setting it repeats a failure. The workers inherit what the first process set.
 SEED = int(os.environ.setdefault("SHARDED_WF_TEST_SEED", str(random.SystemRandom().randrange(2**31))))
