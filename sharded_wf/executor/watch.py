@@ -82,6 +82,7 @@ class Watch:
         self._quiet_rounds = 0
         self._busy_since: float | None = None
         self._lease_id = b""
+        self._away = False
 
     def slots_changed(self) -> None:
         """Other slots are served now."""
@@ -137,21 +138,17 @@ class Watch:
         self._lease_id = lease_id
         self._idle = False
         self._look = True
-        away = False
         while True:
             try:
                 await self._turn()
-                if away:
-                    logger.info("shard %s: answers again", self._shard)
-                    away = False
             except (ConnectionLost, psycopg.Error) as error:
                 self._look = True
                 if self._moved(error):
                     continue
-                if not away:
+                if not self._away:
                     reason = " ".join(str(error).split())
                     logger.warning("shard %s: does not answer; tried again until it does: %s", self._shard, reason)
-                    away = True
+                    self._away = True
                 await self._link.pause()
 
     async def _turn(self) -> None:
@@ -195,6 +192,9 @@ class Watch:
         glance = slots.glance_of(await self._link.fetch(self._peek))
         self._looked_at = self._clock.monotonic()
         self._look_took = self._looked_at - begun
+        if self._away:
+            self._away = False
+            logger.info("shard %s: answers again", self._shard)
         found = False
         for slot, lanes in glance.lanes.items():
             # (A slot that was left while we looked is not looked into: the intake knows.)
