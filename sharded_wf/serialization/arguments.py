@@ -30,13 +30,15 @@ class ArgumentsCodec:
     JSON can't hold do no harm.
     """
 
-    __slots__ = ("_decode", "_pack", "_positional", "_unpack", "name", "pack", "signature")
+    __slots__ = ("_decode", "_pack", "_positional", "_unpack", "_width", "name", "pack", "signature")
 
     def __init__(self, function: Callable[..., Any], hints: dict[str, Any], name: str, *, typed: bool) -> None:
         self.name = name
         self.signature = inspect.signature(function)
         parameters = list(self.signature.parameters.values())
         self._positional = all(p.kind is Parameter.POSITIONAL_OR_KEYWORD for p in parameters)
+        self._width = len(parameters) if self._positional else -1
+        """How many arguments are all of them, none by keyword or default: their tuple has the struct's text."""
         self._pack = _make_struct(function.__name__, parameters, hints if typed else {}, name)
         self.pack: Callable[..., Any] = self._pack if self._positional else self._pack_general
         """The arguments of one call as a value that encodes; raises ``TypeError`` as the call itself would."""
@@ -49,6 +51,8 @@ class ArgumentsCodec:
         Raises ``TypeError`` if the arguments don't fit the signature.
         """
         try:
+            if len(args) == self._width and not kwargs:
+                return encode_text(args)
             return encode_text(self.pack(*args, **kwargs))
         except _CONVERSION_ERRORS:
             return self._fingerprint_otherwise(args, kwargs)
