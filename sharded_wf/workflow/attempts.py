@@ -16,7 +16,7 @@ from types import CoroutineType, coroutine
 from typing import Any, Protocol
 
 from sharded_wf.limits import ATTEMPTS_PER_TURN_MAX
-from sharded_wf.workflow.context import Context, scope
+from sharded_wf.workflow.context import Context, set_scope
 from sharded_wf.workflow.replay import LIVE
 
 STRAY_CANCEL_SECONDS = 1.0
@@ -58,6 +58,8 @@ class _Queued:
 
 
 _QUEUED = _Queued()
+_ENDED = object()
+"""What comes out of ``_drive`` when an attempt has ended."""
 
 
 class Attempts:
@@ -90,24 +92,20 @@ class Attempts:
         queue = self._queue
         task = asyncio.current_task(self._loop)
         assert task is not None
+        drive = _drive(task).send
+        drive(None)
         try:
             for _ in range(min(len(queue), ATTEMPTS_PER_TURN_MAX)):
                 command, variables = queue.popleft()
                 if command.phase != LIVE or command.running is not _QUEUED:
                     continue
-                try:
-                    body, given = variables.run(_begin, command)
-                except BaseException as error:  # noqa: BLE001 - whatever it raised is its result
-                    _raised(task, command, error)
-                else:
-                    if body is not None:
-                        self._hand_on()
-                        command.running = task
-                        task.set_name(command.name)
-                        yield from _follow(task, command, variables, body, given)
-                        return
-                    if command.phase == LIVE and not command.run.stopped:
-                        command.succeed(given)
+                waited = variables.run(drive, command)
+                if waited is not _ENDED:
+                    self._hand_on()
+                    command.running = task
+                    task.set_name(command.name)
+                    yield from _follow(variables, drive.__self__, waited)
+                    return
                 if task.cancelling():
                     return  # somebody has cancelled this task; the next attempt shall not meet that
         finally:
@@ -121,21 +119,30 @@ class Attempts:
             self._serve()
 
 
-def _begin(command: Attempted) -> tuple[Any, Any]:
-    """Make an attempt up to where it waits: its coroutine, and what that waits for; or, if it does not wait, ``None``
-    and what it returned. In the attempt's own context."""
-    scope.set(command)
-    args, kwargs = command.arguments()
-    step = command.step
-    try:
-        body = step.function(*args, **kwargs)
-        if step.timeout_seconds is not None:
-            body = _with_timeout(command, body, step.timeout_seconds)
-        elif type(body) is not CoroutineType:
-            body = _await(body)
-        return body, body.send(None)
-    except StopIteration as done:
-        return None, done.value
+@coroutine
+def _drive(task: Task[None]) -> Generator[Any, Any, None]:
+    """Makes one attempt after the other: each is sent in, in its own context, and then whatever it waits for comes
+    out; ``_ENDED`` when it has ended.
+
+    (A coroutine of its own for each attempt would end with a ``StopIteration``, which costs as much as many a step.)
+    """
+    while True:
+        command: Attempted = yield _ENDED
+        set_scope(command)
+        step = command.step
+        try:
+            args, kwargs = command.arguments()
+            body = step.function(*args, **kwargs) if kwargs else step.function(*args)
+            if step.timeout_seconds is not None:
+                body = _with_timeout(command, body, step.timeout_seconds)
+            elif type(body) is not CoroutineType:
+                body = _await(body)
+            result = yield from body
+        except BaseException as error:  # noqa: BLE001 - whatever it raised is its result
+            _raised(task, command, error)
+        else:
+            if command.phase == LIVE and not command.run.stopped:
+                command.succeed(result)
 
 
 async def _await(body: Awaitable[Any]) -> Any:
@@ -153,30 +160,19 @@ async def _with_timeout(command: Attempted, body: Awaitable[Any], seconds: float
         raise
 
 
-def _follow(
-    task: Task[None], command: Attempted, variables: VariableContext, body: Any, waited: Any
-) -> Generator[Any, Any, None]:
-    """The rest of an attempt that waits for ``waited``: what ``yield from body`` would do, in the attempt's own
-    context."""
+def _follow(variables: VariableContext, driver: Any, waited: Any) -> Generator[Any, Any, None]:
+    """The rest of an attempt that waits for ``waited``: what ``yield from`` would do, in the attempt's own context."""
     run = variables.run
-    try:
-        while True:
-            try:
-                sent = yield waited
-            except GeneratorExit:
-                run(body.close)
-                raise
-            except BaseException as error:  # noqa: BLE001 - thrown into the attempt, as into a task of its own
-                waited = run(body.throw, error)
-            else:
-                waited = run(body.send, sent)
-    except StopIteration as done:
-        if command.phase == LIVE and not command.run.stopped:
-            command.succeed(done.value)
-    except GeneratorExit:
-        raise
-    except BaseException as error:  # noqa: BLE001 - whatever it raised is its result
-        _raised(task, command, error)
+    while waited is not _ENDED:
+        try:
+            sent = yield waited
+        except GeneratorExit:
+            run(driver.close)
+            raise
+        except BaseException as error:  # noqa: BLE001 - thrown into the attempt, as into a task of its own
+            waited = run(driver.throw, error)
+        else:
+            waited = run(driver.send, sent)
 
 
 def _raised(task: Task[None], command: Attempted, error: BaseException) -> None:

@@ -188,6 +188,8 @@ class Scope(Protocol):
 
 
 scope: ContextVar[Scope] = ContextVar("sharded_wf_scope")
+get_scope, set_scope = scope.get, scope.set
+"""Kept under names of their own for those who call them at every step: to look a method up makes an object."""
 
 
 def current() -> Context:
