@@ -13,6 +13,7 @@ from asyncio import Future, Task, _get_running_loop, _set_running_loop
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context as VariableContext
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from mmh3 import hash64
@@ -26,7 +27,7 @@ from sharded_wf.workflow.commands import ChildCommand, ReceiveCommand, SendComma
 from sharded_wf.workflow.context import scope
 from sharded_wf.workflow.guarded import GuardedAttempt
 from sharded_wf.workflow.loop import WorkflowLoop, current_task, swap_current_task
-from sharded_wf.workflow.replay import ENDED, ISSUED, Replay
+from sharded_wf.workflow.replay import ENDED, ISSUED, LIVE, Replay
 from sharded_wf.workflow.run import WorkflowRun
 from sharded_wf.workflow.stage import Stage
 from sharded_wf.workflow.steps import StepCommand
@@ -45,7 +46,7 @@ _CLOSE_TRIES = 100
 class AsyncRun(WorkflowRun):
     """One ``async def`` workflow in memory."""
 
-    __slots__ = ("backlog", "driving", "loop", "sends", "task")
+    __slots__ = ("backlog", "driving", "here", "loop", "sends", "task", "variables")
 
     def __init__(
         self,
@@ -60,6 +61,10 @@ class AsyncRun(WorkflowRun):
         super().__init__(definition, host, workflow_id, input, history, started_at, attempt)
         self.loop = WorkflowLoop(self, started_at)
         self.task: Task[Any] | None = None
+        self.variables: VariableContext | None = None
+        """The context variables of its main task."""
+        self.here: VariableContext | None = None
+        """Those of the callback that runs."""
         self.driving = False
         self.backlog: deque[Entry] | None = None
         self.sends: list[SendCommand] | None = None
@@ -77,7 +82,9 @@ class AsyncRun(WorkflowRun):
             replay = self.replay = Replay(self.history)
         replay.issue(command, hash64(text, step.seed)[0])
         if command.phase == ISSUED:
-            command.prepare()
+            here = self.here
+            none_set = step.plain and here is not None and here is self.variables and len(here) == 1
+            command.prepare(None if none_set else copy_context())
         return command
 
     def issue_callback(
@@ -160,7 +167,7 @@ class AsyncRun(WorkflowRun):
         except Exception as error:  # noqa: BLE001 - input that doesn't fit: it fails, and is not tried for ever
             self.end(self.failed(error))
             return
-        variables = VariableContext()
+        self.variables = variables = VariableContext()
         variables.run(scope.set, self)
         self.task = Task(coroutine, loop=self.loop, name=self.id, context=variables)
         self._drive(None)
@@ -252,7 +259,7 @@ class AsyncRun(WorkflowRun):
         else:
             stage.waiting.append(self)
 
-    def go_on(self) -> None:
+    def go_on(self, now_us: Microseconds) -> None:
         """Begin what the code has asked for and still wants; while it is paused, nothing."""
         replay = self.replay
         if replay is None:
@@ -261,9 +268,18 @@ class AsyncRun(WorkflowRun):
         if fresh and (self.waits is None or not self.waits.pausing):
             replay.fresh = []
             self.driving = True  # a host that answers at once must not re-enter
+            attempts = self.host.attempts
             try:
                 for command in fresh:
-                    if command.phase == ISSUED and not self.stopped:
+                    if command.phase != ISSUED or self.stopped:
+                        continue
+                    if type(command) is StepCommand and command.step.plain and replay.attempts is None:
+                        # What `begin` would do, a few calls shorter.
+                        command.phase = LIVE
+                        command.started_at = now_us
+                        self.busy += 1
+                        attempts.make(command, command.variables)
+                    else:
                         command.begin()
             finally:
                 self.driving = False
@@ -280,7 +296,12 @@ class AsyncRun(WorkflowRun):
                 callback = call.callback
                 if callback is not None:
                     try:
-                        call.context.run(callback, *call.args)
+                        self.here = context = call.context
+                        args = call.args
+                        if len(args) == 1:  # a task that goes on; three times as fast as the general form
+                            context.run(callback, args[0])
+                        else:
+                            context.run(callback, *args)
                     except (SystemExit, KeyboardInterrupt) as error:
                         self._interrupted(error)
                     except Exception as error:  # noqa: BLE001 - as asyncio does with callbacks that fail
@@ -295,7 +316,7 @@ class AsyncRun(WorkflowRun):
         if stage.is_open:
             stage.waiting.append(self)
         elif not self.driving:
-            self.go_on()
+            self.go_on(self.host.clock.now_us())
 
     def _interrupted(self, error: BaseException) -> None:
         """``SystemExit`` is the failure of the task that raised it, as asyncio keeps it; Ctrl-C is for the process."""
@@ -326,7 +347,7 @@ class AsyncRun(WorkflowRun):
     def release(self) -> None:
         super().release()
         self.waits = None
-        self.replay = None
+        self.replay = self.variables = self.here = None
         loop = self.loop
         loop.stopped = True
         task, self.task = self.task, None

@@ -69,12 +69,12 @@ class Attempts:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._queue: deque[tuple[Attempted, VariableContext]] = deque()
+        self._queue: deque[tuple[Attempted, VariableContext | None]] = deque()
         self._server: Task[None] | None = None
         """The task that makes the attempts in the queue."""
 
-    def make(self, command: Attempted, variables: VariableContext) -> None:
-        """Make an attempt of ``command`` soon, with these context variables, in which it is the scope.
+    def make(self, command: Attempted, variables: VariableContext | None) -> None:
+        """Make an attempt of ``command`` soon, with these context variables (or none), in which it is the scope.
         ``command.running`` is what to cancel."""
         command.running = _QUEUED
         self._queue.append((command, variables))
@@ -94,11 +94,16 @@ class Attempts:
         assert task is not None
         drive = _drive(task).send
         drive(None)
+        spare = VariableContext()
         try:
             for _ in range(min(len(queue), ATTEMPTS_PER_TURN_MAX)):
                 command, variables = queue.popleft()
                 if command.phase != LIVE or command.running is not _QUEUED:
                     continue
+                if variables is None:
+                    if len(spare) > 1:  # the attempt before has left something
+                        spare = VariableContext()
+                    variables = spare
                 waited = variables.run(drive, command)
                 if waited is not _ENDED:
                     self._hand_on()

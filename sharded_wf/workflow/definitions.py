@@ -125,6 +125,8 @@ class StepDefinition(Definition[P, R]):
         self.total_seconds = _limit(f"step {name!r}: total_timeout", total_timeout)
         self.heartbeat_seconds = _limit(f"step {name!r}: heartbeat", heartbeat)
         guarded = total_timeout is not None or heartbeat is not None
+        self.plain = self.is_async and self.once and not guarded
+        """Whether a call is nothing but one attempt of a coroutine."""
         self.command: type[StepCommand] = GuardedStepCommand if guarded else StepCommand
         """What a call of it is to a run."""
 

@@ -175,6 +175,7 @@ class GuardedStepCommand(StepCommand):
         run.busy += 1
         self.started_at = run.host.clock.now_us()
         attempt = self.current = GuardedAttempt(self)
+        assert self.variables is not None
         variables = self.variables.copy()
         if step.heartbeat_seconds is not None:
             self.beat_at = loop.time()
@@ -228,7 +229,7 @@ class GuardedStepCommand(StepCommand):
         if self.total_timer is not None:
             self.total_timer.cancel()
             self.total_timer = None
-        del self.variables
+        self.variables = None
         self.run.record(self, output, error, self.started_at, self.run.host.clock.now_us())
 
     def _halt(self) -> None:
@@ -265,7 +266,7 @@ class GuardedStepCommand(StepCommand):
         if self.total_timer is not None:
             self.total_timer.cancel()
             self.total_timer = None
-        del self.variables
+        self.variables = None
 
     # Heartbeats
 

@@ -60,5 +60,7 @@ class Stage:
         _set_running_loop(self._loop)
         self.is_open = False
         waiting, self.waiting = self.waiting, []
-        for run in waiting:
-            run.go_on()
+        if waiting:
+            now_us = waiting[0].host.clock.now_us()
+            for run in waiting:
+                run.go_on(now_us)

@@ -13,7 +13,6 @@ import copy
 import hashlib
 import threading
 from contextvars import Context as VariableContext
-from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sharded_wf.clock import SECOND_US, Microseconds
@@ -83,9 +82,10 @@ class StepCommand:
         self.timer: asyncio.TimerHandle | None = None
         """Goes off when the next attempt is due, or, in a thread, when the time for this one is over."""
 
-    def prepare(self) -> None:
-        """It will run: keep its arguments and context variables as they are now, when the code asked for it."""
-        self.variables: VariableContext = copy_context()
+    def prepare(self, variables: VariableContext | None) -> None:
+        """It will run: keep its arguments and context ``variables`` as they are now, when the code asked for it.
+        (None, for one attempt that is a coroutine: the code has set none.)"""
+        self.variables: VariableContext | None = variables
         if self.kwargs:
             self.args, self.kwargs = self._copied()
             return
@@ -164,10 +164,13 @@ class StepCommand:
         self.started_at = host.clock.now_us()
         # Attempts that may overlap (a thread can't be stopped) need a copy each: a context is entered by one at a time.
         step = self.step
-        variables = self.variables if step.once else self.variables.copy()
+        variables = self.variables
+        if variables is not None and not step.once:
+            variables = variables.copy()
         if step.is_async:
             host.attempts.make(self, variables)
             return
+        assert variables is not None
         variables.run(scope.set, self)
         if step.timeout_seconds is not None:
             self.timer = host.loop.call_later(step.timeout_seconds, self._timed_out, self.attempt)
@@ -225,7 +228,7 @@ class StepCommand:
         self.phase = RECORDING
         run.busy -= 1
         self.running = None
-        del self.variables  # they hold this command, as the step's scope: a cycle, and work for the garbage collector
+        self.variables = None  # they hold this command, as the scope: a cycle, and work for the garbage collector
         run.record(self, output, None, self.started_at, run.host.clock.now_us())
 
     def fail(self, error: BaseException) -> None:
@@ -241,7 +244,7 @@ class StepCommand:
             run.record_attempt(FailedAttempt(self.place, self.attempt, text, self.started_at, now_us, retry_at))
             return
         self.phase = RECORDING
-        del self.variables
+        self.variables = None
         run.record(self, None, text, self.started_at, now_us)
 
     def attempt_recorded(self, attempt: FailedAttempt) -> None:
@@ -289,7 +292,7 @@ class StepCommand:
             self.phase = ENDED
             self.run.busy -= 1
             running.cancel()
-        del self.variables
+        self.variables = None
 
 
 class Threaded(Protocol):

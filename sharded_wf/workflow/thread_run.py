@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextvars import Context as VariableContext
+from contextvars import copy_context
 from queue import Empty, SimpleQueue
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
@@ -192,7 +193,7 @@ class ThreadRun(WorkflowRun):
         command = step.command(self, step, args, kwargs, answer)
         self.issue(command, mmh3.hash64(text, step.seed)[0])
         if command.phase == ISSUED:
-            command.prepare()
+            command.prepare(copy_context())
         return self._wait(command, answer)
 
     def receive(self, topic: str, base: int, codec: ValueCodec[Any], timeout_us: int | None) -> Any:
@@ -237,7 +238,7 @@ class ThreadRun(WorkflowRun):
             self.issue(timer, timer.delay_ms)
         self.issue(command, base)
         if command.kind is EntryKind.STEP and command.phase == ISSUED:
-            command.prepare()
+            command.prepare(copy_context())
         return self._wait(command, command.future, timer)
 
     def call_child(self, start: Start, base: int, codec: ValueCodec[Any]) -> Any:
@@ -332,6 +333,7 @@ class ThreadRun(WorkflowRun):
             return False
         if step.timeout_seconds is not None or self.last_attempt(command.place) is not None:
             return False
+        assert command.variables is not None
         variables = command.variables.copy()
         variables.run(scope.set, command)
         command.started_at = self.host.clock.now_us()

@@ -59,6 +59,7 @@ class TransactionDefinition(StepDefinition[P, R]):
             raise DefinitionError(f"transaction {name!r}: isolation={isolation!r}: one of {get_args(Isolation)}")
         self.isolation: Isolation = isolation
         self.command = TransactionCommand
+        self.plain = False
         parameters = list(inspect.signature(function).parameters.values())
         if not parameters or parameters[0].kind not in (
             inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD,
@@ -162,6 +163,7 @@ class TransactionCommand(StepCommand):
         run = self.run
         run.busy += 1
         self.started_at = run.host.clock.now_us()
+        assert self.variables is not None
         variables = self.variables.copy()
         variables.run(scope.set, self)
         self.running = run.host.transact(run, self, variables)
@@ -193,7 +195,7 @@ class TransactionCommand(StepCommand):
     def committed(self) -> None:
         """The entry is durable; the host delivers it next."""
         self.running = None
-        del self.variables
+        self.variables = None
 
     def not_committed(self) -> bool:
         """The commit failed; nothing is written, the ordinal is free again. Whether the code still waits for it."""

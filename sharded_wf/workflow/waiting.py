@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from asyncio import Future
 from collections.abc import Coroutine
+from contextvars import copy_context
 from datetime import datetime, timedelta
 from typing import Any, TypeVar, overload
 
@@ -137,7 +138,7 @@ class WaitUntil:
         command = SensorCommand(run, step, args, future, every_us, None if limit is None else seconds_of(limit))
         run.issue(command, base)
         if command.phase == ISSUED:
-            command.prepare()
+            command.prepare(copy_context())
         try:
             return await future
         except asyncio.CancelledError:
