@@ -11,7 +11,7 @@ import logging
 from functools import lru_cache
 from pathlib import PurePath
 from types import NoneType, UnionType
-from typing import Any, Generic, TypeVar, Union, cast, get_args, get_origin
+from typing import Any, Generic, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
@@ -161,9 +161,10 @@ class ValueCodec(Generic[T]):
     def decode(self, data: bytes | msgspec.Raw) -> T:
         """The value, of the annotated type. Raises :class:`StoredValueMismatch` if the stored one does not fit."""
         try:
-            return cast("T", self._decode(data))
+            decoded: T = self._decode(data)
         except (msgspec.MsgspecError, *_CONVERSION_ERRORS) as error:
             raise StoredValueMismatch(f"{self.what} does not fit its annotation {shown(self.kind)}: {error}") from None
+        return decoded
 
     def _encoded_otherwise(self, value: Any, error: Exception) -> bytes:
         try:
@@ -175,9 +176,9 @@ class ValueCodec(Generic[T]):
 
     def _confirmed(self, value: Any, data: bytes) -> T:
         try:
-            decoded = self._decode(data)
+            decoded: T = self._decode(data)
             if decoded == value:
-                return cast("T", decoded)
+                return decoded
         except Exception:  # noqa: BLE001 - it does not fit the annotation, or what a class's own methods raise
             pass
         return self._judged(value, data)

@@ -24,7 +24,7 @@ from sharded_wf.model.history import Entry, EntryKind, History
 from sharded_wf.model.workflow import Start
 from sharded_wf.serialization.values import ValueCodec
 from sharded_wf.workflow.commands import ChildCommand, ReceiveCommand, SendCommand, TimerCommand
-from sharded_wf.workflow.context import scope
+from sharded_wf.workflow.context import set_scope
 from sharded_wf.workflow.guarded import GuardedAttempt
 from sharded_wf.workflow.loop import WorkflowLoop, current_task, swap_current_task
 from sharded_wf.workflow.replay import ENDED, ISSUED, LIVE, Replay
@@ -58,7 +58,7 @@ class AsyncRun(WorkflowRun):
         started_at: Microseconds,
         attempt: int,
     ) -> None:
-        super().__init__(definition, host, workflow_id, input, history, started_at, attempt)
+        WorkflowRun.__init__(self, definition, host, workflow_id, input, history, started_at, attempt)
         self.loop = WorkflowLoop(self, started_at)
         self.task: Task[Any] | None = None
         self.variables: VariableContext | None = None
@@ -75,7 +75,7 @@ class AsyncRun(WorkflowRun):
     def issue_step(self, step: StepDefinition[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepCommand:
         if self.stopped:
             raise RunDropped
-        text = step.arguments.fingerprint_text(args, kwargs)
+        text = (step.known_arguments or step.arguments).fingerprint_text(args, kwargs)
         command = step.command(self, step, args, kwargs, Future(loop=self.loop))
         replay = self.replay
         if replay is None:
@@ -162,13 +162,13 @@ class AsyncRun(WorkflowRun):
             return
         definition = self.definition
         try:
-            args, kwargs = definition.arguments.decode(self.input)
+            args, kwargs = (definition.known_arguments or definition.arguments).decode(self.input)
             coroutine = definition.function(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - input that doesn't fit: it fails, and is not tried for ever
             self.end(self.failed(error))
             return
         self.variables = variables = VariableContext()
-        variables.run(scope.set, self)
+        variables.run(set_scope, self)
         self.task = Task(coroutine, loop=self.loop, name=self.id, context=variables)
         self._drive(None)
 

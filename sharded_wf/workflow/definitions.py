@@ -22,7 +22,7 @@ from sharded_wf.serialization.values import ValueCodec
 from sharded_wf.workflow.async_run import AsyncRun
 from sharded_wf.workflow.bound import Bound
 from sharded_wf.workflow.children import BlockingChildHandle, ChildHandle, child_deadline, next_child_id, start_child
-from sharded_wf.workflow.context import Context, scope
+from sharded_wf.workflow.context import Context, get_scope, scope
 from sharded_wf.workflow.durability import not_durable
 from sharded_wf.workflow.guarded import GuardedStepCommand
 from sharded_wf.workflow.host import Host, Run
@@ -42,17 +42,20 @@ T = TypeVar("T")
 
 
 class _on_first_use(Generic[T]):  # noqa: N801 - a decorator, as cached_property is
-    """Computes an attribute once, when it is first asked for. (``cached_property`` locks on Python 3.11, and a
-    ``__getattr__`` slows every attribute of the object down.)"""
+    """Computes an attribute once, when it is first asked for, and keeps it as ``known_...``: a plain attribute, which
+    those ask for who ask at every step. (``cached_property`` locks on Python 3.11, and whatever touches an object's
+    ``__dict__``, or a ``__getattr__``, slows every attribute of the object down.)"""
 
     def __init__(self, compute: Callable[[Any], T]) -> None:
         self._compute = compute
-        self._name = compute.__name__
+        self._name = f"known_{compute.__name__}"
         self.__doc__ = compute.__doc__
 
     def __get__(self, owner: Any, kind: type | None = None) -> T:
-        value = self._compute(owner)
-        owner.__dict__[self._name] = value  # from now on found there, before this descriptor
+        value: T | None = getattr(owner, self._name)
+        if value is None:
+            value = self._compute(owner)
+            setattr(owner, self._name, value)
         return value
 
 
@@ -66,6 +69,8 @@ class Definition(Generic[P, R]):
         self.function = function
         self.name = name
         self.seed = mmh3.hash(name, signed=False)
+        self.known_arguments: ArgumentsCodec | None = None
+        self.known_result: ValueCodec[R] | None = None
         self._signature = Signature(function, name, namespace)
         self.__name__ = function.__name__
         self.__qualname__ = function.__qualname__
@@ -160,7 +165,7 @@ class AsyncStep(StepDefinition[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         """The step as a coroutine; nothing happens before it is awaited."""
-        running = scope.get(None)
+        running = get_scope(None)
         if type(running) is AsyncRun:
             return self._recorded(running, args, kwargs)
         loop = _get_running_loop()

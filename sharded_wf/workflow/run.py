@@ -335,8 +335,9 @@ class WorkflowRun(LimitedRun):
 
     def succeeded(self, value: Any) -> Outcome:
         """The outcome of code that returned ``value``; failed, if that can't be stored."""
+        definition = self.definition
         try:
-            return Outcome(_SUCCEEDED, self.definition.result.encode(value))
+            return Outcome(_SUCCEEDED, (definition.known_result or definition.result).encode(value))
         except ShardedWfError as error:
             return self.failed(error)
         except Exception as error:  # noqa: BLE001 - what the methods of a user's own class raise

@@ -219,9 +219,9 @@ class StepCommand:
 
     def succeed(self, result: Any) -> None:
         """An attempt returned ``result``: have it recorded."""
-        run = self.run
+        run, step = self.run, self.step
         try:
-            output, self.value = self.step.result.store(result)
+            output, self.value = (step.known_result or step.result).store(result)
         except Exception as error:  # noqa: BLE001 - a value without a JSON form, or whose own methods fail
             self.fail(error)
             return

@@ -35,15 +35,13 @@ class _PromptTask(WorkflowTask):
     """A task whose first step and callbacks run ahead of what else is ready."""
 
 
-_PROMPT: tuple[type, ...] = (_PromptFuture, _PromptTask)
-
 
 def install(loop_class: type[WorkflowLoop], call_class: type[Call]) -> None:
     """Give ``loop_class`` the methods that see ``wait_for`` coming."""
 
     def call_soon(self: WorkflowLoop, callback: Callable[..., Any], *args: Any, context: Context | None = None) -> Any:
         call = call_class(callback, args, copy_context() if context is None else context)
-        if args and type(args[0]) in _PROMPT:
+        if args and ((kind := type(args[0])) is _PromptFuture or kind is _PromptTask):
             self.next.append(call)
         else:
             self.ready.append(call)
