@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Callable
 from concurrent.futures import Executor as Threads
 from contextvars import Context as VariableContext
 from typing import TYPE_CHECKING
@@ -19,8 +18,16 @@ from sharded_wf.workflow.stage import Stage
 
 if TYPE_CHECKING:
     from sharded_wf.executor.executor import Executor
+    from sharded_wf.executor.flusher import Flusher
     from sharded_wf.executor.shard_executor import ShardExecutor
     from sharded_wf.workflow.transactions import TransactionCommand
+
+
+class HeldBack(list[Op]):
+    """What a run wants saved while it commits a transaction."""
+
+    __slots__ = ()
+    add = list.append
 
 
 class ShardHost:
@@ -34,28 +41,28 @@ class ShardHost:
         self.threads: Threads = executor.new_threads()
         self._executor = executor
         self._shard_executor = shard_executor
-        self._save: Callable[[Op], None] = shard_executor.flusher.add
+        self._saving: Flusher | HeldBack = shard_executor.flusher
         self.state = executor.state
 
     def record(self, run: Run, entry: Entry, consumed: Message | None = None, outbox: Message | None = None) -> None:
         hold: Hold = run.claim
         if not hold.leaving:
-            self._save(Op(RECORD, hold, entry, consumed, outbox))
+            self._saving.add(Op(RECORD, hold, entry, consumed, outbox))
 
     def record_attempt(self, run: Run, attempt: FailedAttempt) -> None:
         hold: Hold = run.claim
         if not hold.leaving:
-            self._save(Op(OpKind.ASIDE, hold, aside=attempt))
+            self._saving.add(Op(OpKind.ASIDE, hold, aside=attempt))
 
     def record_heartbeat(self, run: Run, beat: Heartbeat) -> None:
         hold: Hold = run.claim
         if not hold.leaving:
-            self._save(Op(OpKind.ASIDE, hold, aside=beat))
+            self._saving.add(Op(OpKind.ASIDE, hold, aside=beat))
 
     def set_event(self, run: Run, event: Event) -> None:
         hold: Hold = run.claim
         if not hold.leaving:
-            self._save(Op(OpKind.ASIDE, hold, aside=event))
+            self._saving.add(Op(OpKind.ASIDE, hold, aside=event))
 
     def look_for_event(self, run: Run, workflow_id: str, key: str) -> None:
         hold: Hold = run.claim
@@ -67,8 +74,8 @@ class ShardHost:
 
     def holding_back(self) -> tuple[ShardHost, list[Op]]:
         """This host for one run that commits a transaction: what the run wants saved goes into the list instead."""
-        twin, held_back = copy.copy(self), list[Op]()
-        twin._save = held_back.append
+        twin, held_back = copy.copy(self), HeldBack()
+        twin._saving = held_back
         return twin, held_back
 
     def start_child(self, run: Run, start: Start) -> None:
@@ -95,7 +102,7 @@ class ShardHost:
         hold: Hold = run.claim
         if not hold.leaving:
             hold.leaving = True
-            self._save(Op(FINISH, hold, outcome=outcome))
+            self._saving.add(Op(FINISH, hold, outcome=outcome))
 
     def continue_as_new(
         self, run: Run, entry: Entry, capability: str, queue: str, cancels: tuple[str, ...] = ()
@@ -103,4 +110,4 @@ class ShardHost:
         hold: Hold = run.claim
         if not hold.leaving:
             hold.leaving = True
-            self._save(Op(OpKind.CONTINUE, hold, renewal=Renewal(entry, capability, queue, cancels)))
+            self._saving.add(Op(OpKind.CONTINUE, hold, renewal=Renewal(entry, capability, queue, cancels)))

@@ -76,16 +76,19 @@ class Replay:
 
     def __init__(self, history: History) -> None:
         entries = history.entries
-        self.taken = frozenset([e.place for e in entries]) if entries else frozenset()
-        again = resumed(entries) if entries else None
-        self.loose = self.restarted = _NONE
+        self.taken = self.loose = self.restarted = _NONE
         self.passed: set[int] | frozenset[int] = _NONE
         """The places of loose entries that nobody had asked for when it was their turn."""
         self.late: list[Entry] | None = None
         """Those of them that have been asked for since: to be handed over next."""
-        if again is not None:
-            entries, self.loose, self.restarted = again
-            self.passed = set()
+        self.recorded: dict[int, Entry] | None = None
+        if entries:
+            self.taken = frozenset([e.place for e in entries])
+            again = resumed(entries)
+            if again is not None:
+                entries, self.loose, self.restarted = again
+                self.passed = set()
+            self.recorded = {e.fingerprint: e for e in reversed(entries) if e.kind not in UNASKED}
         self.entries = entries
         self.total = len(entries)
         self.position = 0
@@ -95,9 +98,6 @@ class Replay:
         """Requests without a recorded result, on which nothing has been done yet."""
         self.counts: dict[int, int] = {}
         self.next_place = 0
-        self.recorded: dict[int, Entry] | None = None
-        if entries:
-            self.recorded = {e.fingerprint: e for e in reversed(entries) if e.kind not in UNASKED}
         # The last attempt of each step; earlier ones are only for the reader.
         self.attempts: dict[int, FailedAttempt] | None = None
         if history.attempts:

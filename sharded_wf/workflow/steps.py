@@ -16,12 +16,13 @@ from contextvars import Context as VariableContext
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sharded_wf.clock import SECOND_US, Microseconds
-from sharded_wf.limits import PAUSED_RETRY_LOOK_SECONDS
+from sharded_wf.limits import HISTORY_WARN_ENTRIES, PAUSED_RETRY_LOOK_SECONDS
 from sharded_wf.model.history import Entry, EntryKind, FailedAttempt
 from sharded_wf.serialization.exceptions import encode_error
 from sharded_wf.workflow.blame import recorded_error
 from sharded_wf.workflow.commands import NULL, Answer
 from sharded_wf.workflow.context import Context, scope
+from sharded_wf.workflow.history_limit import history_is_full
 from sharded_wf.workflow.replay import ENDED, ISSUED, LIVE, RECORDING
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 UNCHANGEABLE = frozenset({str, int, float, bool, bytes, type(None)})
 """Exact types of arguments that need no copy."""
+_STEP = EntryKind.STEP
 _NO_VALUE: Any = object()
 _PAUSED_US = 3600 * SECOND_US
 """What a paused workflow says is the next attempt's time, so that it can be parked."""
@@ -226,10 +228,17 @@ class StepCommand:
             self.fail(error)
             return
         self.phase = RECORDING
-        run.busy -= 1
         self.running = None
         self.variables = None  # they hold this command, as the scope: a cycle, and work for the garbage collector
-        run.record(self, output, None, self.started_at, run.host.clock.now_us())
+        # What `run.record` would do; but it is as busy as before.
+        run.last_ordinal = ordinal = run.last_ordinal + 1
+        if ordinal >= HISTORY_WARN_ENTRIES and history_is_full(run, ordinal):
+            return
+        host, now_us = run.host, run.host.clock.now_us()
+        host.record(
+            run,
+            Entry(self.place, ordinal, _STEP, self.name, self.fingerprint, output, None, self.started_at, now_us),
+        )
 
     def fail(self, error: BaseException) -> None:
         """An attempt raised ``error``: have it recorded, as one of several or as the end."""
