@@ -33,6 +33,7 @@ _INT2 = struct.Struct("!h")
 _INT4 = struct.Struct("!i")
 _INT8 = struct.Struct("!q")
 _NULL = _LENGTH(-1)
+_UUID_LENGTH = _LENGTH(16)
 _LENGTHS = tuple(_LENGTH(n) for n in range(4096))
 """Length prefixes made once: nearly every value is short."""
 
@@ -61,6 +62,12 @@ def text_array(values: Sequence[str]) -> bytes:
     if count and values[0] is values[-1] and values.count(values[0]) == count:
         value = values[0].encode()  # the same name again and again
         return _header(_OID_TEXT, count) + (_LENGTH(len(value)) + value) * count
+    sizes = {*map(len, values)}
+    if len(sizes) == 1 and (size := sizes.pop()) < 128:  # IDs: joined as text, and encoded once
+        prefix = f"\0\0\0{chr(size)}"
+        joined = prefix + prefix.join(values)
+        if joined.isascii():
+            return _header(_OID_TEXT, count) + joined.encode()
     return _varlena_array(_OID_TEXT, list(map(str.encode, values)))
 
 
@@ -124,7 +131,9 @@ def nullable_timestamp_array(values: Sequence[int | None]) -> bytes:
 
 def uuid_array(values: Sequence[bytes]) -> bytes:
     """``uuid[]`` of 16-byte values."""
-    return _varlena_array(_OID_UUID, values)
+    if not values:
+        return _header(_OID_UUID, 0)
+    return _header(_OID_UUID, len(values)) + _UUID_LENGTH + _UUID_LENGTH.join(values)
 
 
 def text(value: str) -> bytes:

@@ -345,7 +345,7 @@ class AsyncRun(WorkflowRun):
             self.release()
 
     def release(self) -> None:
-        super().release()
+        WorkflowRun.release(self)
         self.waits = None
         self.replay = self.variables = self.here = None
         loop = self.loop
@@ -357,8 +357,9 @@ class AsyncRun(WorkflowRun):
             tasks.insert(0, task)
         if tasks:
             _close(loop, tasks)
-        loop.ready.clear()
-        loop.next.clear()
+        if loop.ready or loop.next:
+            loop.ready.clear()
+            loop.next.clear()
         # Breaks the cycle, so that thousands of ended runs are no work for the garbage collector. Nobody asks for it
         # again: whatever would checks `stopped` first.
         del self.loop

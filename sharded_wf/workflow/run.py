@@ -350,7 +350,7 @@ class WorkflowRun(LimitedRun):
         if waits is not None:
             waits.stop()
         replay = self.replay
-        if replay is not None:
+        if replay is not None and replay.commands:
             for command in list(replay.commands.values()):
                 if command.kind is EntryKind.STEP and command.phase == LIVE:
                     command.stop()

@@ -21,7 +21,7 @@ from sharded_wf import (
 from sharded_wf.model.history import EntryKind
 from sharded_wf.model.workflow import CANCEL_TOPIC, Message
 from sharded_wf.serialization import codec_for, values
-from sharded_wf.workflow import continuation, history_limit, renewal, run
+from sharded_wf.workflow import continuation, history_limit, renewal, run, steps
 from sharded_wf.workflow.run import WorkflowRun
 from tests.unit.workflow import evolving_programs as programs
 from tests.unit.workflow.memory_host import MemoryHost, Stored
@@ -151,7 +151,7 @@ def test_clients_messages_are_forgotten_but_workflows_are_not(monkeypatch: pytes
 
 
 def test_a_history_has_a_bound(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    for module in (history_limit, run):
+    for module in (history_limit, run, steps):
         monkeypatch.setattr(module, "HISTORY_WARN_ENTRIES", 10)
     monkeypatch.setattr(history_limit, "HISTORY_MAX_ENTRIES", 50)
     with caplog.at_level(logging.WARNING, "sharded_wf.workflow"):
