@@ -7,9 +7,7 @@ delivers.
 
 from __future__ import annotations
 
-import traceback
-import warnings
-from asyncio import Future, Task, _get_running_loop, _set_running_loop
+from asyncio import Future, Task, _set_running_loop
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context as VariableContext
@@ -23,10 +21,11 @@ from sharded_wf.errors import NonDeterminismError, WorkflowStuck
 from sharded_wf.model.history import Entry, EntryKind, History
 from sharded_wf.model.workflow import Start
 from sharded_wf.serialization.values import ValueCodec
+from sharded_wf.workflow.closing import close
 from sharded_wf.workflow.commands import ChildCommand, ReceiveCommand, SendCommand, TimerCommand
 from sharded_wf.workflow.context import set_scope
 from sharded_wf.workflow.guarded import GuardedAttempt
-from sharded_wf.workflow.loop import WorkflowLoop, current_task, swap_current_task
+from sharded_wf.workflow.loop import WorkflowLoop, current_task
 from sharded_wf.workflow.replay import ENDED, ISSUED, LIVE, Replay
 from sharded_wf.workflow.run import WorkflowRun
 from sharded_wf.workflow.stage import Stage
@@ -36,11 +35,6 @@ from sharded_wf.workflow.stop import RunDropped
 if TYPE_CHECKING:
     from sharded_wf.workflow.definitions import StepDefinition, WorkflowDefinition
     from sharded_wf.workflow.host import Host
-
-_warnings: Any = warnings
-"""Where Python's own code looks up what it says of a coroutine that was never awaited."""
-_CLOSE_TRIES = 100
-"""How often a coroutine that awaits on while it is being closed is closed again."""
 
 
 class AsyncRun(WorkflowRun):
@@ -356,61 +350,13 @@ class AsyncRun(WorkflowRun):
         if task is not None and not task.done():
             tasks.insert(0, task)
         if tasks:
-            _close(loop, tasks)
+            close(loop, tasks)
         if loop.ready or loop.next:
             loop.ready.clear()
             loop.next.clear()
         # Breaks the cycle, so that thousands of ended runs are no work for the garbage collector. Nobody asks for it
         # again: whatever would checks `stopped` first.
         del self.loop
-
-
-def _close(loop: WorkflowLoop, tasks: list[Any]) -> None:
-    """Close what the tasks run, without a word and without effect: whatever it asks for on its way out is refused."""
-    outer = _get_running_loop()
-    _set_running_loop(loop)
-    unawaited = _warnings._warn_unawaited_coroutine
-    try:
-        # Coroutines that the code made and had not awaited yet go with it; that is no mistake of the user's.
-        _warnings._warn_unawaited_coroutine = _ignore
-        for task in tasks:
-            task._log_destroy_pending = False
-            inner = swap_current_task(loop, task)
-            try:
-                _close_coroutine(task.get_coro())
-            finally:
-                swap_current_task(loop, inner)
-            # Lets go of the future that it waits for, and so of the cycle between them; callbacks are discarded.
-            task.cancel()
-    finally:
-        _warnings._warn_unawaited_coroutine = unawaited
-        loop.ready.clear()
-        loop.next.clear()
-        _set_running_loop(outer)
-
-
-def _close_coroutine(coroutine: Any) -> None:
-    for _ in range(_CLOSE_TRIES):
-        try:
-            coroutine.close()
-        except RuntimeError as error:
-            if "ignored GeneratorExit" in str(error):
-                continue  # it awaited on; close it at that point
-            return
-        except BaseException as error:  # noqa: BLE001 - what unwinding raises has no one to go to
-            _clear_frames(error)
-        return
-
-
-def _clear_frames(error: BaseException | None) -> None:
-    """Let go of what the frames held that the error came through; it may be in a cycle with them."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__context__
-
-
-def _ignore(_coroutine: Any) -> None:
-    pass
 
 
 def _stuck_text(task: Task[Any]) -> str:

@@ -28,8 +28,6 @@ class Attempted(Protocol):
     own."""
 
     running: Any
-    args: Any
-    kwargs: Any
 
     @property
     def phase(self) -> int: ...
@@ -94,7 +92,8 @@ class Attempts:
         queue = self._queue
         task = asyncio.current_task(self._loop)
         assert task is not None
-        drive = _drive(task).send
+        driver: Any = _drive(task)
+        drive = driver.send
         drive(None)
         spare = VariableContext()
         try:
@@ -111,7 +110,7 @@ class Attempts:
                     self._hand_on()
                     command.running = task
                     task.set_name(command.name)
-                    yield from _follow(variables, drive.__self__, waited)
+                    yield from _follow(variables, driver, waited)
                     return
                 if task.cancelling():
                     return  # somebody has cancelled this task; the next attempt shall not meet that
@@ -134,7 +133,7 @@ def _drive(task: Task[None]) -> Generator[Any, Any, None]:
     (A coroutine of its own for each attempt would end with a ``StopIteration``, which costs as much as many a step.)
     """
     while True:
-        command: Attempted = yield _ENDED
+        command: Any = yield _ENDED  # an `Attempted`
         set_scope(command)
         step = command.step
         try:

@@ -35,7 +35,6 @@ class _PromptTask(WorkflowTask):
     """A task whose first step and callbacks run ahead of what else is ready."""
 
 
-
 def install(loop_class: type[WorkflowLoop], call_class: type[Call]) -> None:
     """Give ``loop_class`` the methods that see ``wait_for`` coming."""
 
