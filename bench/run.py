@@ -16,12 +16,13 @@ from .certificate import Certificate, Expected, certify, unfinished
 from .checks import DUPLICATED, LOST, MISORDERED
 from .cluster import Cluster
 from .conditions import conditions_of
+from .features import find
 from .percentiles import Latency, latency_of
 from .processes import Processes, open_processes
 from .result import Cpu, Result, ShardResult
 from .rows import ShardRows, rows_of
 from .sampling import Sampler, Usage
-from .workloads import Workload, find
+from .workloads import Workload
 
 WARM_UP_SECONDS = 3.0
 RATES_EVERY_SECONDS = 5.0
