@@ -25,7 +25,7 @@ from sharded_wf.reshard.move import Mover
 from tests.integration.reshard.test_interrupted import killed_at
 from tests.integration.reshard.test_moves import homes, move
 from tests.support.cluster import TestCluster
-from tests.support.flows import app, blocking_chain, chain, echo, gated_chain, inbox, sleeper
+from tests.support.flows import app, blocking_gated, chain, echo, gated_chain, inbox, sleeper
 from tests.support.processes import until
 
 
@@ -163,11 +163,11 @@ def test_i4_an_executor_that_could_not_listen_writes_nothing_to_a_slot_that_left
     save then is refused, for its lease on that shard was ended before the slot was live there again."""
     (id_,) = in_slot(two_shards, 0, 1)
     monkeypatch.setattr(coordinator, "MOVE_DRAIN_SECONDS", 0.5)
-    with two_shards.worker("--shard", "pg1", "--concurrency", "5") as blocked:
+    with two_shards.closed_gate() as gate, two_shards.worker("--shard", "pg1", "--concurrency", "5") as blocked:
 
         async def go() -> None:
             async with app.connect(two_shards.config) as client:
-                handle = await client.start(blocking_chain.bind(1, 5.0), id=id_)
+                handle = await client.start(blocking_gated.bind(), id=id_)
                 await until(lambda: len(two_shards.bodies()) == 1, "the blocking step")
                 leases = set(two_shards.leases(1))
                 await asyncio.to_thread(move, two_shards, (0, "pg2"))
@@ -176,6 +176,7 @@ def test_i4_an_executor_that_could_not_listen_writes_nothing_to_a_slot_that_left
                 assert held == [(0, None, 0)]  # given back for it, and nobody is blamed
                 await asyncio.to_thread(move, two_shards, (0, "pg1"))
                 assert not leases & set(two_shards.leases(1))
+                gate.close()
                 async with app.executor(two_shards.config, shards=["pg1"]):
                     assert await handle.result(60) == 1
                     await asyncio.to_thread(two_shards.certify, [id_], zombies={blocked.pid}, timeout=30)
