@@ -109,6 +109,7 @@ def test_a_workflow_that_kills_its_process_is_quarantined_and_its_neighbours_are
             wait_until(
                 lambda: all(status >= SUCCEEDED for status in cluster.statuses().values()),
                 "the end of all",
+                120,
                 interval=0.2,
             )
             rows = cluster.certify(ids)
