@@ -249,8 +249,11 @@ MAP_ERROR_MAX_CHARACTERS = 500
 # Moving slots
 MOVE_CHUNK_ROWS = 5_000
 MOVE_PACE_FACTOR = 4.0
-"""After each chunk a move rests for so many times as long as the chunk took: the other slots need the machine as
-well."""
+"""After each chunk a move rests for so many times as long as the chunk took (the other slots need the machine as well)
+..."""
+MOVE_REST_SECONDS_MAX = 1.0
+"""... but no longer than this: where chunks take long because the machine is busy, a slot would grow faster than it is
+copied."""
 MOVE_LOCK_TIMEOUT_SECONDS = 0.1
 """How long a move waits in line for a slot's tables; writers wait behind it for as long."""
 MOVE_LOCK_PAUSE_SECONDS = 0.3
