@@ -302,9 +302,10 @@ def test_a_message_read_while_its_receiver_begins_to_park_is_not_lost(
     monkeypatch.setattr(Runs, "offer", park_first)
 
     async def go() -> None:
-        async with app.connect(cluster.config) as client, app.executor(cluster.config, park_after=60):
+        async with app.connect(cluster.config) as client, app.executor(cluster.config, park_after=60) as executor:
             handle = await client.start(inbox.bind(1), id="w")
-            await until_status(client, "w", Status.RUNNING)
+            held = executor.parts[0].runs.held
+            await until(lambda: any(hasattr(hold, "run") for hold in held.values()), "that it waits, its mail read")
             await client.send("w", "mail", "one")
             assert await handle.result(20) == ["one"]
             assert raced.is_set()
