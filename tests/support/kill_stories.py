@@ -36,7 +36,7 @@ from tests.support import flows, kill_flows
 from tests.support.flows import LEDGER_VARIABLE, expected_order
 from tests.support.kill_flows import Refused, app
 
-STORY_SECONDS = 60.0
+STORY_SECONDS = 120.0
 LOOK_SECONDS = 0.05
 
 Flow = Any
