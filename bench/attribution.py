@@ -91,7 +91,7 @@ def measure(plan: Plan, rounds: int, names: Sequence[str], say: Say) -> Attribut
             found[feature.name].append(_times(result.cpu_us_per_workflow, feature.workflows))
     whole = {name: _medians(several) for name, several in found.items()}
     whole_bare = {name: _medians(several) for name, several in bare.items()}
-    prices = tuple(_price(feature, whole, whole_bare) for feature in features)
+    prices = tuple(price_of(feature, whole, whole_bare) for feature in features)
     return Attribution(plan.seconds, rounds, plan.executors, plan.slots, prices, holds, conditions)
 
 
@@ -129,7 +129,7 @@ def _less(cpu: Cpu, base: Cpu | None, uses: int) -> Cpu:
     )
 
 
-def _price(feature: Feature, whole: dict[str, Cpu], bare: dict[str, Cpu]) -> Price:
+def price_of(feature: Feature, whole: dict[str, Cpu], bare: dict[str, Cpu]) -> Price:
     base = None if feature.base is None else whole[feature.base]
     bare_cpu = None
     if feature.name in bare:
