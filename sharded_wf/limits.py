@@ -71,6 +71,7 @@ START_FLUSH_MAX_ROWS = 2_000
 
 # Executor
 CONCURRENCY_DEFAULT_WORKFLOWS = 2_000
+"""For each shard: as a bound for all of them, batches would become smaller with every shard."""
 ATTEMPTS_PER_TURN_MAX = 500
 """Attempts of steps that are made in one turn of the event loop, if none of them waits."""
 CLAIM_BATCH_MAX_WORKFLOWS = 500
