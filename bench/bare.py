@@ -13,13 +13,18 @@ import psycopg
 from sharded_wf.errors import BenchFailed
 
 
-def run_bare_loop(dsn: str, *, seconds: float, steps: int, slots: int, executors: int) -> dict[str, Any]:
-    """What the bare loop prints, run in this scratch database, which is empty again afterwards."""
+def run_bare_loop(
+    dsn: str, *, seconds: float, steps: int, slots: int, executors: int, postmaster: int | None = None
+) -> dict[str, Any]:
+    """What the bare loop prints, run in this scratch database, which is empty again afterwards. ``postmaster``: of its
+    server, if that runs on this machine, to have its CPU time as well."""
     script = Path(__file__).with_name("ceiling.py")
     command = [
         sys.executable, str(script), dsn, "--seconds", str(seconds), "--steps", str(steps),
         "--slots", str(slots), "--executors", str(executors),
     ]  # fmt: skip
+    if postmaster is not None:
+        command += ["--postmaster", str(postmaster)]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode:
         raise BenchFailed(f"the bare loop ended with {answer.returncode}; it said at last:\n{answer.stderr[-2000:]}")

@@ -6,11 +6,12 @@ It makes the durable writes that one workflow owes (start, claim with SKIP LOCKE
 step, outcome), batched as well as they can be, and nothing else: no replay, no fence, no retries, no
 errors. Its rate is the ceiling that the engine is measured against, side by side, in one run.
 
-    python -m bench.ceiling DSN [--seconds 20] [--steps 0] [--slots 16] [--executors 1]
+    python -m bench.ceiling DSN [--seconds 20] [--steps 0] [--slots 16] [--executors 1] [--postmaster PID]
 
 DSN is a scratch database: the schemas ceiling_0000.. are dropped and created. Needs psycopg[binary]
 and msgspec. Prints one JSON object; workflows_per_second counts workflows started AND finished,
-durably (fsync and synchronous_commit as the server has them), within the time.
+durably (fsync and synchronous_commit as the server has them), within the time. CPU time is that of our processes,
+and with --postmaster, the process ID of a server on this machine, that of its processes too (Linux).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import multiprocessing.sharedctypes
 import os
 import time
 import uuid
+from pathlib import Path
 
 import msgspec
 import psycopg
@@ -207,6 +209,21 @@ def executor(name: str, offset: int, dsn: str, slots: int, steps: int, done: Cou
     asyncio.run(main())
 
 
+def cpu_seconds(pid: int, *, ended_children: bool = False) -> float:
+    """CPU time of a process, by the kernel's account; 0 once it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(map(int, fields[11 : 15 if ended_children else 13])) / os.sysconf("SC_CLK_TCK")
+
+
+def server_cpu_seconds(postmaster: int) -> float:
+    """CPU time of a server's processes, those included that have ended."""
+    children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
+    return cpu_seconds(postmaster, ended_children=True) + sum(cpu_seconds(int(pid)) for pid in children)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="The bare loop.")
     parser.add_argument("dsn")
@@ -214,28 +231,36 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--slots", type=int, default=16)
     parser.add_argument("--executors", type=int, default=1)
+    parser.add_argument("--postmaster", type=int)
     options = parser.parse_args()
 
     create(options.dsn, options.slots)
     done = mp.Value("q", 0)
-    processes = [
-        mp.Process(target=vacuum, args=(options.dsn, options.slots), daemon=True),
-        mp.Process(target=starter, args=(options.dsn, options.slots, done), daemon=True),
-        *(
-            mp.Process(
-                target=executor,
-                daemon=True,
-                args=(f"e{i}", i * options.slots // options.executors, options.dsn, options.slots, options.steps, done),
-            )
-            for i in range(options.executors)
-        ),
+    vacuuming = mp.Process(target=vacuum, args=(options.dsn, options.slots), daemon=True)
+    starting = mp.Process(target=starter, args=(options.dsn, options.slots, done), daemon=True)
+    executing = [
+        mp.Process(
+            target=executor,
+            daemon=True,
+            args=(f"e{i}", i * options.slots // options.executors, options.dsn, options.slots, options.steps, done),
+        )
+        for i in range(options.executors)
     ]
+    processes = [vacuuming, starting, *executing]
     for process in processes:
         process.start()
+
+    def used() -> dict[str, float | None]:
+        return {
+            "postgres": None if options.postmaster is None else server_cpu_seconds(options.postmaster),
+            "executor": sum(cpu_seconds(process.pid or 0) for process in executing),
+            "client": cpu_seconds(starting.pid or 0),
+        }
+
     time.sleep(2)  # let every process connect and fill its batches
-    first, begun = done.value, time.perf_counter()
+    first, before, begun = done.value, used(), time.perf_counter()
     time.sleep(options.seconds)
-    finished, elapsed = done.value - first, time.perf_counter() - begun
+    finished, after, elapsed = done.value - first, used(), time.perf_counter() - begun
     for process in processes:
         process.terminate()
     print(
@@ -248,6 +273,10 @@ def main() -> None:
                 "seconds": round(elapsed, 2),
                 "workflows": finished,
                 "workflows_per_second": round(finished / elapsed, 1),
+                "cpu_us_per_workflow": {
+                    side: None if cpu is None else round((cpu - (before[side] or 0.0)) * 1e6 / max(1, finished), 1)
+                    for side, cpu in after.items()
+                },
             }
         )
     )

@@ -26,8 +26,9 @@ from sharded_wf.routing import new_id
 
 from .counters import FINISHED, STARTED, Counters
 from .executor_process import end_with_the_bench
+from .features import find
 from .processes import ClientOrder, Timed, config_of, read_order
-from .workloads import Item, find
+from .workloads import Item
 
 WORKFLOWS_PER_START = 1_000  # for each shard, at most; a unit of many workflows makes smaller batches
 STARTERS = 2  # batches that a closed loop has under way at once

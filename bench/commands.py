@@ -21,6 +21,7 @@ from sharded_wf.errors import ConfigError, ShardedWfError
 from sharded_wf.limits import SLOTS_DEFAULT
 from sharded_wf.retention import parse_age
 
+from . import attribution as attributing
 from . import compare as comparing
 from . import flat as flatness
 from . import latency as idle
@@ -220,6 +221,34 @@ def scale(
     out.print(f"CPU per workflow, last point over the first: {', '.join(growths)}")
     for result in found.results:
         print_certificate(out, result.certificate)
+    if not found.holds:
+        raise typer.Exit(EXIT_VIOLATION)
+
+
+@app.command()
+def attribution(
+    seconds: SecondsOption = 6.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Windows of each feature.")] = 3,
+    only: Annotated[list[str] | None, typer.Option(help="This feature; repeat it. [default: all]")] = None,
+    slots: SlotsOption = SLOTS_DEFAULT,
+    executors: ExecutorsOption = 2,
+    json: JsonOption = None,
+    report: ReportOption = None,
+) -> None:
+    """Where the time goes: what each thing that a workflow can do costs in CPU time, and on which side."""
+    out = console()
+    plan = Plan("noop", 0, seconds, slots, executors=executors)
+    with progress(out) as say:
+        found = attributing.measure(plan, rounds, only or [], say)
+    write_json(json, found)
+    if report is not None:
+        attributing.write_report(report, found)
+    head, rows = attributing.table_rows(found)
+    shown = table(*head, numbers=frozenset(head[1:]))
+    for row in rows:
+        shown.add_row(*row)
+    out.print(shown)
+    out.print(attributing.conditions_text(found))
     if not found.holds:
         raise typer.Exit(EXIT_VIOLATION)
 

@@ -16,8 +16,8 @@ from sharded_wf import Executor, Retention
 from sharded_wf.executor.worker import run
 
 from .counters import Counters
+from .features import app
 from .processes import ExecutorOrder, config_of, read_order
-from .workloads import app
 
 TELL_EVERY_SECONDS = 0.05
 

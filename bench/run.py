@@ -16,14 +16,17 @@ from .certificate import Certificate, Expected, certify, unfinished
 from .checks import DUPLICATED, LOST, MISORDERED
 from .cluster import Cluster
 from .conditions import conditions_of
+from .features import find
 from .percentiles import Latency, latency_of
 from .processes import Processes, open_processes
 from .result import Cpu, Result, ShardResult
 from .rows import ShardRows, rows_of
 from .sampling import Sampler, Usage
-from .workloads import Workload, find
+from .workloads import Workload
 
 WARM_UP_SECONDS = 3.0
+FIRST_START_SECONDS_MAX = 30.0
+FIRST_START_POLL_SECONDS = 0.05
 RATES_EVERY_SECONDS = 5.0
 DRAIN_SECONDS_MAX = 60.0
 DRAIN_POLL_SECONDS = 0.2
@@ -117,6 +120,7 @@ def _run_engine(cluster: Cluster, plan: Plan, processes: Processes, say: Say) ->
     )
     sampler = Sampler(cluster.config, cluster.servers)
     try:
+        _wait_for_starts(processes)
         _wait(processes, plan.warm_up_seconds, say, "warming up")
         executors = [process.pid for process in processes.executors]
         clients = [process.pid for process in processes.clients]
@@ -135,6 +139,14 @@ def _run_engine(cluster: Cluster, plan: Plan, processes: Processes, say: Say) ->
         if first_monotonic <= one.intended_at < last_monotonic
     ]  # fmt: skip
     return Window(first, last, first_monotonic, last_monotonic, finished, usage, tuple(rates), drained, timed)
+
+
+def _wait_for_starts(processes: Processes) -> None:
+    """Until the first client starts something: on a busy machine its process alone takes a while to come up."""
+    deadline = time.monotonic() + FIRST_START_SECONDS_MAX
+    while not processes.started() and time.monotonic() < deadline:
+        processes.check()
+        time.sleep(FIRST_START_POLL_SECONDS)
 
 
 def _wait(processes: Processes, seconds: float, say: Say, what: str) -> None:

@@ -17,7 +17,6 @@ from typing import Any
 import msgspec
 
 from sharded_wf.errors import BenchFailed
-from sharded_wf.limits import CONCURRENCY_DEFAULT_WORKFLOWS
 
 from .cgroup import find_hierarchy, held_to, period_and_quota_us
 from .cluster import Shape, open_cluster
@@ -30,9 +29,6 @@ from .sampling import postmaster_of
 SHARDS = (1, 2, 4, 8)
 SLOTS_PER_SHARD = 6
 BACKLOG_PER_SHARD = 3_000
-CONCURRENCY_PER_SHARD = CONCURRENCY_DEFAULT_WORKFLOWS
-"""What executors may hold in memory grows with the shards, as the backlog and the clients' batches do: a share of a
-bound for all would mean smaller batches on each shard, and each transaction has its price."""
 PROVES = (
     "It proves the absence of a shared bottleneck in software; not of a shared disk, of a network, or of memory that "
     "one machine's servers share."
@@ -94,8 +90,7 @@ def measure(plan: Plan, shards: Sequence[int], share: float, say: Say) -> Scale:
 
 
 def _plan_for(plan: Plan, count: int, slots: int) -> Plan:
-    options = {**plan.options, "concurrency": CONCURRENCY_PER_SHARD * count}
-    return replace(plan, slots=slots, ceiling=False, backlog=BACKLOG_PER_SHARD * count, options=options)
+    return replace(plan, slots=slots, ceiling=False, backlog=BACKLOG_PER_SHARD * count)
 
 
 def scale_of(plan: Plan, share: float, results: Sequence[Result]) -> Scale:

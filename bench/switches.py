@@ -1,9 +1,9 @@
 """How long a slot takes no writes when it is switched under load: ``python -m bench.switches [--split]``.
 
-Two embedded shards, executors at work on a closed loop of workflows over all slots. The slots that are switched hold
-``--rows`` unfinished workflows each, which nobody here can run. One after another they are moved to the other shard
-(or split), by ``sharded-wf shards move`` (or ``split``) as a process of its own; all the while one client starts
-workflows in that slot, one after another.
+Two embedded shards of ``--slots`` slots in all, executors at work on a closed loop of workflows over all of them. The
+slots that are switched hold ``--rows`` unfinished workflows each, which nobody here can run. One after another they are
+moved to the other shard (or split), by ``sharded-wf shards move`` (or ``split``) as a process of its own; all the while
+one client starts workflows in that slot, one after another.
 
 Printed for each switch: how long the slot took no writes, as the coordinator saw it and as that client did (its
 longest start, which has the way to the new place in it). And in all: the longest, and the workflows a second that ended
@@ -33,6 +33,7 @@ from psycopg import sql
 
 from sharded_wf import App, Client, connect
 from sharded_wf.errors import BenchFailed
+from sharded_wf.limits import SLOTS_DEFAULT
 
 from .certificate import Expected, certify
 from .cluster import Cluster, Shape, open_cluster
@@ -134,7 +135,8 @@ async def measure(cluster: Cluster, path: Path, options: argparse.Namespace) -> 
     """Make the switches, and print them."""
     made: list[Switch] = []
     async with connect(cluster.config) as client:
-        slots = [slot for slot in range(2 * options.switches) if client._shards.map.shard_of_slot(slot) == "pg1"]
+        here = [slot for slot in range(options.slots) if client._shards.map.shard_of_slot(slot) == "pg1"]
+        slots = here[: options.switches]
         tags = tags_in(client, slots)
         for slot in slots:
             print(f"\rfilling slot {slot} with {options.rows:,} workflows ", end="", flush=True, file=sys.stderr)
@@ -149,6 +151,7 @@ async def measure(cluster: Cluster, path: Path, options: argparse.Namespace) -> 
             quiet_ended = datetime.now(UTC)
             for slot in slots:
                 processes.check()
+                print(f"  slot {slot:2}: …", end="\r", flush=True, file=sys.stderr)
                 command = ["split", str(slot)] if options.split else ["move", str(slot), "--to", "pg2"]
                 made.append(await switch(client, slot, tags[slot], [*command, "--yes", "-c", str(path)]))
                 one = made[-1]
@@ -165,7 +168,7 @@ async def measure(cluster: Cluster, path: Path, options: argparse.Namespace) -> 
             processes.end(processes.executors)
             if left:
                 raise BenchFailed(f"{left} workflows did not end")
-    others = [slot for slot in range(2 * options.switches) if slot not in slots]
+    others = [slot for slot in range(options.slots) if slot not in slots]
     quiet = ended_in(cluster, others, quiet_began, quiet_ended) / QUIET_SECONDS
     seconds = sum((one.ended - one.began).total_seconds() for one in made)
     during = sum(ended_in(cluster, others, one.began, one.ended) for one in made) / seconds
@@ -181,15 +184,18 @@ async def measure(cluster: Cluster, path: Path, options: argparse.Namespace) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--switches", type=int, default=10)
+    parser.add_argument("--switches", type=int, default=10, help="how many slots are switched")
+    parser.add_argument("--slots", type=int, default=SLOTS_DEFAULT, help="of the cluster")
     parser.add_argument("--rows", type=int, default=100_000, help="unfinished workflows in each slot that is switched")
     parser.add_argument("--split", action="store_true", help="split the slots, instead of moving them")
     parser.add_argument("--executors", type=int, default=2, help="executor processes")
     parser.add_argument("--steps", type=int, default=1, help="steps of each workflow of the load")
     parser.add_argument("--backlog", type=int, default=3_000, help="workflows that the load's client may be ahead")
     options = parser.parse_args()
+    if not 0 < options.switches < options.slots // SHARDS:
+        parser.error(f"--switches: 1 to {options.slots // SHARDS - 1}, fewer than the slots of a shard")
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before it began, {options.executors} executors")
-    shape = Shape(SHARDS, None, 2 * options.switches)
+    shape = Shape(SHARDS, None, options.slots)
     with open_cluster(shape) as cluster, tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "shards.toml"
         shards = "".join(f'[[shard]]\nname = "{one.name}"\ndsn = "{one.dsn}"\n' for one in cluster.config.shards)

@@ -71,6 +71,7 @@ START_FLUSH_MAX_ROWS = 2_000
 
 # Executor
 CONCURRENCY_DEFAULT_WORKFLOWS = 2_000
+"""For each shard: as a bound for all of them, batches would become smaller with every shard."""
 ATTEMPTS_PER_TURN_MAX = 500
 """Attempts of steps that are made in one turn of the event loop, if none of them waits."""
 CLAIM_BATCH_MAX_WORKFLOWS = 500
@@ -249,8 +250,11 @@ MAP_ERROR_MAX_CHARACTERS = 500
 # Moving slots
 MOVE_CHUNK_ROWS = 5_000
 MOVE_PACE_FACTOR = 4.0
-"""After each chunk a move rests for so many times as long as the chunk took: the other slots need the machine as
-well."""
+"""After each chunk a move rests for so many times as long as the chunk took (the other slots need the machine as well)
+..."""
+MOVE_REST_SECONDS_MAX = 1.0
+"""... but no longer than this: where chunks take long because the machine is busy, a slot would grow faster than it is
+copied."""
 MOVE_LOCK_TIMEOUT_SECONDS = 0.1
 """How long a move waits in line for a slot's tables; writers wait behind it for as long."""
 MOVE_LOCK_PAUSE_SECONDS = 0.3

@@ -5,7 +5,8 @@ databases of its own on it. A test that stops, kills or pauses a server asks for
 
 The environment chooses: ``SHARDED_WF_TEST_POSTGRES`` the server's version (18 unless set; ``make test-full`` runs all),
 ``SHARDED_WF_TEST_SEED`` the seed of everything random, ``SHARDED_WF_TEST_FULL=1`` every case of each test instead of a
-sample, ``SHARDED_WF_TEST_SAMPLED=1`` (``make test`` sets it) a sample of the slow tests too: those marked ``sampled``.
+sample, ``SHARDED_WF_TEST_SAMPLED=1`` (``make test`` sets it) a sample of the slow tests too: those marked ``sampled``,
+``SHARDED_WF_TEST_KILL_ONE_IN=1`` with ``FULL`` every moment at which the test of all stories kills somebody.
 """
 
 from __future__ import annotations

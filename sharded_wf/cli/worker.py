@@ -32,8 +32,13 @@ def worker(
     ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Executor processes; one uses about one core.")] = 1,
     concurrency: Annotated[
-        int, typer.Option(min=1, help="Workflows that each process holds in memory at most.")
-    ] = CONCURRENCY_DEFAULT_WORKFLOWS,
+        int | None,
+        typer.Option(
+            min=1,
+            show_default=f"{CONCURRENCY_DEFAULT_WORKFLOWS:,} for each shard",
+            help="Workflows that each process holds in memory at most.",
+        ),
+    ] = None,
     threads: Annotated[
         int, typer.Option(min=1, help="Plain def steps and workflows of each shard that each process runs at once.")
     ] = SYNC_THREADS_DEFAULT,

@@ -27,7 +27,7 @@ from typing import Any, Literal, NoReturn
 
 StopMode = Literal["fast", "immediate"]
 
-FREEZE_SECONDS = 5.0
+FREEZE_SECONDS = 15.0
 """How long a process may take to stop after SIGSTOP: it acts only when the process leaves the kernel."""
 FREEZE_POLL_SECONDS = 0.001
 FAST_STOP_SECONDS = 60.0

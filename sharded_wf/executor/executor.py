@@ -20,7 +20,6 @@ from sharded_wf.executor.isolation import Isolation
 from sharded_wf.executor.room import Room
 from sharded_wf.executor.shard_executor import ShardExecutor
 from sharded_wf.limits import (
-    CONCURRENCY_DEFAULT_WORKFLOWS,
     DRAIN_DEADLINE_SECONDS,
     PARK_AFTER_SECONDS,
     PARK_UNDER_PRESSURE_SECONDS,
@@ -42,11 +41,12 @@ class Executor:
     """Runs the workflows of one app, on all shards of a cluster or on some.
 
     ``config``: the cluster. ``shards``: names of the shards to serve (None: all). ``queues``: the queues to serve
-    (None: every queue). ``concurrency``: how many workflows it holds in memory at most. ``threads``: how many ``def``
-    steps and workflows of each shard run at once. ``park_after``: seconds that a workflow waits in memory before it is
-    parked. ``drain_seconds``: how long unfinished work may take when it stops. ``isolation_command``: the command line
-    of an executor with ``isolated=True``, which runs suspects (workflows whose executors died) one at a time; None:
-    they wait. ``retention``: how long finished workflows are kept (None: as ``config`` says).
+    (None: every queue). ``concurrency``: how many workflows it holds in memory at most (None: 2,000 for each shard).
+    ``threads``: how many ``def`` steps and workflows of each shard run at once. ``park_after``: seconds that a workflow
+    waits in memory before it is parked. ``drain_seconds``: how long unfinished work may take when it stops.
+    ``isolation_command``: the command line of an executor with ``isolated=True``, which runs suspects (workflows whose
+    executors died) one at a time; None: they wait. ``retention``: how long finished workflows are kept (None: as
+    ``config`` says).
 
     Use it as an async context manager, or call ``start`` and ``stop``. Any number of executors may serve the same
     shards.
@@ -59,7 +59,7 @@ class Executor:
         *,
         shards: Sequence[str] | None = None,
         queues: Collection[str] | None = None,
-        concurrency: int = CONCURRENCY_DEFAULT_WORKFLOWS,
+        concurrency: int | None = None,
         threads: int = SYNC_THREADS_DEFAULT,
         park_after: float = PARK_AFTER_SECONDS,
         drain_seconds: float = DRAIN_DEADLINE_SECONDS,

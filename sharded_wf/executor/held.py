@@ -26,13 +26,16 @@ class Claim:
 class Hold:
     """One held workflow: where its rows are, under which claim, and whether it is on its way out."""
 
-    __slots__ = ("claim", "leaving", "mailed", "parent_id", "run")
+    __slots__ = ("claim", "leaving", "looks", "mailed", "parent_id", "run")
 
     def __init__(self, claim: Claim, parent_id: str | None) -> None:
         self.claim = claim
         self.parent_id = parent_id
         self.leaving = False
         """An op that ends the holding is in a flush: ask the run for nothing more."""
+        self.looks = 0
+        """How many looks into its mailbox it waits for. It must not be parked before: what is found there may have been
+        announced before it was awaited, and nobody announces it again."""
         self.mailed = False
         """It was offered messages: what is left of them goes when it ends."""
         self.run: Run

@@ -55,7 +55,7 @@ class Lookups:
         self._offer = offer
         self._woken = woken
         self._histories: list[tuple[Claimed, Hold]] = []
-        self._expecting: dict[str, int] = {}
+        self._expecting: dict[str, Hold] = {}
         self._waking: set[int] = set()
         self._cursors: dict[int, str] = {}
         self._wanted = asyncio.Event()
@@ -72,8 +72,10 @@ class Lookups:
         self._wanted.set()
 
     def expect(self, hold: Hold) -> None:
-        """Look into the mailbox of a held workflow once, then ``offer`` what is there."""
-        self._expecting[hold.run.id] = hold.claim.slot
+        """Look into the mailbox of a held workflow once, then ``offer`` what is there. It is not parked before that."""
+        if self._expecting.get(hold.run.id) is not hold:
+            self._expecting[hold.run.id] = hold
+            hold.looks += 1
         self._wanted.set()
 
     def wakes(self, slots: Iterable[int]) -> None:
@@ -113,7 +115,7 @@ class Lookups:
                     if self._moved(error):
                         # What is held there has been dropped, or is about to be.
                         histories = [wish for wish in histories if self._held.get(wish[0].id) is wish[1]]
-                        expecting = {id_: slot for id_, slot in expecting.items() if id_ in self._held}
+                        expecting = {id_: hold for id_, hold in expecting.items() if self._held.get(id_) is hold}
                         waking.intersection_update(self._schemas)
                         continue
                     logger.warning("a look has to be tried again: %s", error)
@@ -128,14 +130,14 @@ class Lookups:
             took = self._clock.monotonic() - begun
             await asyncio.sleep(min(took * LOOKUP_PAUSE_FACTOR, LOOKUP_PAUSE_MAX_SECONDS))
 
-    async def _look(self, histories: list[tuple[Claimed, Hold]], expecting: dict[str, int]) -> None:
+    async def _look(self, histories: list[tuple[Claimed, Hold]], expecting: dict[str, Hold]) -> None:
         by_slot: dict[int, tuple[list[str], set[str]]] = {}
         for claimed, hold in histories:
             ran, mail = by_slot.setdefault(hold.claim.slot, ([], set()))
             ran.append(claimed.id)
             mail.add(claimed.id)
-        for id_, slot in expecting.items():
-            by_slot.setdefault(slot, ([], set()))[1].add(id_)
+        for id_, hold in expecting.items():
+            by_slot.setdefault(hold.claim.slot, ([], set()))[1].add(id_)
         if not by_slot:
             return
         statements: list[Statement] = []
@@ -157,8 +159,13 @@ class Lookups:
         loop = asyncio.get_running_loop()
         if resumed:
             loop.call_soon(self._resume, resumed)  # runs are stepped from plain callbacks, never inside a task
-        if mailboxes:
-            loop.call_soon(self._offer, mailboxes)
+        if expecting:
+            loop.call_soon(self._answer, mailboxes, list(expecting.values()))
+
+    def _answer(self, mailboxes: dict[str, list[Message]], expecting: list[Hold]) -> None:
+        self._offer(mailboxes)
+        for hold in expecting:
+            hold.looks -= 1
 
     async def _wake(self, slots: list[int]) -> None:
         answers = await self._link.transact(

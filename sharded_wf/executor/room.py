@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from sharded_wf.limits import ROOM_RECHECK_SECONDS
+from sharded_wf.limits import CONCURRENCY_DEFAULT_WORKFLOWS, ROOM_RECHECK_SECONDS
 
 
 class Room:
-    """Room for ``concurrency`` workflows, which the shards share."""
+    """Room for ``concurrency`` workflows, which the shards share; ``None``: as much for each shard as is good for its
+    batches, and wherever it is needed."""
 
-    def __init__(self, concurrency: int) -> None:
-        self.concurrency = concurrency
+    def __init__(self, concurrency: int | None) -> None:
+        self._concurrency = concurrency
         self.shares: list[Share] = []
         self.freed = asyncio.Event()
 
@@ -21,6 +22,12 @@ class Room:
         share = Share(self, answers)
         self.shares.append(share)
         return share
+
+    @property
+    def concurrency(self) -> int:
+        """How many workflows in all."""
+        fixed = self._concurrency
+        return CONCURRENCY_DEFAULT_WORKFLOWS * len(self.shares) if fixed is None else fixed
 
     @property
     def is_short(self) -> bool:

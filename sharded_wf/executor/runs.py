@@ -79,8 +79,8 @@ class Runs:
                     hold.run = cast(Run, UnknownRun(claimed.id))
                     self._flusher.add(Op(OpKind.PARK, hold, due_at=deadline))
                     continue
+            hold.mailed = bool(mail)  # before it runs: with all of its history it may end at once
             if self._run(claimed, hold, history) and mail and not hold.leaving:
-                hold.mailed = True
                 hold.run.offer(mail)
 
     def _run(self, claimed: claims.Claimed, hold: Hold, history: History) -> bool:
@@ -187,7 +187,7 @@ class Runs:
         now, wall = self._clock.monotonic(), self._clock.now_us()
         horizon = wall + int(after_seconds * 1_000_000)
         for hold in list(self.held.values()):
-            if hold.leaving or not hasattr(hold, "run"):
+            if hold.leaving or hold.looks or not hasattr(hold, "run"):
                 continue
             waiting = hold.run.waiting()
             if waiting is None or now - waiting.since < after_seconds:

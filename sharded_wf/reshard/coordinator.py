@@ -22,6 +22,7 @@ from sharded_wf.limits import (
     MOVE_PACE_FACTOR,
     MOVE_PASS_IDLE_SECONDS,
     MOVE_PASSES_MAX,
+    MOVE_REST_SECONDS_MAX,
     MOVE_ROW_LOCK_TIMEOUT_SECONDS,
     MOVE_SHORT_PASS_ROWS,
     MOVE_SHORT_PASS_SECONDS,
@@ -165,7 +166,7 @@ class Coordinator:
         return copier
 
     def _rest(self, worked_seconds: float) -> None:
-        self._sleep(worked_seconds * self._pace)
+        self._sleep(min(worked_seconds * self._pace, MOVE_REST_SECONDS_MAX))
 
     def _copied(self, rows: int) -> None:
         self._rows += rows

@@ -20,7 +20,7 @@ from psycopg.rows import dict_row
 PENDING, RUNNING, PARKED, SUCCEEDED, FAILED, CANCELLED, QUARANTINED = range(7)
 STEP, MESSAGE, RESUME = 0, 2, 10
 CLOCK_TOLERANCE = timedelta(milliseconds=5)
-SETTLE_SECONDS = 12.0
+SETTLE_SECONDS = 30.0
 
 Row = dict[str, Any]
 

@@ -70,6 +70,12 @@ class Ledger:
         async with await psycopg.AsyncConnection.connect(self._dsn, autocommit=True) as conn:
             await conn.execute("select pg_advisory_lock_shared(%s)", (GATE,))
 
+    def block_at_gate(self) -> None:
+        """The same, and nothing else goes on in this process's loop meanwhile."""
+        assert self._dsn is not None
+        with psycopg.connect(self._dsn, autocommit=True) as conn:
+            conn.execute("select pg_advisory_lock_shared(%s)", (GATE,))
+
     async def close(self) -> None:
         if self._conn is not None:
             await self._conn.close()
@@ -119,6 +125,13 @@ async def gated_note(number: int) -> str:
 async def blocking_note(number: int, seconds: float) -> str:
     token = await ledger().write(number)
     time.sleep(seconds)  # noqa: ASYNC251 - what a careless user does, and what must not cost the lease
+    return token
+
+
+@app.step
+async def blocking_gated_note(number: int) -> str:
+    token = await ledger().write(number)
+    ledger().block_at_gate()
     return token
 
 
@@ -193,6 +206,12 @@ async def blocking_chain(count: int, seconds: float) -> int:
     for number in range(count):
         await blocking_note(number, seconds)
     return count
+
+
+@app.workflow
+async def blocking_gated() -> int:
+    await blocking_gated_note(0)
+    return 1
 
 
 @app.workflow

@@ -36,7 +36,7 @@ from tests.support import flows, kill_flows
 from tests.support.flows import LEDGER_VARIABLE, expected_order
 from tests.support.kill_flows import Refused, app
 
-STORY_SECONDS = 60.0
+STORY_SECONDS = 120.0
 LOOK_SECONDS = 0.05
 
 Flow = Any
@@ -345,9 +345,10 @@ async def _tell(
             await story(stage, *told_of)
     except Exception as error:  # noqa: BLE001 - the others are told to their ends
         shown = [f"{name}: {type(error).__name__}: {error}"]
-        for id_ in (stage.here, f"{stage.here}/{child}-1", stage.there):
-            history = (await client.history(id_)).entries
-            shown += [f"  {await client.describe(id_)}", *(f"    {entry}" for entry in history)]
+        for begin in (stage.here, stage.there):
+            for found in await client.list(limit=1000):
+                if found.id.startswith(begin):
+                    shown += [f"  {found}", *(f"    {entry}" for entry in (await client.history(found.id)).entries)]
         return "\n  ".join(shown)
     return ""
 

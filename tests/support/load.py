@@ -17,7 +17,7 @@ RUN = "from tests.support.load import main; main()"
 STARTED = "started"
 FINISHED = "finished: "
 AHEAD_BATCHES = 1
-RESULT_SECONDS = 40.0
+RESULT_SECONDS = 60.0
 
 
 def finish(load: WorkerProcess) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Literal, Self
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from tests.support.processes import wait_until
+from tests.support.processes import free_port, wait_until
 
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
@@ -36,9 +35,7 @@ class PgBouncer:
         self._dsns = list(dsns)
         self._mode = mode
         self._process: subprocess.Popen[bytes] | None = None
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port: int = probe.getsockname()[1]
+        self._port = free_port()
 
     def through(self, dsn: str) -> str:
         """The same database by way of PgBouncer."""
@@ -82,7 +79,7 @@ class PgBouncer:
             command[1:1] = ["-u", "nobody"]
         with (directory / "pgbouncer.log").open("wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-        wait_until(self._answers, f"that PgBouncer answers ({(directory / 'pgbouncer.log')})", 10)
+        wait_until(self._answers, f"that PgBouncer answers ({(directory / 'pgbouncer.log')})")
         return self
 
     def _answers(self) -> bool:

@@ -96,3 +96,14 @@ def test_errors_are_one_clear_message(
 def test_every_workload_is_found_and_named() -> None:
     for name in workloads.NAMES:
         assert workloads.find(name, 2).name == name
+
+
+@pytest.mark.sampled
+def test_what_a_feature_costs(tmp_path: Path) -> None:
+    options = ("--seconds", "1", "--rounds", "1", "--only", "a child", "--slots", "8", "--executors", "1")
+    done = bench("attribution", *options, "--json", tmp_path / "found.json", "--report", tmp_path / "report.md")
+    assert done.returncode == 0, done.stdout + done.stderr
+    whole, child = json.loads((tmp_path / "found.json").read_bytes())["prices"]
+    assert whole["bare_cpu_us"]["postgres"] > 0 and whole["cpu_us"]["executor"] > 0
+    assert child["over"] == "a workflow" and child["cpu_us"]["postgres"] > 0
+    assert "| a child |" in (tmp_path / "report.md").read_text()

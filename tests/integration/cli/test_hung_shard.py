@@ -17,8 +17,10 @@ from sharded_wf.limits import LOOK_SECONDS
 from tests.support.flows import app, echo
 
 Run = Callable[..., tuple[int, str, str]]
-IN_ALL_SECONDS = LOOK_SECONDS + 1.5
-"""What these commands do besides waiting, on a busy machine."""
+IN_ALL_SECONDS = LOOK_SECONDS + 2.4
+"""What these commands do besides waiting, on a busy machine: less than to wait twice."""
+TRIES = 3
+"""A machine that stood still for a while does not do so each time."""
 
 
 @pytest.fixture
@@ -44,12 +46,17 @@ def test_every_command_over_all_shards_waits_for_a_hung_one_once_and_shortly(
     toml: str, command_line: Run, full: bool
 ) -> None:
     def run(*words: str, forget: bool = full) -> tuple[int, str, str]:
-        if forget:
-            fanout._silent.clear()  # as in a process of its own
-        begun = time.monotonic()
-        found = command_line(*words, "-c", toml)
-        assert time.monotonic() - begun < IN_ALL_SECONDS, words
-        return found
+        took: list[float] = []
+        known = {} if forget else dict(fanout._silent)  # as in a process of its own, or what this one has noticed
+        while len(took) < TRIES:
+            fanout._silent.clear()
+            fanout._silent.update(known)
+            begun = time.monotonic()
+            found = command_line(*words, "-c", toml)
+            took.append(time.monotonic() - begun)
+            if took[-1] < IN_ALL_SECONDS:
+                return found
+        raise AssertionError(f"{words} took {took} s")
 
     code, out, _ = run("shards", "status", "--json", forget=True)
     status = json.loads(out)

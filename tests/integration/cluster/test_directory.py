@@ -60,7 +60,7 @@ def test_a_frozen_shard_delays_the_answer_only_so_long(
     try:
         began = time.monotonic()
         found = load_map(ClusterConfig("shop", (*config.shards[:2], frozen)))
-        assert time.monotonic() - began < 6
+        assert time.monotonic() - began < 12
         assert set(found.unreachable) == {"pg3"}
     finally:
         server.resume()

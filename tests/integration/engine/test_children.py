@@ -70,8 +70,8 @@ def test_i6_children_on_other_shards_are_awaited_left_and_cancelled(two_shards: 
 @pytest.mark.parametrize("workflow", [starts_children, starts_children_blocking], ids=["async", "def"])
 def test_a_parent_that_is_cancelled_takes_those_with_it_that_are_to_close(cluster: TestCluster, workflow: Any) -> None:
     async def go() -> None:
-        async with app.connect(cluster.config) as client, app.executor(cluster.config):
-            handle = await client.start(workflow.bind(1, 1.0), id="w")
+        async with app.connect(cluster.config) as client, app.executor(cluster.config, drain_seconds=0.2):
+            handle = await client.start(workflow.bind(1, 60.0), id="w")
             closed = client.get_handle("w/closed")
             await asyncio.to_thread(wait_until, lambda: "w/closed" in cluster.statuses(), "the last child")
             await handle.cancel()

@@ -14,7 +14,7 @@ from sharded_wf.model.history import EntryKind
 from tests.support.closing_flows import app, closes_one, guardian, sync_closes_one, sync_guardian, waits_for_one
 from tests.support.cluster import TestCluster
 from tests.support.kill_points import every_point, kill_at
-from tests.support.processes import wait_until
+from tests.support.processes import WAIT_SECONDS, wait_until
 from tests.support.proxy import COMMIT, Moment, Proxy
 from tests.support.repair_flows import Refused, mend
 
@@ -42,7 +42,7 @@ async def fail(client: Client, workflow: Any, parent: str, queue: str) -> None:
 
 
 async def until(condition: Callable[[], Any], what: str) -> None:
-    deadline = asyncio.get_running_loop().time() + 20
+    deadline = asyncio.get_running_loop().time() + WAIT_SECONDS
     while not await condition():
         assert asyncio.get_running_loop().time() < deadline, f"no {what}"
         await asyncio.sleep(0.05)
@@ -81,10 +81,13 @@ def test_children_that_its_failure_cancelled_are_resumed_with_their_parent(
             await asyncio.to_thread(mend, two_shards.ledger)
             assert await client.resume(parent)
             await finish(client, parent)
+            second = [(f"{parent}/unserved", f"{parent}\x1f1")]
+            await asyncio.to_thread(wait_until, lambda: cancels() == second, "a request, of the second end only")
+
+    def cancels() -> list[tuple[str, str]]:
+        return [(row[0], row[2]) for row in two_shards.ask_all("message", "topic = '$cancel'")]
 
     asyncio.run(go())
-    cancels = two_shards.ask_all("message", "topic = '$cancel'")
-    assert [(row[0], row[2]) for row in cancels] == [(f"{parent}/unserved", f"{parent}\x1f1")], "of the second end only"
     assert two_shards.statuses()[f"{parent}/unserved"] == Status.PENDING
 
 

@@ -31,7 +31,8 @@ from tests.support.pgbouncer import PROGRAM, PgBouncer
 from tests.support.processes import until
 from tests.support.standby import Pair, standby_of
 
-GAP_MAX_SECONDS = 5.0
+GAP_MAX_SECONDS = 15.0
+"""A few seconds, on a busy machine; whoever has to be told of the new primary waits for good."""
 
 
 @pytest.fixture
@@ -229,7 +230,7 @@ def test_a_pooler_that_goes_back_to_the_old_primary_is_noticed_in_each_transacti
             with pytest.raises(ConnectionLost, match="old primary"):
                 await Session.connect(bouncer.through(pair.standby.dsn("far")), purpose="test")
             await asyncio.to_thread(bouncer.lead_to, pair.standby.dsn("far"))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(40):
                 while True:
                     try:
                         session = await Session.connect(bouncer.through(pair.standby.dsn("far")), purpose="test")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import urllib.error
 import urllib.request
 from typing import Any
@@ -17,22 +16,16 @@ from sharded_wf.dev import EmbeddedServer
 from sharded_wf.errors import ConfigError
 from sharded_wf.executor.health import Health, ShardHealth, serve_health
 from tests.support.cluster import TestCluster
-from tests.support.processes import wait_until
+from tests.support.processes import free_port, wait_until
 
 HERE = ShardHealth("pg1", (0, 2), (), 5, None)
 GONE = ShardHealth("pg2", (1, 3), (1, 3), 2, "no answer for 7 s")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def get(port: int, path: str, method: str = "GET") -> tuple[int, Any]:
     request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", method=method)
     try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=20) as answer:
             return answer.status, json.loads(answer.read() or "null")
     except urllib.error.HTTPError as error:
         with error:
@@ -93,15 +86,18 @@ def test_a_worker_says_which_slots_are_affected(
             return False
         return (status, body["affected"]) == (200, affected)
 
+    def problems() -> tuple[int, list[bool | None]]:
+        status, body = get(port, "/healthz")
+        found = {shard["name"]: shard["problem"] for shard in body["shards"]}
+        return status, [found[cluster.name(number)] and True for number in (1, 2)]
+
     with cluster.worker("--health-port", str(port)):
         wait_until(lambda: says([]), "that all is well")
         server.pause()
         try:
             wait_until(lambda: says(far), "that pg2 is missed")
-            assert get(port, "/healthz")[0] == 200
-            problem = {shard["name"]: shard["problem"] for shard in get(port, "/healthz")[1]["shards"]}
-            assert problem[cluster.name(1)] is None
-            assert problem[cluster.name(2)]
+            # (On a machine that stands still for a while pg1 is missed, too, for as long.)
+            wait_until(lambda: problems() == (200, [None, True]), "that it is well, but for pg2")
         finally:
             server.resume()
         wait_until(lambda: says([]), "that all is well again")

@@ -7,6 +7,7 @@ its COMMIT is held on its way to the server, or its answer on the way back, and 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
@@ -32,8 +33,9 @@ AT_ONCE = 4
 FLUSHES_AT_LEAST = 40
 REQUESTS_AT_LEAST = 10
 """So many transactions of a kind there are on each shard in any run, however many share one."""
-EVERY = 1000
-"""More than there are."""
+MORE_THAN_THERE_ARE = 1000
+FULL_ONE_IN = int(os.environ.get("SHARDED_WF_TEST_KILL_ONE_IN", "3"))
+"""Of all points, ``full`` tries so many; with 1 in 1, every one of them, in half an hour."""
 
 
 class Point(NamedTuple):
@@ -43,12 +45,14 @@ class Point(NamedTuple):
 
 
 def points(seed: int, full: bool, below: int) -> list[list[Point]]:
-    """Groups of points, to be tried side by side: one group of a number on both shards, or groups of every number.
+    """Groups of points, to be tried side by side: one group of a number on both shards, or groups of every so manyth.
 
     Each on one side of the COMMIT, by turns: what is in the database after one is what is in it before the next.
     """
     sides: tuple[Moment, Moment] = ("before", "after")
-    chosen = range(EVERY) if full else [random.Random(seed).randrange(below)]
+    chosen = (
+        range(seed % FULL_ONE_IN, MORE_THAN_THERE_ARE, FULL_ONE_IN) if full else [random.Random(seed).randrange(below)]
+    )
     found = [Point(number, shard, sides[(number + shard + seed) % 2]) for number in chosen for shard in (1, 2)]
     return [found[at : at + AT_ONCE] for at in range(0, len(found), AT_ONCE)]
 
@@ -121,7 +125,7 @@ def test_killed_in_the_middle_of_everything(
     kill: Callable[[TestCluster, Point], Awaitable[bool]],
     below: int,
 ) -> None:
-    """A sample: one transaction of each shard. Else every one."""
+    """A sample: one transaction of each shard. Else every one, or every so manyth."""
 
     async def one(point: Point) -> bool:
         try:

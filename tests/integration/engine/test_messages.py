@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 
+import psycopg
 import pytest
+from psycopg import sql
 
 from sharded_wf import WorkflowNotFound
 from sharded_wf.clock import SYSTEM_CLOCK
@@ -19,6 +21,12 @@ from tests.support.proxy import COMMIT, Moment, Proxy
 
 DELIVER = r"insert into wf_\d+\.message"
 COUNT = 8
+UNFINISHED = """
+    update {s}.workflow set status = 0, output = null, completed_at = null;
+    insert into {s}.ready select '~' || capability, queue, priority, now(), id from {s}.workflow;
+    insert into {s}.message (workflow_id, topic, sender, seq, sent_at, payload)
+        select workflow_id, name, output->>'sender', (output->>'seq')::int, started_at, output->'payload' from {s}.step
+"""
 
 
 def post(cluster: TestCluster) -> tuple[list[str], list[str]]:
@@ -135,6 +143,26 @@ def test_i6_children_on_other_shards_answer_their_parents_once(two_shards: TestC
 
     asyncio.run(go())
     assert len(two_shards.bodies()) == 4 * 12 * 2
+
+
+def test_i6_what_came_twice_is_gone_when_a_workflow_ends_with_its_replay(cluster: TestCluster) -> None:
+    """Its executor was killed before the outcome was recorded, and the message that it received is delivered again."""
+
+    async def go() -> None:
+        async with app.connect(cluster.config) as client:
+            async with app.executor(cluster.config):
+                handle = await client.start(inbox.bind(1), id="w")
+                await client.send("w", "mail", "one")
+                assert await handle.result(20) == ["one"]
+            slot = client.locate("w")[0]
+            unfinished = sql.SQL(UNFINISHED).format(s=sql.Identifier(f"wf_{slot:04}"))
+            async with await psycopg.AsyncConnection.connect(cluster.direct[0], autocommit=True) as conn:
+                await conn.execute(unfinished)
+            async with app.executor(cluster.config):
+                assert await handle.result(20) == ["one"]
+                await asyncio.to_thread(cluster.certify, ["w"])
+
+    asyncio.run(go())
 
 
 def test_i6_out_of_order_arrivals_wait(cluster: TestCluster) -> None:

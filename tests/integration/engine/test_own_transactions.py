@@ -194,7 +194,7 @@ def test_carried_once_though_the_executor_is_killed(orders: tuple[TestCluster, s
             victim.kill()
     with cluster.worker(app=APP):
         wait_until(lambda: count(own, "wf_outbox.request") == 0, "an empty outbox")
-        wait_until(lambda: set(cluster.statuses().values()) == {Status.SUCCEEDED}, "the ends", 40, 0.1)
+        wait_until(lambda: set(cluster.statuses().values()) == {Status.SUCCEEDED}, "the ends", interval=0.1)
         rows = cluster.certify(ids)
     assert sorted(row["id"] for row in rows.workflow) == sorted(ids)
     for row in rows.workflow:

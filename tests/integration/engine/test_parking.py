@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import statistics
 import time
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ import pytest
 from sharded_wf import App, Status, WorkflowCancelled, by_name, current, receive, sleep_blocking
 from sharded_wf.client import Client
 from sharded_wf.executor.runs import Runs
+from sharded_wf.limits import DRAIN_DEADLINE_SECONDS
 from sharded_wf.model.workflow import Message
 from tests.support.cluster import TestCluster
 from tests.support.flows import (
@@ -25,10 +27,14 @@ from tests.support.flows import (
     slow_chain,
     sync_sleeper,
 )
-from tests.support.processes import wait_until
+from tests.support.processes import until, wait_until
+
+SLEEP_SECONDS = 4.0
+WAKE_MAX_SECONDS = 12.0
+"""How late a timer may be on a busy machine; whoever goes only by what rescans find is later."""
 
 
-async def until_status(client: Client, id_: str, status: Status, seconds: float = 20.0) -> None:
+async def until_status(client: Client, id_: str, status: Status, seconds: float = 40.0) -> None:
     async with asyncio.timeout(seconds):
         while await client.get_handle(id_).status() is not status:  # noqa: ASYNC110 - a row, not an event
             await asyncio.sleep(0.02)
@@ -39,16 +45,15 @@ def test_sleeps_park_and_timers_wake(cluster: TestCluster) -> None:
         async with app.connect(cluster.config) as client, app.executor(cluster.config, park_after=0.2) as executor:
             ids = [f"w-{number}" for number in range(20)]
             begun = time.monotonic()
-            handles = await client.start_many((id_, sleeper.bind(3.0)) for id_ in ids)
-            plain = await client.start(sync_sleeper.bind(3.0), id="sync")
-            for id_ in [*ids, "sync"]:
-                await until_status(client, id_, Status.PARKED)
-            assert executor.statistics()["held"] == 0
-            async with asyncio.timeout(20):
+            handles = await client.start_many((id_, sleeper.bind(SLEEP_SECONDS)) for id_ in ids)
+            plain = await client.start(sync_sleeper.bind(SLEEP_SECONDS), id="sync")
+            parked = dict.fromkeys([*ids, "sync"], int(Status.PARKED))
+            await asyncio.to_thread(wait_until, lambda: cluster.statuses() == parked, "all parked")
+            await until(lambda: executor.statistics()["held"] == 0, "that none is held")
+            async with asyncio.timeout(40):
                 assert await asyncio.gather(*(handle.result() for handle in handles)) == [2] * 20
                 assert await plain.result() == "after"
-            took = time.monotonic() - begun
-            assert 3.0 <= took < 6.0
+            assert SLEEP_SECONDS <= time.monotonic() - begun < SLEEP_SECONDS + WAKE_MAX_SECONDS
             await asyncio.to_thread(cluster.certify, [*ids, "sync"])
 
     asyncio.run(go())
@@ -58,17 +63,19 @@ def test_sleeps_park_and_timers_wake(cluster: TestCluster) -> None:
 def test_receives_park_and_messages_wake_at_once(cluster: TestCluster) -> None:
     async def go() -> None:
         async with app.connect(cluster.config) as client, app.executor(cluster.config, park_after=0.1) as executor:
-            await client.start(inbox.bind(2), id="w")
-            for text in ("one", "two"):
+            texts, took = ["one", "two", "three"], []
+            await client.start(inbox.bind(len(texts)), id="w")
+            for count, text in enumerate(texts, 1):
+                await until(lambda: executor.statistics()["held"] == 0, "that it is not held")
                 await until_status(client, "w", Status.PARKED)
-                assert executor.statistics()["held"] == 0
                 sent = time.monotonic()
                 await client.send("w", "mail", text)
-                async with asyncio.timeout(10):
-                    while len((await client.history("w")).entries) < (1 if text == "one" else 2):  # noqa: ASYNC110
+                async with asyncio.timeout(30):
+                    while len((await client.history("w")).entries) < count:  # noqa: ASYNC110
                         await asyncio.sleep(0.005)
-                assert time.monotonic() - sent < 1.0
-            assert await client.get_handle("w", list[str]).result(10) == ["one", "two"]
+                took.append(time.monotonic() - sent)
+            assert statistics.median(took) < 1.0
+            assert await client.get_handle("w", list[str]).result(20) == texts
             await asyncio.to_thread(cluster.certify, ["w"])
 
     asyncio.run(go())
@@ -119,20 +126,20 @@ def test_cancel_pending_parked_running_finished(cluster: TestCluster) -> None:
             delayed = await client.start(echo.bind("x"), id="delayed", delay=3600)
             await pending.cancel()
             with pytest.raises(WorkflowCancelled):
-                await pending.result(5)
+                await pending.result(20)
             async with app.executor(cluster.config, park_after=0.2):
                 parked = await client.start(sleeper.bind(3600), id="parked")
                 await until_status(client, "parked", Status.PARKED)
-                running = await client.start(slow_chain.bind(100, 0.1), id="running")
+                running = await client.start(slow_chain.bind(1000, 0.1), id="running")
                 await until_status(client, "running", Status.RUNNING)
                 finished = await client.start(echo.bind("x"), id="finished")
-                assert await finished.result(10) == "x"
+                assert await finished.result(20) == "x"
                 for handle in (parked, running, finished, delayed, pending):
                     await handle.cancel()
                 for other in (parked, running, delayed):
                     with pytest.raises(WorkflowCancelled):
-                        await other.result(10)
-                assert await finished.result(5) == "x"
+                        await other.result(20)
+                assert await finished.result(20) == "x"
                 assert {one.id for one in await client.list(status=Status.CANCELLED)} == {
                     "pending", "parked", "running", "delayed",
                 }  # fmt: skip
@@ -147,10 +154,12 @@ def test_delayed_starts(cluster: TestCluster) -> None:
         async with app.connect(cluster.config) as client, app.executor(cluster.config):
             begun = time.monotonic()
             late = await client.start(echo.bind("late"), delay=1.5)
-            assert await (await client.start(echo.bind("now"))).result(10) == "now"
-            assert await late.status() is Status.PARKED
-            assert await late.result(10) == "late"
-            assert 1.4 <= time.monotonic() - begun < 4.0
+            much_later = await client.start(echo.bind("much later"), delay=3600)
+            assert await (await client.start(echo.bind("now"))).result(20) == "now"
+            assert await much_later.status() is Status.PARKED
+            assert await late.result(20) == "late"
+            assert 1.4 <= time.monotonic() - begun < 1.5 + WAKE_MAX_SECONDS
+            assert await much_later.status() is Status.PARKED
 
     asyncio.run(go())
 
@@ -177,11 +186,11 @@ def test_an_executor_serves_its_queues_only(cluster: TestCluster) -> None:
             mine = await client.start(echo.bind("mine"), queue="mine")
             other = await client.start(echo.bind("other"), queue="other")
             async with app.executor(cluster.config, queues=["mine"]):
-                assert await mine.result(10) == "mine"
-                assert await (await client.start(echo.bind("later"), queue="mine")).result(10) == "later"
+                assert await mine.result(20) == "mine"
+                assert await (await client.start(echo.bind("later"), queue="mine")).result(20) == "later"
                 assert await other.status() is Status.PENDING
             async with app.executor(cluster.config):
-                assert await other.result(10) == "other"
+                assert await other.result(20) == "other"
 
     asyncio.run(go())
 
@@ -200,7 +209,7 @@ def test_what_nobody_can_run_stays_visible_until_somebody_can(
             async with app.executor(cluster.config):
                 handle = await client.start(by_name("engine/newcomer").bind())
                 stuck = await client.start(by_name("engine/newcomer").bind(), id="cancelled")
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(30):
                     while True:
                         rows = cluster.rows().ready
                         if sorted(row["capability"] for row in rows) == ["~engine/newcomer"] * 2:
@@ -210,7 +219,7 @@ def test_what_nobody_can_run_stays_visible_until_somebody_can(
                 await stuck.cancel()
                 assert await stuck.status() is Status.CANCELLED
                 async with other.executor(cluster.config):
-                    assert await handle.result(10) == "ran"
+                    assert await handle.result(20) == "ran"
             await asyncio.to_thread(cluster.certify, [handle.id, stuck.id])
 
     asyncio.run(go())
@@ -233,10 +242,10 @@ def test_drain_on_sigterm_gives_back_at_once(cluster: TestCluster) -> None:
             leaving.terminate()
             begun = time.monotonic()
             assert leaving.wait() == 0
-            assert time.monotonic() - begun < 5
+            assert time.monotonic() - begun < DRAIN_DEADLINE_SECONDS / 2
             assert len(cluster.leases()) == 1
             wait_until(
-                lambda: sum(body[4] == staying.pid for body in cluster.bodies()) == len(ids), "the work, elsewhere", 3
+                lambda: sum(body[4] == staying.pid for body in cluster.bodies()) == len(ids), "the work, elsewhere"
             )
             gate.close()
             wait_until(lambda: set(cluster.statuses().values()) == {3}, "the end")
@@ -270,7 +279,7 @@ def test_a_message_does_not_hasten_a_delayed_start(cluster: TestCluster) -> None
             begun = time.monotonic()
             late = await client.start(inbox.bind(1), id="late", delay=2.0)
             await client.send("late", "mail", "early")
-            assert await late.result(10) == ["early"]
+            assert await late.result(20) == ["early"]
             assert time.monotonic() - begun >= 1.9
             await asyncio.to_thread(cluster.certify, ["late"])
 
@@ -293,9 +302,10 @@ def test_a_message_read_while_its_receiver_begins_to_park_is_not_lost(
     monkeypatch.setattr(Runs, "offer", park_first)
 
     async def go() -> None:
-        async with app.connect(cluster.config) as client, app.executor(cluster.config, park_after=60):
+        async with app.connect(cluster.config) as client, app.executor(cluster.config, park_after=60) as executor:
             handle = await client.start(inbox.bind(1), id="w")
-            await until_status(client, "w", Status.RUNNING)
+            held = executor.parts[0].runs.held
+            await until(lambda: any(hasattr(hold, "run") for hold in held.values()), "that it waits, its mail read")
             await client.send("w", "mail", "one")
             assert await handle.result(20) == ["one"]
             assert raced.is_set()
@@ -341,8 +351,8 @@ def test_what_a_parked_workflow_has_logged_is_not_logged_again(
             for topic in ("one", "two"):
                 await until_status(client, "w", Status.PARKED)
                 await client.send("w", topic, "x")
-            assert (await handle.result(10), await threaded.result(10)) == ("done", "done")
-            assert executor.statistics()["held"] == 0
+            assert (await handle.result(20), await threaded.result(20)) == ("done", "done")
+            await until(lambda: executor.statistics()["held"] == 0, "that none is held")
             await asyncio.to_thread(cluster.certify, ["w", "t"])
 
     with caplog.at_level(logging.INFO, "sharded_wf.workflow"):

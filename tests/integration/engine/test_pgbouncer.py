@@ -80,7 +80,7 @@ def test_i5_takeover(pooled: TestCluster) -> None:
             wait_until(lambda: len(pooled.leases(1)) == len(pooled.leases(2)) == 2, "the leases of both")
             victim.kill()
             gate.close()
-            wait_until(lambda: set(pooled.statuses().values()) == {3}, "the end", 20, 0.1)
+            wait_until(lambda: set(pooled.statuses().values()) == {3}, "the end", interval=0.1)
             pooled.certify(ids)
 
 

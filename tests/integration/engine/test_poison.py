@@ -109,7 +109,7 @@ def test_a_workflow_that_kills_its_process_is_quarantined_and_its_neighbours_are
             wait_until(
                 lambda: all(status >= SUCCEEDED for status in cluster.statuses().values()),
                 "the end of all",
-                60,
+                120,
                 interval=0.2,
             )
             rows = cluster.certify(ids)
@@ -127,7 +127,7 @@ def test_a_workflow_that_kills_its_process_is_quarantined_and_its_neighbours_are
     async def look() -> None:
         async with app.connect(cluster.config) as client:
             with pytest.raises(WorkflowQuarantined):
-                await client.get_handle("killer").result(5)
+                await client.get_handle("killer").result(20)
             listed = await client.list(status=Status.QUARANTINED)
             assert [one.id for one in listed] == ["killer"]
             # Its code was mended: a person lets it go on.

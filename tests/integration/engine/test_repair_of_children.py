@@ -160,7 +160,7 @@ def test_what_has_undone_its_work_is_forked_and_not_resumed(two_shards: TestClus
     async def go() -> None:
         async with app.executor(two_shards.config), app.connect(two_shards.config) as client:
             for end in ends:
-                limit = 0.7 if end == "has no time" else None
+                limit = 2.5 if end == "has no time" else None
                 handle = await client.start(workflow.bind(end), id=end, timeout=limit)
                 if end == "is cancelled":
                     await asyncio.to_thread(

@@ -11,7 +11,6 @@ import psycopg
 import pytest
 
 from sharded_wf import Bound, Status, TransactionRefused, UnstorableValue
-from sharded_wf.limits import LEASE_SECONDS
 from tests.support import bank
 from tests.support.bank import app, balances, movements
 from tests.support.cluster import TestCluster
@@ -190,7 +189,7 @@ def test_i3_killed_at_every_commit(money: TestCluster, full: bool, seed: int) ->
                 hold.wait()
                 victim.kill()
     with money.worker(app=APP):
-        wait_until(lambda: [money.statuses()[id_] for id_ in ids] == [3] * len(ids), "the ends", 40, 0.1)
+        wait_until(lambda: [money.statuses()[id_] for id_ in ids] == [3] * len(ids), "the ends", interval=0.1)
         rows = money.certify(ids)
     check_bank(money, dict.fromkeys(ids, 4))
     # Nobody who is blameless is blamed.
@@ -258,9 +257,9 @@ def test_i4_the_lease_is_lost_in_the_middle(money: TestCluster) -> None:
             wait_until(lambda: money.ask(waiting) == [(1,)], "that the body waits")
             victim.freeze()
             with money.worker(app=APP):
-                wait_until(lambda: money.statuses()["w"] == 1 and len(money.leases()) == 1, "takeover", 20)
+                wait_until(lambda: money.statuses()["w"] == 1 and len(money.leases()) == 1, "takeover")
                 gate.execute("select pg_advisory_unlock(4712)")
-                wait_until(lambda: money.statuses()["w"] == 3, "the end", LEASE_SECONDS * 4)
+                wait_until(lambda: money.statuses()["w"] == 3, "the end")
                 victim.thaw()
                 money.certify(["w"])
     assert [row[:2] for row in movements(money.direct[0])] == [("w", 0)]

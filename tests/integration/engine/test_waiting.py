@@ -53,7 +53,7 @@ def test_a_killed_executor_loses_neither_heartbeats_nor_looks(cluster: TestClust
 
     asyncio.run(start())
     with cluster.worker(app=APP) as first:
-        wait_until(lambda: place("done-3").exists(), "the third heartbeat", 30)
+        wait_until(lambda: place("done-3").exists(), "the third heartbeat")
         wait_until(lambda: bool(cluster.ask_all("heartbeat", "details::text in ('2', '3')")), "a saved one")
         wait_until(lambda: len(place("looks").read_text().split()) >= 3, "three looks")
         first.kill()
@@ -73,10 +73,10 @@ def test_a_sensor_and_a_sleeper_are_parked_meanwhile(cluster: TestCluster) -> No
             one = await client.start(sensor.bind("file", 2.0), id="sensor")
             other = await client.start(sleeper.bind(2.0), id="sleeper")
             parked = [int(Status.PARKED)] * 2
-            await asyncio.to_thread(wait_until, lambda: statuses(cluster) == parked, "both parked", 20)
+            await asyncio.to_thread(wait_until, lambda: statuses(cluster) == parked, "both parked")
             place("file").write_text("found")
             assert await one.result(20) == "found"
-            assert 0 <= await other.result(20) < 2
+            assert 0 <= await other.result(20) < 10, "it woke when it was to, or when the machine let it"
 
     asyncio.run(go())
 
@@ -88,9 +88,7 @@ def test_events_reach_workflows_on_other_shards_and_clients(two_shards: TestClus
             setting = await client.start(setter.bind([1, 2, 3], True), id=here[0])
             watching = [await client.start(watcher.bind(here[0]), id=id_) for id_ in (here[1], there[0])]
             watching.append(await client.start(sync_watcher.bind(here[0]), id=there[1]))
-            await asyncio.to_thread(
-                wait_until, lambda: statuses(two_shards) == [int(Status.PARKED)] * 4, "all parked", 30
-            )
+            await asyncio.to_thread(wait_until, lambda: statuses(two_shards) == [int(Status.PARKED)] * 4, "all parked")
             outside = asyncio.create_task(setting.event("progress", dict[str, int]))
             with pytest.raises(ResultTimeout):
                 await setting.event("progress", timeout=0.2)
@@ -103,7 +101,8 @@ def test_events_reach_workflows_on_other_shards_and_clients(two_shards: TestClus
             assert await setting.event("progress", dict[str, int]) == {"value": 3}, "also after its end, the latest"
             late = await client.start(watcher.bind(here[0]), id=there[2])
             assert await late.result(20) == 3
-            assert two_shards.ask_all("event_waiter", "true") == []
+            nobody_waits = lambda: two_shards.ask_all("event_waiter", "true") == []  # noqa: E731
+            await asyncio.to_thread(wait_until, nobody_waits, "nobody waits")
 
     asyncio.run(go())
 
@@ -155,10 +154,10 @@ def test_the_time_of_workflows_and_their_children_is_over(two_shards: TestCluste
             assert cleaned[-1] == "file_is_there", "its `finally` ran"
 
     with two_shards.worker("--park-after", "0.1", "--queue", "default", app=APP) as first:
-        wait_until(lambda: all(two_shards.leases(shard) for shard in (1, 2)), "a lease on each shard", 30)
+        wait_until(lambda: all(two_shards.leases(shard) for shard in (1, 2)), "a lease on each shard")
         asyncio.run(start())
         # Where the machine is slow the time of some is over before they are parked.
-        wait_until(lambda: sum(status in (2, 4) for status in statuses(two_shards)) >= 4, "most of them parked", 20)
+        wait_until(lambda: sum(status in (2, 4) for status in statuses(two_shards)) >= 4, "most of them parked")
         first.kill()
     with two_shards.worker("--park-after", "0.1", "--queue", "default", app=APP):
         asyncio.run(check())

@@ -16,6 +16,9 @@ from sharded_wf.postgres.connect import connection, conninfo_of
 from sharded_wf.postgres.session import ConnectionLost, Session
 from tests.support.processes import wait_until
 
+GIVEN_UP_MAX_SECONDS = 20.0
+"""Well beyond the deadlines here, on a busy machine, and well below what a statement may take by itself."""
+
 
 def test_what_the_dsn_says_wins_over_our_defaults() -> None:
     given = conninfo_to_dict(conninfo_of("host=a connect_timeout=77 application_name=x", "mine"))
@@ -47,7 +50,7 @@ def test_a_statement_past_the_deadline_is_cut_off(database: str) -> None:
         connection(database, purpose="test", deadline_seconds=0.2) as conn,
     ):
         conn.execute("select pg_sleep(60)")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < GIVEN_UP_MAX_SECONDS
 
 
 def test_a_frozen_server_is_given_up_at_the_deadline(server_factory: Callable[..., EmbeddedServer]) -> None:
@@ -58,7 +61,7 @@ def test_a_frozen_server_is_given_up_at_the_deadline(server_factory: Callable[..
             server.pause()
             with pytest.raises(psycopg.OperationalError):
                 conn.execute("select 1")
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < GIVEN_UP_MAX_SECONDS
     finally:
         server.resume()
 
@@ -97,6 +100,6 @@ def test_attempts_that_a_frozen_server_does_not_answer_leave_no_connection_behin
             server.resume()
         with psycopg.connect(server.dsn(), autocommit=True) as conn:
             left = "select count(*) from pg_stat_activity where application_name like 'sharded_wf test%'"
-            wait_until(lambda: conn.execute(left).fetchone() == (0,), "that no connection is left", 5)
+            wait_until(lambda: conn.execute(left).fetchone() == (0,), "that no connection is left")
     finally:
         gc.enable()

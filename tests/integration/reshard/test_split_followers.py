@@ -17,7 +17,7 @@ from sharded_wf.reshard import coordinator
 from sharded_wf.routing import children_of
 from tests.integration.reshard.test_splits import check_slots, in_halves, split
 from tests.support.cluster import TestCluster
-from tests.support.flows import app, blocking_chain, chain, echo, inbox
+from tests.support.flows import app, blocking_gated, chain, echo, inbox
 from tests.support.processes import until
 
 CALLS = (
@@ -164,11 +164,11 @@ def test_i4_an_executor_that_could_not_listen_writes_nothing_to_a_half(
     it, and done by another; what it wants to save then meets no table, and it goes on with the new slots."""
     ids = in_halves(cluster, 0, 2)
     monkeypatch.setattr(coordinator, "MOVE_DRAIN_SECONDS", 0.5)
-    with cluster.worker("--concurrency", "5") as blocked:
+    with cluster.closed_gate() as gate, cluster.worker("--concurrency", "5") as blocked:
 
         async def go() -> None:
             async with app.connect(cluster.config) as client:
-                handles = [await client.start(blocking_chain.bind(1, 5.0), id=id_) for id_ in ids]
+                handles = [await client.start(blocking_gated.bind(), id=id_) for id_ in ids]
                 await until(lambda: len(cluster.bodies()) >= 1, "the blocking step")
                 leases = set(cluster.leases())
                 await asyncio.to_thread(split, cluster, 0)
@@ -177,6 +177,7 @@ def test_i4_an_executor_that_could_not_listen_writes_nothing_to_a_half(
                     rows = cluster.ask(f"select status, claim_id, deaths from {schema}.workflow")
                     assert rows == [(0, None, 0)]  # given back for it, and nobody is blamed
                 assert leases <= set(cluster.leases())
+                gate.close()
                 async with app.executor(cluster.config):
                     assert await asyncio.gather(*(handle.result(60) for handle in handles)) == [1, 1]
                     await asyncio.to_thread(cluster.certify, ids, zombies={blocked.pid}, timeout=30)

@@ -213,7 +213,7 @@ def test_a_shard_with_requests_in_its_outbox_can_not_be_removed(money: TestClust
                     await asyncio.to_thread(refused, money.config, "pg2")
             # Those who serve only the other shard carry from the one without slots, too.
             async with bank.app.executor(money.config, shards=["pg1"]):
-                assert await asyncio.wait_for(_result(client, money, id_), 20) == []
+                assert await asyncio.wait_for(_result(client, money, id_), 60) == []
                 await asyncio.to_thread(
                     wait_until, lambda: money.ask("select count(*) from wf_control.request", 2) == [(0,)], "carried"
                 )

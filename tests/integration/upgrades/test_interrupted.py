@@ -19,7 +19,7 @@ MIGRATE = """
 
     def report(shard, step, moment):
         at = f"{shard} {step.label} {moment}"
-        print("at", at, flush=True)
+        print(f"at {at}\\n", end="", flush=True)  # in one piece: the shards are reported by threads
         if at == stop_at:
             time.sleep(600)
 

@@ -93,7 +93,10 @@ def test_two_releases_on_one_cluster(two_shards: TestCluster, next_release: Rele
         assert all("upgrade sharded-wf" in one.what for one in findings(two_shards.config, "migrations"))
         refused(late, "the tables are newer than this version can use", "upgrade sharded-wf")
         two_shards.certify(ids, zombies=[old.pid])
-        assert not any(name.endswith(f":{old.pid}") for at in (1, 2) for name in two_shards.leases(at).values())
+        wait_until(
+            lambda: not any(name.endswith(f":{old.pid}") for at in (1, 2) for name in two_shards.leases(at).values()),
+            "that the old executor has no lease",
+        )
         old.terminate()
         assert old.wait() == 0
     assert {row["region"] for row in two_shards.rows().workflow} == {"before", "after"}

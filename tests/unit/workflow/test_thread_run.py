@@ -255,7 +255,7 @@ def test_blocking_forms_belong_into_def_workflows() -> None:
         triple.blocking(1)
     begun = time.monotonic()
     assert double(1) == 2
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 10
 
 
 def test_another_history_is_noticed() -> None:
