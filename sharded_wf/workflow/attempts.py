@@ -143,7 +143,7 @@ def _drive(task: Task[None]) -> Generator[Any, Any, None]:
                 body = _with_timeout(command, body, step.timeout_seconds)
             elif type(body) is not CoroutineType:
                 body = _await(body)
-            result = yield from body
+            result = yield from body  # pyright: ignore[reportGeneralTypeIssues] - a coroutine, in a coroutine
         except BaseException as error:  # noqa: BLE001 - whatever it raised is its result
             _raised(task, command, error)
         else:
