@@ -137,7 +137,7 @@ def _drive(task: Task[None]) -> Generator[Any, Any, None]:
         set_scope(command)
         step = command.step
         try:
-            args, kwargs = (command.args, command.kwargs) if step.plain else command.arguments()
+            args, kwargs = command.arguments()
             body = step.function(*args, **kwargs) if kwargs else step.function(*args)
             if step.timeout_seconds is not None:
                 body = _with_timeout(command, body, step.timeout_seconds)
