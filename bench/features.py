@@ -102,7 +102,8 @@ async def events(count: int) -> dict[str, bool]:
 async def side_inputs(count: int) -> dict[str, bool]:
     here = current()
     for _ in range(count):
-        here.now(), here.random().random(), here.uuid4()
+        drawn = (here.now(), here.random().random(), here.uuid4())
+        assert all(drawn)
     return OK
 
 
