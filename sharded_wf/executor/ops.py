@@ -124,18 +124,18 @@ def statements_of(
     left = told.left
     number = -1
     slot = _Slot()
+    ids, entries = slot.entries
     for op in ops:
         hold = op.hold
         claim = hold.claim
         if claim.slot != number:  # mostly a claim's workflows go on together
             number = claim.slot
-            if number not in slots:
-                slots[number] = _Slot()
-            slot = slots[number]
+            slot = slots.get(number) or slots.setdefault(number, _Slot())
+            ids, entries = slot.entries
         entry, outcome = op.entry, op.outcome
         if entry is not None:
-            slot.entries[0].append(hold.run.id)
-            slot.entries[1].append(entry)
+            ids.append(hold.run.id)
+            entries.append(entry)
             if op.consumed is not None:
                 slot.consumed.append(op.consumed)
                 told.churned[claim.slot, "message"] += 1

@@ -149,7 +149,15 @@ class ValueCodec(Generic[T]):
             data = encode_text(value)
         except _CONVERSION_ERRORS as error:
             data = self._encoded_otherwise(value, error)
-        decoded = value if type(value) in self._plain else self._confirmed(value, data)
+        decoded, same = value, type(value) in self._plain
+        if not same:
+            try:
+                decoded = self._decode(data)
+                same = decoded == value
+            except Exception:  # noqa: BLE001 - it does not fit the annotation, or what a class's own methods raise
+                pass
+            if not same:
+                decoded = self._judged(value, data)
         if len(data) > PAYLOAD_WARN_BYTES:
             check_size(data, f"{self.what} takes ")
         return data, decoded
@@ -173,15 +181,6 @@ class ValueCodec(Generic[T]):
         except _CONVERSION_ERRORS as second:
             error = second
         raise unstorable(value, error, self.what) from None
-
-    def _confirmed(self, value: Any, data: bytes) -> T:
-        try:
-            decoded: T = self._decode(data)
-            if decoded == value:
-                return decoded
-        except Exception:  # noqa: BLE001 - it does not fit the annotation, or what a class's own methods raise
-            pass
-        return self._judged(value, data)
 
     def _judged(self, value: Any, data: bytes) -> T:
         """What came back from JSON is not simply the same: see whether that is all right, or say why not."""

@@ -194,16 +194,9 @@ class AsyncRun(WorkflowRun):
             self.busy -= 1
             self._drive(backlog.popleft())
 
-    def _hand_over(self, entry: Entry) -> None:
-        """One result enters the workflow; its time goes on."""
-        loop = self.loop
-        if entry.completed_at > loop.now_us:
-            loop.now_us = entry.completed_at
-        assert self.replay is not None
-        command = self.replay.commands.pop(entry.place, None)
-        if command is not None:
-            command.deliver(entry)
-        elif self.is_cancel(entry) and self.task is not None:
+    def _note_unasked(self, entry: Entry) -> None:
+        """What no command of the code waits for has entered the workflow."""
+        if self.is_cancel(entry) and self.task is not None:
             self.task.cancel("the workflow was cancelled")
             self.note_cancelled(entry)
         elif entry.kind is EntryKind.RESUME:
@@ -227,9 +220,16 @@ class AsyncRun(WorkflowRun):
         self.driving = True
         _set_running_loop(loop)
         try:
-            if entry is not None:
-                self._hand_over(entry)
             while True:
+                if entry is not None:  # it enters the workflow; its time goes on
+                    if entry.completed_at > loop.now_us:
+                        loop.now_us = entry.completed_at
+                    assert self.replay is not None
+                    command = self.replay.commands.pop(entry.place, None)
+                    if command is not None:
+                        command.deliver(entry)
+                    else:
+                        self._note_unasked(entry)
                 self._run_ready(loop)
                 if task.done():
                     self._end(task)
@@ -241,8 +241,6 @@ class AsyncRun(WorkflowRun):
                 if replay is None or (replay.position == replay.total and not replay.late):
                     break
                 entry = replay.next_entry()
-                if entry is not None:
-                    self._hand_over(entry)
         except NonDeterminismError as error:
             self.end(self.failed(error))
             return

@@ -107,9 +107,12 @@ class Replay:
         """Give ``command`` its fingerprint, made from ``base``, and its place; find out whether its result is
         recorded."""
         counts = self.counts
-        before = counts.get(base, 0)
-        counts[base] = before + 1
-        fingerprint = base if before == 0 else fold(base, before)
+        if base in counts:
+            fingerprint = fold(base, counts[base])
+            counts[base] += 1
+        else:
+            fingerprint = base
+            counts[base] = 1
         command.fingerprint = fingerprint
         if self.recorded is not None:
             entry = self.recorded.get(fingerprint)
