@@ -69,6 +69,22 @@ STATUS_EXACT_MAX_ROWS = 5_000
 START_MANY_CHUNK_ROWS = 10_000
 START_FLUSH_MAX_ROWS = 2_000
 
+# Group commit
+GATHER_SECONDS = 0.005
+"""Where there is much to write, one transaction begins no sooner after the last one than this: it carries more then,
+and costs hardly more. Where a transaction takes longer anyway, nothing waits."""
+GATHER_MIN_ROWS = 8
+"""Fewer rows in a transaction, and the next one does not wait: whoever is alone is served at once."""
+
+# Made IDs
+ID_TURN_US = 20_000
+"""For so long made IDs fall into the same slots ..."""
+SLOTS_PER_TURN_MIN = 4
+"""... so many of each shard. A shard that has not twice as many is used whole all the time."""
+IDS_PER_TURN_MAX = 500
+"""Who makes more IDs in that time goes on to the next slots."""
+ID_DRAWS_MAX = 2_000
+
 # Executor
 CONCURRENCY_DEFAULT_WORKFLOWS = 2_000
 """For each shard: as a bound for all of them, batches would become smaller with every shard."""

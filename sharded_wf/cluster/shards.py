@@ -13,7 +13,6 @@ import contextlib
 import logging
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import TypeVar
@@ -39,7 +38,7 @@ from sharded_wf.model.workflow import Message, Start
 from sharded_wf.postgres.failures import is_of_schema, moved_slot
 from sharded_wf.postgres.session import ConnectionLost, Result, Statement
 from sharded_wf.postgres.timeline import Timeline, primary_of
-from sharded_wf.routing import ShardMap, new_id, new_id_avoiding
+from sharded_wf.routing import IdMaker, ShardMap
 from sharded_wf.store.starts import Existing
 
 logger = logging.getLogger("sharded_wf.shards")
@@ -77,6 +76,7 @@ class ShardSet:
         """Called when another server has become a shard's primary."""
         self._subscriptions: dict[Shard, Callable[[], None]] = {}
         self._spreading: asyncio.Task[None] | None = None
+        self._ids: IdMaker | None = None
         self._by_slot = {slot: self.shards.get(name) for slot, name in shard_map.placement.items()}
         self._reloading = asyncio.Lock()
         self._reload_begun = 0.0
@@ -278,11 +278,12 @@ class ShardSet:
 
     def id_maker(self) -> Callable[[], str]:
         """Makes new workflow IDs, each in a slot of a shard that answers at this moment, if any does."""
-        unhealthy = {slot for shard in self.shards.values() if not shard.healthy for slot in shard.slots}
-        unhealthy |= self.away
-        if unhealthy:
-            return partial(new_id_avoiding, self.clock, self.map, unhealthy)
-        return partial(new_id, self.clock)
+        away = (shard.slots for shard in self.shards.values() if not shard.healthy)
+        unhealthy = self.away.union(*away)
+        known = self._ids
+        if known is None or known.shard_map is not self.map or known.avoided != unhealthy:
+            known = self._ids = IdMaker(self.clock, self.map, unhealthy)
+        return known
 
     # --- writing ------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from sharded_wf.limits import (
 )
 from sharded_wf.model.workflow import Message, Start
 from sharded_wf.postgres.failures import is_transient, moved_slot, unavailable
+from sharded_wf.postgres.gathering import Gathering
 from sharded_wf.postgres.link import Link
 from sharded_wf.postgres.session import ConnectionLost, Result, Statement
 from sharded_wf.routing import slot_schema
@@ -81,6 +82,7 @@ class Writer:
         self._shard = shard
         self._clock = clock
         self._waiting: deque[_Request] = deque()
+        self._gathering = Gathering(clock)
         self._pump: asyncio.Task[None] | None = None
         self._last_created_at: Microseconds = 0
         self._begun: float | None = None
@@ -164,7 +166,10 @@ class Writer:
 
     async def _write_waiting(self) -> None:
         while self._waiting:
+            if await self._gathering.waited():
+                continue
             if batch := self._next_batch():
+                self._gathering.note(self._clock.monotonic(), sum(request.rows for request in batch))
                 await self._write(batch)
 
     def _next_batch(self) -> list[_Request]:

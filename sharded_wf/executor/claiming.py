@@ -15,6 +15,7 @@ from sharded_wf.executor.intake import Intake, Pick
 from sharded_wf.limits import CLAIM_DEADLINE_SECONDS
 from sharded_wf.postgres import binary
 from sharded_wf.postgres.failures import is_transient
+from sharded_wf.postgres.gathering import Gathering
 from sharded_wf.postgres.link import Link
 from sharded_wf.postgres.session import ConnectionLost, Result
 from sharded_wf.routing import slot_schema
@@ -69,6 +70,7 @@ class Claiming:
         self._capability = capability
         self._adopted = adopted
         self._stopping = False
+        self._gathering = Gathering(clock)
         self._work = asyncio.Event()
         self._stopped = asyncio.Event()
 
@@ -93,12 +95,16 @@ class Claiming:
                 elif not self._intake.has_work:
                     self._work.clear()
                     await self._work.wait()
+                elif await self._gathering.waited():
+                    continue  # what there is to claim, and room for, may have changed
                 elif picks := self._intake.picks(room, self._clock.monotonic()):
                     wanted = sum(pick.limit for pick in picks)
                     self._capacity.took(wanted)
                     came = 0
                     try:
+                        begun = self._clock.monotonic()
                         came = await self._claim(lease_id, picks)
+                        self._gathering.note(begun, came)
                     finally:
                         self._capacity.gave_back(wanted - came)
         finally:

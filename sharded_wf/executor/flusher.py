@@ -21,6 +21,7 @@ from sharded_wf.limits import FLUSH_MARKS_KEPT, FLUSH_MAX_ROWS
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import Outcome
 from sharded_wf.postgres.failures import is_transient
+from sharded_wf.postgres.gathering import Gathering
 from sharded_wf.postgres.link import Link
 from sharded_wf.postgres.session import ConnectionLost, Statement
 from sharded_wf.serialization.exceptions import encode_error
@@ -54,6 +55,7 @@ class Flusher:
         self._taken = 0
         """How many ops have ever been taken into a flush."""
         self._passing: list[tuple[int, asyncio.Future[None]]] = []
+        self._gathering = Gathering(clock)
 
     def add(self, op: Op) -> None:
         """Save this with the next flush."""
@@ -105,8 +107,11 @@ class Flusher:
             self._wanted.clear()
             self._quiet.clear()
             while self._waiting:
+                if await self._gathering.waited():
+                    continue
                 batch, self._waiting = self._waiting[:FLUSH_MAX_ROWS], self._waiting[FLUSH_MAX_ROWS:]
                 self._taken += len(batch)
+                self._gathering.note(self._clock.monotonic(), len(batch))
                 await self._save(batch)
                 if self._passing:
                     self._let_pass(self._taken)

@@ -6,7 +6,7 @@ Other rooms import what is named here, and nothing else of this room. The rules 
 
 from __future__ import annotations
 
-from sharded_wf.routing.ids import new_id, new_id_avoiding
+from sharded_wf.routing.ids import IdMaker, new_id
 from sharded_wf.routing.keys import HASH_NAME, HASH_SEED, hash_of, routing_key
 from sharded_wf.routing.shard_map import CONTROL_SCHEMA, ShardMap
 from sharded_wf.routing.slots import children_of, parent_of, remainder_of, slot_schema, width_of
@@ -15,11 +15,11 @@ __all__ = [
     "CONTROL_SCHEMA",
     "HASH_NAME",
     "HASH_SEED",
+    "IdMaker",
     "ShardMap",
     "children_of",
     "hash_of",
     "new_id",
-    "new_id_avoiding",
     "parent_of",
     "remainder_of",
     "routing_key",

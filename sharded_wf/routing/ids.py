@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Collection
 
 from sharded_wf.clock import Clock
+from sharded_wf.limits import ID_DRAWS_MAX, ID_TURN_US, IDS_PER_TURN_MAX, SLOTS_PER_TURN_MIN
+from sharded_wf.routing.keys import HASH_SEED, hash_of_key
 from sharded_wf.routing.shard_map import ShardMap
 
 _generator = random.Random()
@@ -21,6 +22,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_generator.seed)
 
 _VARIANT = 0x8000_0000_0000_0000
+_ENDS = tuple(f"{end:03x}".encode() for end in range(4096))
 # The third group: the version, and the microsecond within the millisecond scaled to 12 bits (RFC 9562, 6.2, method 3).
 _THIRD_GROUPS = tuple(f"7{microsecond * 4096 // 1000:03x}" for microsecond in range(1000))
 
@@ -32,11 +34,49 @@ def new_id(clock: Clock) -> str:
     return f"{ms.to_bytes(6).hex('-', -4)}-{_THIRD_GROUPS[microsecond]}-{tail}"
 
 
-def new_id_avoiding(clock: Clock, shard_map: ShardMap, unhealthy: Collection[int]) -> str:
-    """A new ID whose slot is none of the ``unhealthy`` ones, drawn again until it is so. If every slot is unhealthy,
-    any ID: then the caller learns from its shard why nothing can be started."""
-    made = new_id(clock)
-    if unhealthy and not all(slot in unhealthy for slot in shard_map.placement):
-        while shard_map.slot_of(made) in unhealthy:
-            made = new_id(clock)
-    return made
+class IdMaker:
+    """Makes IDs that fall into the same few slots of each shard for a few milliseconds, then into the next few.
+
+    What is started at about the same time is then written, claimed and finished with a statement for each of a few
+    slots, not of all of them: small batches cost a fraction. By the clock, so that many clients take turns together.
+    """
+
+    def __init__(self, clock: Clock, shard_map: ShardMap, avoided: frozenset[int] = frozenset()) -> None:
+        """``avoided``: slots that no ID is to fall into, unless they are all: then the caller learns from their shards
+        why nothing can be started."""
+        self._clock = clock
+        self.shard_map = shard_map
+        self.avoided = avoided
+        by_shard: dict[str, list[int]] = {}
+        for slot, shard in sorted(shard_map.placement.items()):
+            if slot not in avoided:
+                by_shard.setdefault(shard, []).append(slot)
+        fewest = min(map(len, by_shard.values()), default=0)
+        turns = max(1, fewest // SLOTS_PER_TURN_MIN)
+        self._width = shard_map.width
+        self._turns = [
+            shard_map.remainders_of({slot for slots in by_shard.values() for slot in slots[turn::turns]})
+            for turn in range(turns)
+        ]
+        self._any = (turns == 1 and not avoided) or not by_shard
+        self._turn = 0
+        self._made = 0
+
+    def __call__(self) -> str:
+        """A new ID, as ``new_id`` makes it."""
+        if self._any:
+            return new_id(self._clock)
+        now_us = self._clock.now_us()
+        turn = now_us // ID_TURN_US
+        if turn != self._turn:
+            self._turn, self._made = turn, 0
+        self._made += 1
+        wanted = self._turns[(turn + self._made // IDS_PER_TURN_MAX) % len(self._turns)]
+        ms, microsecond = divmod(now_us, 1000)
+        tail = (_VARIANT | _random_bits(62)).to_bytes(8).hex("-", 6)
+        begin = f"{ms.to_bytes(6).hex('-', -4)}-{_THIRD_GROUPS[microsecond]}-{tail[:-3]}".encode()
+        end, width = int(tail[-3:], 16), self._width
+        for drawn in range(end, end - ID_DRAWS_MAX, -1):
+            if hash_of_key(begin + _ENDS[drawn], HASH_SEED) % width in wanted:
+                return (begin + _ENDS[drawn]).decode()
+        return self()  # hardly ever, unless a turn has only a small part of all slots

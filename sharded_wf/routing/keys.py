@@ -13,7 +13,8 @@ HASH_NAME = "mmh3_x86_32"
 HASH_SEED = 0x5AFE5107
 
 # Of bytes: `mmh3.hash` takes a str too, and crashes the process on a lone surrogate.
-_mmh3 = mmh3.mmh3_32_uintdigest
+hash_of_key = mmh3.mmh3_32_uintdigest
+"""The hash of a routing key as bytes; the second argument is ``HASH_SEED``."""
 
 
 def routing_key(workflow_id: str) -> str:
@@ -30,4 +31,4 @@ def hash_of(workflow_id: str) -> int:
     """The hash of the ID's routing key, 0 to 2**32 - 1. A lone surrogate in it is a ``UnicodeEncodeError``."""
     if "{" in workflow_id:
         workflow_id = routing_key(workflow_id)
-    return _mmh3(workflow_id.encode(), HASH_SEED)
+    return hash_of_key(workflow_id.encode(), HASH_SEED)

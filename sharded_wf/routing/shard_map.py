@@ -7,7 +7,7 @@ slot that was split most often. While no slot was split it says ``hash % base``,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from sharded_wf.limits import SLOTS_MAX
@@ -73,6 +73,15 @@ class ShardMap:
     def slot_of_hash(self, hashed: int) -> int:
         """The slot of a hash (0 to 2**32 - 1). The one place where this is decided."""
         return self._table[hashed % self._width]
+
+    @property
+    def width(self) -> int:
+        """By what a hash is divided: the remainder decides."""
+        return self._width
+
+    def remainders_of(self, slots: Collection[int]) -> frozenset[int]:
+        """The remainders of hashes that lead to these slots."""
+        return frozenset(remainder for remainder, slot in enumerate(self._table) if slot in slots)
 
     def slot_of(self, workflow_id: str) -> int:
         """The slot that holds the workflow."""

@@ -71,9 +71,9 @@ def test_a_resume_keeps_what_was_finished_and_runs_again_what_failed(cluster: Te
                 await client.resume("nobody")
             kinds = Counter(entry.kind for entry in (await client.history("w")).entries)
             assert kinds[EntryKind.RESUME] == 2
+            await asyncio.to_thread(cluster.certify, ["w"])
 
     asyncio.run(go())
-    cluster.certify(["w"])
     assert [runs(cluster)["w", number] for number in range(5)] == [1, 1, 3, 1, 1]
 
 
@@ -153,9 +153,9 @@ def test_one_that_was_cancelled_before_it_ran_runs(cluster: TestCluster) -> None
             assert await client.resume("w")
             async with app.executor(cluster.config):
                 assert await handle.result(30) == 1
+                await asyncio.to_thread(cluster.certify, ["w"])
 
     asyncio.run(go())
-    cluster.certify(["w"])
 
 
 def test_a_parent_is_resumed_with_its_child_on_another_shard(two_shards: TestCluster) -> None:
@@ -263,9 +263,9 @@ def test_i2_two_resumes_at_once_make_one(make_cluster: Callable[..., TestCluster
             answers = await asyncio.gather(client.resume("w"), other.resume("w"))
             assert sum(answers) == 1
             assert await handle.result(30) == 1
+            await asyncio.to_thread(cluster.certify, ["w"])
 
     asyncio.run(go())
-    cluster.certify(["w"])
 
 
 def test_what_failed_of_code_that_changed_goes_on_with_the_old_code(cluster: TestCluster) -> None:
@@ -299,9 +299,9 @@ def test_what_failed_of_code_that_changed_goes_on_with_the_old_code(cluster: Tes
             assert await client.resume("w")
             async with old.executor(cluster.config):
                 assert await handle.result(20) == ["a", "x", "b"]
+                await asyncio.to_thread(cluster.certify, ["w"])
 
     asyncio.run(go())
-    cluster.certify(["w"])
 
 
 def test_the_blocking_client(cluster: TestCluster) -> None:

@@ -98,9 +98,9 @@ def test_a_new_run_sets_events_anew_and_knows_no_old_heartbeat(cluster: TestClus
             handle = await client.start(renewed.bind(3), id="w")
             assert await handle.result(20) == [3, None]
             assert await handle.event("run", int) == 3
+            await asyncio.to_thread(cluster.certify, ["w"])
 
     asyncio.run(go())
-    cluster.certify(["w"])
 
 
 def test_a_start_in_the_user_s_transaction_has_its_time(two_shards: TestCluster) -> None:

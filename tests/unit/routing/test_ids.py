@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sharded_wf.clock import SYSTEM_CLOCK
-from sharded_wf.routing import ShardMap, new_id, new_id_avoiding
+from sharded_wf.limits import ID_TURN_US
+from sharded_wf.routing import IdMaker, ShardMap, new_id
 
 
 class FixedClock:
@@ -54,11 +56,27 @@ def test_ids_of_one_moment_differ() -> None:
 @given(st.sets(st.integers(0, 11), max_size=11))
 def test_unhealthy_slots_are_avoided(unhealthy: set[int]) -> None:
     shard_map = ShardMap(1, dict(enumerate(("a", "b", "c") * 4)))
-    assert shard_map.slot_of(new_id_avoiding(SYSTEM_CLOCK, shard_map, unhealthy)) not in unhealthy
+    assert shard_map.slot_of(IdMaker(SYSTEM_CLOCK, shard_map, frozenset(unhealthy))()) not in unhealthy
 
 
 def test_if_every_slot_is_unhealthy_any_id_will_do() -> None:
-    assert new_id_avoiding(SYSTEM_CLOCK, ShardMap(1, dict.fromkeys(range(4), "a")), range(4))
+    assert IdMaker(SYSTEM_CLOCK, ShardMap(1, dict.fromkeys(range(4), "a")), frozenset(range(4)))()
+
+
+def test_ids_of_one_moment_fall_into_few_slots_of_each_shard_and_in_time_into_all_alike() -> None:
+    shard_map = ShardMap(1, dict(enumerate(("a", "b") * 24)))
+    clock = FixedClock(1_800_000_000_000_000)
+    make = IdMaker(clock, shard_map)
+    counts: Counter[int] = Counter()
+    for turn in range(48):
+        clock._now_us = 1_800_000_000_000_000 + turn * ID_TURN_US
+        made = [make() for _ in range(100)]
+        assert len(set(made)) == 100
+        slots = {shard_map.slot_of(id_) for id_ in made}
+        assert len(slots) <= 8 and {shard_map.placement[slot] for slot in slots} == {"a", "b"}
+        counts.update(map(shard_map.slot_of, made))
+    assert len(counts) == 48 and min(counts.values()) > 50 and max(counts.values()) < 160
+    assert len({shard_map.slot_of(make()) for _ in range(4_000)}) == 48, "who makes many at once uses all slots"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
