@@ -161,7 +161,7 @@ class Feature:
 
 
 PREFIX = "feature: "
-WORKFLOW, STEP, FOUR_STEPS = "a workflow", "a step", "each step more"
+WORKFLOW, STEP, STEP_MORE = "a workflow", "a step", "each step more"
 
 
 def _started(bound: Any) -> Callable[[], Item]:
@@ -171,7 +171,7 @@ def _started(bound: Any) -> Callable[[], Item]:
 FEATURES = (
     Feature(WORKFLOW, None, _started(steps.bind(0, TEXT)), uses=1),
     Feature(STEP, WORKFLOW, _started(steps.bind(1, TEXT)), uses=1, steps=1),
-    Feature(FOUR_STEPS, STEP, _started(steps.bind(1 + USES, TEXT)), steps=1 + USES),
+    Feature(STEP_MORE, STEP, _started(steps.bind(1 + USES, TEXT)), steps=1 + USES),
     Feature("steps at once (gather), each", WORKFLOW, _started(gathered_steps.bind(USES)), steps=USES),
     Feature("a step with retries and a timeout", WORKFLOW, _started(careful_steps.bind(USES)), steps=USES),
     Feature("a step with a heartbeat", WORKFLOW, _started(reporting_steps.bind(USES)), steps=USES),

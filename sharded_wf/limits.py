@@ -83,7 +83,6 @@ SLOTS_PER_TURN_MIN = 4
 """... so many of each shard. A shard that has not twice as many is used whole all the time."""
 IDS_PER_TURN_MAX = 500
 """Who makes more IDs in that time goes on to the next slots."""
-ID_DRAWS_MAX = 2_000
 
 # Executor
 CONCURRENCY_DEFAULT_WORKFLOWS = 2_000

@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import random
 
-from sharded_wf.clock import Clock
-from sharded_wf.limits import ID_DRAWS_MAX, ID_TURN_US, IDS_PER_TURN_MAX, SLOTS_PER_TURN_MIN
+from sharded_wf.clock import Clock, Microseconds
+from sharded_wf.limits import ID_TURN_US, IDS_PER_TURN_MAX, SLOTS_PER_TURN_MIN
 from sharded_wf.routing.keys import HASH_SEED, hash_of_key
 from sharded_wf.routing.shard_map import ShardMap
 
@@ -22,14 +22,18 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_generator.seed)
 
 _VARIANT = 0x8000_0000_0000_0000
-_ENDS = tuple(f"{end:03x}".encode() for end in range(4096))
+_ENDINGS = tuple(f"{end:03x}".encode() for end in range(4096))
 # The third group: the version, and the microsecond within the millisecond scaled to 12 bits (RFC 9562, 6.2, method 3).
 _THIRD_GROUPS = tuple(f"7{microsecond * 4096 // 1000:03x}" for microsecond in range(1000))
 
 
 def new_id(clock: Clock) -> str:
     """A new UUIDv7 as 36 characters, later ones sorting after earlier ones."""
-    ms, microsecond = divmod(clock.now_us(), 1000)
+    return _id_at(clock.now_us())
+
+
+def _id_at(now_us: Microseconds) -> str:
+    ms, microsecond = divmod(now_us, 1000)
     tail = (_VARIANT | _random_bits(62)).to_bytes(8).hex("-", 6)
     return f"{ms.to_bytes(6).hex('-', -4)}-{_THIRD_GROUPS[microsecond]}-{tail}"
 
@@ -72,11 +76,10 @@ class IdMaker:
             self._turn, self._made = turn, 0
         self._made += 1
         wanted = self._turns[(turn + self._made // IDS_PER_TURN_MAX) % len(self._turns)]
-        ms, microsecond = divmod(now_us, 1000)
-        tail = (_VARIANT | _random_bits(62)).to_bytes(8).hex("-", 6)
-        begin = f"{ms.to_bytes(6).hex('-', -4)}-{_THIRD_GROUPS[microsecond]}-{tail[:-3]}".encode()
-        end, width = int(tail[-3:], 16), self._width
-        for drawn in range(end, end - ID_DRAWS_MAX, -1):
-            if hash_of_key(begin + _ENDS[drawn], HASH_SEED) % width in wanted:
-                return (begin + _ENDS[drawn]).decode()
-        return self()  # hardly ever, unless a turn has only a small part of all slots
+        width = self._width
+        while True:  # once, unless a turn has only a very small part of all hashes
+            drawn = _id_at(now_us).encode()
+            begin, end = drawn[:-3], int(drawn[-3:], 16)
+            for at in range(end, end - len(_ENDINGS), -1):
+                if hash_of_key(begin + _ENDINGS[at], HASH_SEED) % width in wanted:
+                    return (begin + _ENDINGS[at]).decode()

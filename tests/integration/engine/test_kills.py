@@ -35,7 +35,7 @@ REQUESTS_AT_LEAST = 10
 """So many transactions of a kind there are on each shard in any run, however many share one."""
 MORE_THAN_THERE_ARE = 1000
 FULL_ONE_IN = int(os.environ.get("SHARDED_WF_TEST_KILL_ONE_IN", "3"))
-"""Of all points, ``full`` tries so many; with 1 in 1, every one of them, in half an hour."""
+"""Of all points, ``full`` tries so many; with 1 in 1, every one of them."""
 
 
 class Point(NamedTuple):
