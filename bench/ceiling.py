@@ -210,11 +210,12 @@ def executor(name: str, offset: int, dsn: str, slots: int, steps: int, done: Cou
 
 
 def cpu_seconds(pid: int, *, ended_children: bool = False) -> float:
-    """CPU time of a process, by the kernel's account; 0 once it is gone."""
+    """CPU time that a process has used, with that of its children that have ended, if wished; 0 once it is gone."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
         return 0.0
+    fields = text.rpartition(")")[2].split()  # the name before it may hold anything; the state is fields[0]
     return sum(map(int, fields[11 : 15 if ended_children else 13])) / os.sysconf("SC_CLK_TCK")
 
 

@@ -14,23 +14,14 @@ from sharded_wf.config import ClusterConfig
 from sharded_wf.dev.embedded import EmbeddedServer
 from sharded_wf.dev.supervisor import process_family
 
-_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+from .ceiling import cpu_seconds
+
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 def postmaster_of(server: EmbeddedServer) -> int:
     """The process from which all of this server's descend."""
     return int((server.data_directory / "postmaster.pid").read_text().splitlines()[0])
-
-
-def cpu_seconds(pid: int, *, ended_children: bool = False) -> float:
-    """CPU time that a process has used, with that of its children that have ended, if wished; 0 once it is gone."""
-    try:
-        text = Path("/proc", str(pid), "stat").read_text(errors="replace")
-    except OSError:
-        return 0.0
-    fields = text.rpartition(")")[2].split()  # the name before it may hold anything; the state is fields[0]
-    return sum(map(int, fields[11 : 15 if ended_children else 13])) / _TICKS_PER_SECOND
 
 
 def family_cpu_seconds(root: int) -> float:
