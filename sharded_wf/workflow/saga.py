@@ -15,6 +15,7 @@ from typing import Any, Self, TypeVar
 
 from sharded_wf.errors import CompensationFailed, NonDeterminismError
 from sharded_wf.workflow.blame import mark_undone
+from sharded_wf.workflow.continuation import continuation_asked_by
 from sharded_wf.workflow.loop import WorkflowLoop
 from sharded_wf.workflow.run import WorkflowRun
 from sharded_wf.workflow.stop import RunDropped
@@ -24,6 +25,11 @@ T = TypeVar("T")
 
 _NO_FAILURE = (GeneratorExit, RunDropped, KeyboardInterrupt, NonDeterminismError)
 """What may leave the scope without meaning that the work has failed."""
+
+
+def _has_failed(error: BaseException) -> bool:
+    """Whether the scope is left because the work has failed. ``continue_as_new`` leaves it as ``return`` does."""
+    return not isinstance(error, _NO_FAILURE) and continuation_asked_by(error) is None
 
 
 class Saga:
@@ -93,7 +99,7 @@ class Saga:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            if error is not None and not isinstance(error, _NO_FAILURE):
+            if error is not None and _has_failed(error):
                 for task in list(self._running):
                     await _until_done(task)
                 if self._undos and self._run is not None:
@@ -184,7 +190,7 @@ class BlockingSaga:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            if error is not None and not isinstance(error, _NO_FAILURE):
+            if error is not None and _has_failed(error):
                 if self._undos and self._run is not None:
                     self._run.saga_undoes(error, self._from_step)
                 self.compensate()

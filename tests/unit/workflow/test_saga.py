@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from sharded_wf import App, CompensationFailed, WorkflowTerminated, saga
+from sharded_wf import App, CompensationFailed, WorkflowTerminated, continue_as_new, current, saga
 from sharded_wf.model.history import Cancellation, EntryKind
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import CANCEL_TOPIC, Message
@@ -107,6 +107,24 @@ async def thinks_better_of_it() -> str:
 
 
 @app.workflow
+async def renewed() -> str:
+    async with asyncio.TaskGroup(), saga() as s:
+        await s.step(do(f"in run {current().run}"), undo=undo)
+        if current().run == 1:
+            continue_as_new(renewed.bind())
+    return "done"
+
+
+@app.workflow
+def renewed_blocking() -> str:
+    with saga.blocking() as s:
+        s.step(lambda: do.blocking(f"in run {current().run}", 0.02), undo=undo.blocking)
+        if current().run == 1:
+            continue_as_new(renewed_blocking.bind())
+    return "done"
+
+
+@app.workflow
 async def in_time() -> str:
     try:
         async with asyncio.timeout(3), saga() as s:
@@ -179,6 +197,19 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_what_succeeds_is_kept(log: list[str]) -> None:
     assert status(live(trip.bind(["a", "b"]))) is Status.SUCCEEDED
+    assert log == []
+
+
+@pytest.mark.parametrize("workflow", [renewed, renewed_blocking], ids=["async", "def"])
+def test_a_scope_that_is_left_to_continue_as_new_has_not_failed(workflow: Any, log: list[str]) -> None:
+    async def one() -> str:
+        host = MemoryHost(app)
+        try:
+            return await host.result(workflow.bind())
+        finally:
+            host.close()
+
+    assert (run_virtual(one()) if workflow is renewed else asyncio.run(one())) == "done"
     assert log == []
 
 
