@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from sharded_wf.errors import LimitExceeded, MapFailed
 from sharded_wf.limits import MAP_ERROR_MAX_CHARACTERS, MAP_PAGE_ITEMS_MAX, MAP_PAGES_AT_ONCE
 from sharded_wf.model.workflow import Message, Start
-from sharded_wf.serialization.values import codec_for, encode_json
+from sharded_wf.serialization.values import ValueCodec, codec_for, encode_json
 from sharded_wf.workflow.async_run import AsyncRun
 from sharded_wf.workflow.bound import Bound
 from sharded_wf.workflow.children import child_deadline
@@ -313,7 +313,9 @@ async def run_page(spec: PageSpec) -> PageResult:
     items, following = spec.items, None
     if spec.source is not None:
         source: Any = app.steps[spec.source]
-        page: MapPage[Any] = await (source(spec.begin) if source.is_async else source.in_thread(spec.begin))
+        page: Any = await (source(spec.begin) if source.is_async else source.in_thread(spec.begin))
+        if not isinstance(page, MapPage):  # of a step that says not, or otherwise, what it returns
+            page = _any_page(spec.source).decode(encode_json(page))
         if len(page.items) > MAP_PAGE_ITEMS_MAX:
             raise LimitExceeded(
                 f"step {spec.source!r} gave a page of {len(page.items)} items; the limit is {MAP_PAGE_ITEMS_MAX}"
@@ -327,10 +329,16 @@ async def run_page(spec: PageSpec) -> PageResult:
     return await _run_items(run, app, spec, items, spec.concurrency_alone if alone else spec.concurrency)
 
 
+def _any_page(source: str) -> ValueCodec[MapPage[Any]]:
+    return ValueCodec(MapPage[Any], f"what step {source!r} gave as a page")
+
+
 async def _run_items(run: AsyncRun, app: App, spec: PageSpec, items: Sequence[MapItem], concurrency: int) -> PageResult:
     workflow = app.workflows[spec.workflow]
     # Whether an item fits the workflow's argument is found where it runs, and is its failure.
-    template: Bound[Any] = Bound(workflow.name, workflow.capability, workflow.queue, NULL, codec_for(Any))
+    template: Bound[Any] = Bound(
+        workflow.name, workflow.capability, workflow.queue, NULL, codec_for(Any), workflow.timeout_seconds
+    )
     failures: list[MapFailure] = []
     skipped: list[MapItem] = []
     succeeded = 0

@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 
-from sharded_wf import App, LimitExceeded, MapFailed, MapPage, MapResult, OutsideWorkflow, map_workflow
+from sharded_wf import (
+    App,
+    LimitExceeded,
+    MapFailed,
+    MapPage,
+    MapResult,
+    OutsideWorkflow,
+    StoredValueMismatch,
+    map_workflow,
+)
 from sharded_wf.model.history import EntryKind
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import CANCEL_TOPIC, Message
@@ -67,6 +76,26 @@ async def maps_again() -> list[int]:
         again = await map_workflow(process, error.result)
         return [error.result.succeeded, again.succeeded]
     return []
+
+
+@app.step
+async def untold(begin):  # type: ignore[no-untyped-def]  # says not what it returns
+    return MapPage([1, 2], 3) if begin is None else {"items": [3]} if begin == 3 else "no page"
+
+
+@app.workflow(timeout=5)
+async def hasty(number: int) -> None:
+    await asyncio.sleep(1 if number else 3600)
+
+
+@app.workflow
+async def maps_untold() -> list[Any]:
+    result = await map_workflow(process, untold)
+    again = MapResult("an earlier map", more=True, next="?", source=result.source)
+    with pytest.raises(StoredValueMismatch, match="'untold' gave as a page"):
+        await map_workflow(process, again)
+    late = await map_workflow(hasty, [0, 1], tolerated_failures=1)
+    return [result.succeeded, late.succeeded, late.failures[0].error]
 
 
 @app.workflow
@@ -190,6 +219,13 @@ def test_in_a_def_workflow() -> None:
 
     broken.clear()
     assert asyncio.run(main()).succeeded == 6
+
+
+def test_pages_of_a_step_without_annotation_and_the_time_of_each_item() -> None:
+    bound = maps_untold.bind()
+    succeeded, in_time, error = result_of(live(bound), bound)
+    assert (succeeded, in_time) == (3, 1)
+    assert error.startswith("WorkflowTimedOut")
 
 
 def test_no_items() -> None:
