@@ -32,6 +32,9 @@ CONTINUED_SENDERS_MAX = 10_000
 TIMER_MAX_SECONDS = 100 * 365 * 86_400
 """A longer sleep or timeout is taken for this long; ``math.inf`` works."""
 
+RETRY_CAP_SECONDS = 60.0
+"""The longest wait between two attempts of a step whose ``Retry`` says none, and begins with none that is longer."""
+
 HEARTBEAT_SAVE_SECONDS = 1.0
 """What a step reports with ``heartbeat`` is saved at most so often; the first report, and the last before a failure, at
 once."""

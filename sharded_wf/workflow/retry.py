@@ -9,6 +9,7 @@ from typing import cast
 
 from sharded_wf.clock import SECOND_US, seconds_of
 from sharded_wf.errors import DefinitionError, LimitExceeded, StoredValueMismatch, UnstorableValue
+from sharded_wf.limits import RETRY_CAP_SECONDS
 
 NEVER_AGAIN: tuple[type[Exception], ...] = (UnstorableValue, StoredValueMismatch, LimitExceeded)
 """A result that can't be stored now can't be stored next time either."""
@@ -19,9 +20,9 @@ class Retry:
     """How often, and how soon, a failed step is tried again.
 
     ``attempts``: how many in all, at least 1; ``None`` for no bound. Before attempt n + 1 it waits ``first`` *
-    ``factor`` ** (n - 1) seconds, at most ``cap``, of which up to the share ``jitter`` (0 to 1) is taken off at random,
-    so that what failed together does not come back together. Durations are seconds or ``timedelta``. An error of a type
-    in ``never`` is final at once.
+    ``factor`` ** (n - 1) seconds, at most ``cap`` (``None``: 60 seconds, or ``first`` if that is longer), of which up
+    to the share ``jitter`` (0 to 1) is taken off at random, so that what failed together does not come back together.
+    Durations are seconds or ``timedelta``. An error of a type in ``never`` is final at once.
 
     Raises :class:`DefinitionError` for values that make no sense.
     """
@@ -29,14 +30,14 @@ class Retry:
     attempts: int | None = 3
     first: timedelta | float = 1.0
     factor: float = 2.0
-    cap: timedelta | float = 60.0
+    cap: timedelta | float | None = None
     jitter: float = 0.2
     never: tuple[type[BaseException], ...] = ()
 
     def __post_init__(self) -> None:
         if self.attempts is not None and self.attempts < 1:
             raise DefinitionError(f"Retry(attempts={self.attempts!r}): at least 1, or None for no bound")
-        if not (seconds_of(self.first) >= 0 and seconds_of(self.cap) >= 0):
+        if not (seconds_of(self.first) >= 0 and self._cap_seconds() >= 0):
             raise DefinitionError("Retry: first and cap must not be negative")
         if not self.factor >= 1:
             raise DefinitionError(f"Retry(factor={self.factor!r}): at least 1")
@@ -44,6 +45,9 @@ class Retry:
             raise DefinitionError(f"Retry(jitter={self.jitter!r}): between 0 and 1")
         if not _are_classes(self.never):
             raise DefinitionError(f"Retry(never={self.never!r}): a tuple of exception classes")
+
+    def _cap_seconds(self) -> float:
+        return max(RETRY_CAP_SECONDS, seconds_of(self.first)) if self.cap is None else seconds_of(self.cap)
 
     def allows(self, attempt: int, error: BaseException) -> bool:
         """Whether another attempt may follow attempt number ``attempt`` (1, 2, 3 …), which failed with ``error``."""
@@ -53,7 +57,7 @@ class Retry:
 
     def delay_us(self, attempt: int, chance: float | None = None) -> int:
         """Microseconds to wait after attempt number ``attempt``; ``chance`` in [0, 1) stands for the random draw."""
-        cap = seconds_of(self.cap)
+        cap = self._cap_seconds()
         try:
             delay = min(cap, seconds_of(self.first) * self.factor ** (attempt - 1))
         except OverflowError:

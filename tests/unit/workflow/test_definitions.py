@@ -239,6 +239,11 @@ def test_retry_delays_stay_under_the_cap(
     assert not retry.allows(attempt, UnstorableValue())
 
 
+def test_a_first_delay_is_not_cut_short_by_a_cap_that_nobody_chose() -> None:
+    assert Retry(first=timedelta(hours=1), jitter=0).delay_us(3) == 3600 * 1_000_000
+    assert Retry(first=1, jitter=0).delay_us(20) == 60 * 1_000_000
+
+
 def test_what_is_no_retry_and_no_lifespan_says_what_to_write() -> None:
     app = App("shop")
     with pytest.raises(DefinitionError, match=r"step 'charge': retry=5: write retry=Retry\(attempts=\.\.\.\)"):
