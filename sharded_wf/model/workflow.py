@@ -13,6 +13,8 @@ OUTCOME_TOPIC = "$outcome"
 """The reserved topic under which a child's outcome reaches its parent."""
 CANCEL_TOPIC = "$cancel"
 """The reserved topic under which a request to cancel reaches a workflow."""
+_CLOSER_MARK = "\x1f"
+"""Between a workflow's ID and how often it had been resumed: under that name it tells children to end with it."""
 REVIVED_TOPIC = "$revived"
 """What a workflow that was resumed has noted of a child: from which number on it takes the child's outcomes. The sender
 is the child, the number how often the workflow had been resumed. The next resume removes it, as all such topics."""
@@ -26,6 +28,18 @@ PAUSE_TOPIC = "$pause"
 """As long as such a message is in the mailbox, the workflow is paused: nobody receives it."""
 UNPAUSE_TOPIC = "$unpause"
 """Tells an executor that holds a workflow which is paused that it is so no longer."""
+
+
+def closer_name(workflow_id: str, life: int) -> str:
+    """Under what name children are told to end when a workflow ends that had been resumed ``life`` times."""
+    return f"{workflow_id}{_CLOSER_MARK}{life}"
+
+
+def who_cancels(sender: str) -> str:
+    """Who asks a workflow to end. One whose code gave up a child, and which then ended, tells it twice, under two
+    names; that is one request."""
+    id_, mark, life = sender.rpartition(_CLOSER_MARK)
+    return id_ if mark and life.isdecimal() else sender
 
 
 class Start(msgspec.Struct, frozen=True, gc=False):

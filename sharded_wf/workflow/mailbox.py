@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from sharded_wf.model.workflow import Message
+from sharded_wf.model.workflow import CANCEL_TOPIC, Message, who_cancels
 
 
 class Mailbox:
@@ -23,13 +23,13 @@ class Mailbox:
 
     def remember(self, sender: str, topic: str, seq: int) -> None:
         """The history says that this message was received."""
-        key = (sender, topic)
+        key = (_known_as(sender, topic), topic)
         if seq > self._received.get(key, 0):
             self._received[key] = seq
 
     def accept(self, message: Message) -> bool:
         """Take in an offered message; whether one more can now be taken out."""
-        key = (message.sender, message.topic)
+        key = (_known_as(message.sender, message.topic), message.topic)
         last = self._received.get(key, 0)
         if message.seq <= last:
             return False
@@ -64,9 +64,13 @@ class Mailbox:
         received = dict(self._received)
         for topic, arrived in self._arrived.items():
             for message in arrived:
-                received[message.sender, topic] -= 1
+                received[_known_as(message.sender, topic), topic] -= 1
         return {key: seq for key, seq in received.items() if seq > 0}
 
     def __len__(self) -> int:
         """How many messages are held."""
         return sum(map(len, self._arrived.values())) + sum(map(len, self._early.values()))
+
+
+def _known_as(sender: str, topic: str) -> str:
+    return who_cancels(sender) if topic == CANCEL_TOPIC else sender

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from sharded_wf.errors import WorkflowCancelled
 from sharded_wf.model.status import Status
-from sharded_wf.model.workflow import Outcome
+from sharded_wf.model.workflow import Outcome, closer_name
 from sharded_wf.serialization.exceptions import encode_error
 from sharded_wf.serialization.outcomes import encode_outcome
 from sharded_wf.workflow.child_commands import CancelChildCommand, OutcomeCommand, StartCommand
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from sharded_wf.workflow.run import WorkflowRun
     from sharded_wf.workflow.waits import Waits
 
-_CLOSER_MARK = "\x1f"
-"""Between a workflow's ID and how often it had been resumed: under that name it tells children to end with it."""
 _CANCEL_MARK = 0x3C41_9B2E_7D05_A6F1
 """Makes the fingerprint of a request to cancel a child from that of the child; positive, so it stays within 64 bits."""
 
@@ -193,11 +191,11 @@ class ParentRun(Run):
     def closer(self) -> str:
         """The name under which children are told to end with this life of the workflow. Not its ID, under which its
         code tells them, so that a resume knows which to resume."""
-        return _closer(self.id, 0 if self.waits is None else self.waits.epoch)
+        return closer_name(self.id, 0 if self.waits is None else self.waits.epoch)
 
     def closers(self) -> tuple[str, ...]:
         """Those of its lives before."""
-        return tuple(_closer(self.id, epoch) for epoch in range(self.some_waits().resumes))
+        return tuple(closer_name(self.id, epoch) for epoch in range(self.some_waits().resumes))
 
     def note_closing(self, child_id: str, ordinal: int) -> None:
         """A child that is to end with the workflow was started, which is the entry of this ordinal."""
@@ -298,7 +296,3 @@ class ParentRun(Run):
             return False
         waits.ending = end
         return True
-
-
-def _closer(workflow_id: str, epoch: int) -> str:
-    return f"{workflow_id}{_CLOSER_MARK}{epoch}"

@@ -12,7 +12,7 @@ import pytest
 from sharded_wf import App, Bound, OutsideWorkflow, WorkflowCancelled, continue_as_new, start_child
 from sharded_wf.model.history import EntryKind
 from sharded_wf.model.status import Status
-from sharded_wf.model.workflow import CANCEL_TOPIC, Message
+from sharded_wf.model.workflow import CANCEL_TOPIC, Message, closer_name
 from tests.unit.workflow.memory_host import MemoryHost, run_virtual
 
 app = App("children")
@@ -330,6 +330,27 @@ def test_a_loser_that_is_a_child_is_cancelled(workflow: Any) -> None:
     # The group's was told with the parent's own outcome, which came first.
     assert [entry.name for entry in asked] == ([CANCEL_TOPIC] if workflow is first_wins else [])
     assert output(replay(host, "w"), workflow.bind()) == output(host, workflow.bind())
+
+
+def test_a_parent_that_gives_up_a_child_and_ends_has_asked_once() -> None:
+    """It tells the child twice, under two names, if it ends before it knows that the child was told; the second does
+    not reach what the first has the child clean up."""
+
+    async def main() -> MemoryHost:
+        host = MemoryHost(app)
+        host.begin(child.bind("a", 60))
+        await asyncio.sleep(1)
+        for sender in ("parent", closer_name("parent", 0)):
+            host.post(Message("w", CANCEL_TOPIC, sender, 1, b"null", 0))
+            await asyncio.sleep(0.1)
+        await host.until(lambda: has_ended(host, all_of_them=True))
+        host.close()
+        return host
+
+    undone.clear()
+    host = run_virtual(main())
+    assert undone == ["UNDO A"]
+    assert [entry.kind for entry in host.stored["w"].entries] == [EntryKind.CANCEL, EntryKind.STEP]
 
 
 @pytest.mark.parametrize(
