@@ -310,8 +310,8 @@ class Client:
 
     async def fork(self, id: str, *, from_step: int | str, new_id: str | None = None) -> Handle[Any]:
         """Start a new workflow with the arguments of another, in whatever state that is, and with its results before
-        ``from_step``: the number of a step in its history, or the name of one (its first call). That step and all that
-        follows run. ``new_id``: yours, or one is made; asking again with the same ID is safe.
+        ``from_step``: the number of a step in its history, or the name of a step or child (its first call). That step
+        and all that follows run. ``new_id``: yours, or one is made; asking again with the same ID is safe.
 
         Raises ``WorkflowNotFound``, ``StepNotFound``, ``IdConflict`` if ``new_id`` is another workflow,
         ``ShardUnavailable``."""

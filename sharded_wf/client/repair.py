@@ -208,6 +208,9 @@ async def _existing(shards: ShardSet, id_: str) -> tuple[repair.Origin, History]
     return origin, steps.histories_of(answers[1], answers[2]).get(id_, EMPTY_HISTORY)
 
 
+_CHILDREN = (EntryKind.CHILD, EntryKind.START)
+
+
 def _ordinal_of(id_: str, history: History, from_step: int | str) -> int:
     """The number of the step that a fork begins with: one that is recorded, or the one after the last."""
     if isinstance(from_step, int):
@@ -217,7 +220,11 @@ def _ordinal_of(id_: str, history: History, from_step: int | str) -> int:
             f"workflow {id_!r} has the steps 1 to {len(history.entries)}, and none of number {from_step}"
         )
     for entry in history.entries:
-        if entry.name == from_step and entry.kind in (EntryKind.STEP, EntryKind.CHILD):
+        if entry.kind is EntryKind.STEP:
+            found = entry.name == from_step
+        else:  # a child is recorded as app/function; its function is name enough
+            found = entry.kind in _CHILDREN and from_step in (entry.name, entry.name.partition("/")[2])
+        if found:
             return entry.ordinal
     raise StepNotFound(f"workflow {id_!r} has recorded no step {from_step!r}")
 

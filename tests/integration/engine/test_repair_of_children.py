@@ -62,6 +62,8 @@ def test_a_child_that_was_started_is_resumed_with_its_parent(two_shards: TestClu
             fork = await client.fork(parent, from_step=last.ordinal, new_id="fork")
             assert await fork.result(20) == f"{parent}/fragile_leaf-1", "what was recorded stays as it is"
             assert two_shards.statuses()["fork/fragile_leaf-1"] == Status.SUCCEEDED
+            earlier = await client.fork(parent, from_step="fragile_leaf", new_id="named")
+            assert await earlier.result(20) == "named/fragile_leaf-1", "a child is named by its function"
 
     asyncio.run(go())
     noted = [(workflow_id, number) for workflow_id, _, number, _, _ in two_shards.bodies()]
