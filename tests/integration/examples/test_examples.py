@@ -132,6 +132,7 @@ def test_every_example_is_run() -> None:
         "meter",
         "plain",
         "repair",
+        "test_checkout",  # by the tests of the plugin
         "transfer",
         "trip",
         "waiting",
