@@ -9,8 +9,11 @@ from datetime import timedelta
 from sharded_wf import (
     MapFailed,
     MapPage,
+    continue_as_new,
     current,
+    deprecate_patch,
     map_workflow,
+    patched,
     receive,
     saga,
     send,
@@ -18,6 +21,7 @@ from sharded_wf import (
     set_event,
     sleep_blocking,
     sleep_until,
+    start_child,
     wait_event,
     wait_until,
 )
@@ -227,6 +231,40 @@ def stages_blocking() -> None:
         note.blocking(number)
         set_attributes.blocking(stage=number, label=f"stage {number}")
     set_attributes.blocking(temporary=None)
+
+
+# --- a long life ------------------------------------------------------------------------------------------------------
+
+
+@app.workflow
+async def renews(drawn: list[str]) -> list[str]:
+    """In each run a message, what the run draws (which replay compares), and a patch."""
+    if not drawn:
+        await start_child(held.bind(), parent_close="cancel")
+    told = await receive("go", int)
+    deprecate_patch("older")
+    await say(f"{current().now()} {current().random().random()}")
+    drawn = [*drawn, await say(f"{told} {current().uuid4()}")]
+    if patched("noted"):
+        await note(current().run)
+    if len(drawn) < 3:
+        continue_as_new(renews.bind(drawn))
+    return drawn
+
+
+@app.workflow
+def renews_blocking(drawn: list[str]) -> list[str]:
+    if not drawn:
+        start_child.blocking(held_blocking.bind(), parent_close="cancel")
+    told = receive.blocking("go", int)
+    deprecate_patch("older")
+    say.blocking(f"{current().now()} {current().random().random()}")
+    drawn = [*drawn, say.blocking(f"{told} {current().uuid4()}")]
+    if patched("noted"):
+        note.blocking(current().run)
+    if len(drawn) < 3:
+        continue_as_new(renews_blocking.bind(drawn))
+    return drawn
 
 
 # --- time -------------------------------------------------------------------------------------------------------------

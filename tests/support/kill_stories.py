@@ -288,6 +288,18 @@ async def maps(at: Stage, mapping: Flow) -> None:
     assert await handle.result() == [2, 1, 2, 6, 0]
 
 
+async def renews(at: Stage, renewing: Flow, child: str) -> None:
+    """Three runs; a child of the first ends with the last."""
+    handle = await at.start(renewing.bind([]))
+    for number in range(3):
+        await at.client.send(at.here, "go", number, idempotency_key=f"{at.here}-{number}")
+    drawn = await handle.result()
+    assert sorted(one.partition(" ")[0] for one in drawn) == ["0", "1", "2"]
+    assert len({one.partition(" ")[2] for one in drawn}) == 3, "two runs drew the same"
+    await at.cancelled(f"{at.here}/{child}-1")
+    assert [number for number in await at.numbers(at.here) if number < 100] == [1, 2, 3]
+
+
 SHORT = 0.5
 k = kill_flows
 Story = Callable[..., Awaitable[None]]
@@ -313,6 +325,7 @@ STORIES: Sequence[tuple[Story, Sequence[Any], Sequence[Any]]] = (
     (has_children, (flows.starts_children, "slow_chain"), (flows.starts_children_blocking, "slow_chain")),
     (maps, (k.redriven,), (k.redriven_blocking,)),
     (races, (k.races, "held"), ()),
+    (renews, (k.renews, "held"), (k.renews_blocking, "held_blocking")),
 )
 """Each story with what it is told of: ``async`` workflows, then ``def`` ones. Where a child's name is among them, the
 first child lies on the other shard."""
