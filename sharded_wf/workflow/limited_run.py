@@ -112,6 +112,7 @@ class LimitedRun(RequestedRun):
     def limit(self, deadline_us: Microseconds) -> bool:
         counted = () if self.replay is None else self.replay.entries  # without those that a resume declared void
         if any(entry.kind is EntryKind.TIMEOUT for entry in counted):
+            self.some_waits().out_of_time = True
             return True
         if self.attempt == 1 and deadline_us <= self.host.clock.now_us():
             return False
@@ -138,6 +139,7 @@ class LimitedRun(RequestedRun):
             return  # it was cancelled and cleans up, for which it has a while
         if self.replay is None:
             self.replay = Replay(self.history)
+        waits.out_of_time = True
         self._record_mark(self.take_place(), EntryKind.TIMEOUT, "timeout")
         self.unpause(waits)  # what is to end is not to be held up
 

@@ -20,7 +20,7 @@ from sharded_wf.model.history import Entry, EntryKind, continuation_of, read_can
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import CANCEL_TOPIC, PAUSE_TOPIC, TERMINATE_TOPIC, UNPAUSE_TOPIC, Outcome
 from sharded_wf.serialization.exceptions import encode_error
-from sharded_wf.workflow.commands import TimerCommand
+from sharded_wf.workflow.commands import NULL, TimerCommand
 from sharded_wf.workflow.guarded import GuardedStepCommand
 from sharded_wf.workflow.lifetime import LongLivedRun
 from sharded_wf.workflow.replay import Replay
@@ -156,6 +156,8 @@ class RequestedRun(LongLivedRun):
         if waits.starting:
             return
         while (message := waits.mailbox.take(CANCEL_TOPIC)) is not None:
+            if waits.out_of_time and message.payload == NULL:
+                continue  # its parent's time was over too; what it cleans up is not to be cut short for that
             if self.replay is None:
                 self.replay = Replay(self.history)
             self.busy += 1

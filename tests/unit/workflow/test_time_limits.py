@@ -299,3 +299,32 @@ def test_a_def_workflow_limits_a_child() -> None:
             host.close()
 
     assert asyncio.run(main()) is not None
+
+
+@app.step
+async def tidies() -> None:
+    await asyncio.sleep(3)
+    seen.append("tidied")
+
+
+@app.workflow
+async def tidy() -> None:
+    try:
+        await asyncio.sleep(3600)
+    finally:
+        await tidies()
+
+
+@app.workflow(timeout=10)
+async def tidy_together() -> None:
+    try:
+        await tidy()
+    finally:
+        await tidies()
+
+
+def test_a_child_whose_parent_s_time_is_over_too_cleans_up() -> None:
+    """The parent gives it up at the same moment; that is no second request."""
+    with pytest.raises(WorkflowTimedOut):
+        run_workflow(app, tidy_together.bind())
+    assert seen == ["tidied", "tidied"]
