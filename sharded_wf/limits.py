@@ -34,10 +34,8 @@ TIMER_MAX_SECONDS = 100 * 365 * 86_400
 
 RETRY_CAP_SECONDS = 60.0
 """The longest wait between two attempts of a step whose ``Retry`` says none, and begins with none that is longer."""
-
 HEARTBEAT_SAVE_SECONDS = 1.0
-"""What a step reports with ``heartbeat`` is saved at most so often; the first report, and the last before a failure, at
-once."""
+"""A step's ``heartbeat`` is saved at most so often; the first, and the last before a failure, at once."""
 
 # Cluster
 SLOTS_DEFAULT = 48

@@ -148,10 +148,8 @@ class Waits:
         self.limit_us: Microseconds | None = None
         """When the workflow's time is over; ``None`` when it has been told so."""
         self.limit_alarm: asyncio.TimerHandle | None = None
-        self.out_of_time = False
-        """Whether the history says that its time is over, or will."""
-        self.timed_out = False
-        """Whether the code has been told so."""
+        self.out_of_time = self.timed_out = False
+        """Whether the history says that its time is over, or will; whether the code has been told."""
         if history.entries and history.entries[0].kind is EntryKind.CONTINUED:
             self._take_over(history)
 
