@@ -205,7 +205,10 @@ VACUUM_CLAIMS_AFTER_ROWS = 50
 
 # Parking and claiming, the finer times
 PARK_SWEEP_SECONDS = 0.5
+PARK_SWEEP_UNDER_PRESSURE_SECONDS = 0.25
 PARK_UNDER_PRESSURE_SECONDS = 0.05
+PARK_UNDER_PRESSURE_SHARE = 0.5
+"""Only waiting workflows beyond this share of those held make room: a replay costs more than a place."""
 CLAIM_DEADLINE_SECONDS = 10.0
 ROOM_RECHECK_SECONDS = 1.0
 
