@@ -71,8 +71,7 @@ START_FLUSH_MAX_ROWS = 2_000
 
 # Group commit
 GATHER_SECONDS = 0.005
-"""Where there is much to write, one transaction begins no sooner after the last one than this: it carries more then,
-and costs hardly more. Where a transaction takes longer anyway, nothing waits."""
+"""Where there is much to write, one transaction begins no sooner after the last one than this: it carries more then."""
 GATHER_MIN_ROWS = 8
 """Fewer rows in a transaction, and the next one does not wait: whoever is alone is served at once."""
 
@@ -100,8 +99,7 @@ HEARTBEAT_SECONDS = 1.25
 LEASE_SECONDS = 5.0
 TAKEOVER_LOCK_TIMEOUT_SECONDS = 1.0
 SUSPECT_AFTER_DEATHS = 2
-"""Takeovers without progress after which a workflow runs alone. One would put every workflow in flight behind bars
-whenever a machine fails."""
+"""Takeovers without progress after which a workflow runs alone. One: all that a failed machine ran would."""
 
 # Deadlines and back-off of one shard's connections
 CONNECT_TIMEOUT_SECONDS = 5.0
