@@ -31,6 +31,8 @@ async def list_workflows(
     away: dict[str, str] | None,
 ) -> list[Description]:
     """As ``Client.list``."""
+    if status is not None and not isinstance(status, Status):
+        raise TypeError(f"status={status!r}: one of Status, for example Status.FAILED")
     until = shards.clock.monotonic() + READ_DEADLINE_SECONDS
     place = (shards.clock.now_us() + 60 * SECOND_US, "")
     if before is not None:
