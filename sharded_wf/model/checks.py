@@ -20,7 +20,7 @@ def check_queue(name: str, what: str = "queue") -> None:
         raise LimitExceeded(f"the {what} {name!r} begins with '$', which is reserved; choose another name")
 
 
-def check_priority(priority: int) -> None:
+def check_priority(priority: object) -> None:
     """A priority fits into two bytes. Raises ``LimitExceeded``, ``TypeError`` for what is no integer."""
     if not isinstance(priority, int):
         raise TypeError(f"a priority is an integer, not {priority!r}")
@@ -28,7 +28,7 @@ def check_priority(priority: int) -> None:
         raise LimitExceeded(f"priority {priority} is out of range: {PRIORITY_MIN} to {PRIORITY_MAX}")
 
 
-def check_text(text: str, what: str, limit: int) -> None:
+def check_text(text: object, what: str, limit: int) -> None:
     """Text of 1 to ``limit`` bytes that Postgres can store. Raises as ``check_id``."""
     if not isinstance(text, str):
         raise TypeError(f"a {what} is text, not {text!r}")
