@@ -102,6 +102,10 @@ def nullable_json_array(values: Sequence[bytes | None]) -> bytes:
     return b"".join(parts)
 
 
+UNPACKABLE = (ValueError, OverflowError, struct.error)
+"""What packing raises for a value that has no place in a column: a lone surrogate, a number that is too large."""
+
+
 def _fixed_array(oid: int, size: int, code: str, values: Sequence[int]) -> bytes:
     count = len(values)
     if count and values.count(values[0]) == count:
