@@ -296,13 +296,20 @@ def _judge_ledger(conn: Conn, expected: Expected) -> tuple[dict[str, int], list[
 
 def unfinished(shards: Sequence[ShardConfig]) -> int:
     """How many workflows have not ended."""
+    return _count(shards, "select count(*) from {}.workflow where status < 3")
+
+
+def untidied(shards: Sequence[ShardConfig]) -> int:
+    """How many announcements of messages nobody has looked at yet: executors that are told to end leave them."""
+    return _count(shards, "select count(*) from {}.wake")
+
+
+def _count(shards: Sequence[ShardConfig], query: LiteralString) -> int:
     total = 0
     for shard in shards:
         with psycopg.connect(shard.dsn, autocommit=True) as conn:
             for schema in slots_of(conn):
-                row = conn.execute(
-                    sql.SQL("select count(*) from {}.workflow where status < 3").format(sql.Identifier(schema))
-                ).fetchone()
+                row = conn.execute(sql.SQL(query).format(sql.Identifier(schema))).fetchone()
                 assert row is not None
                 total += row[0]
     return total

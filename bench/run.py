@@ -12,7 +12,7 @@ from typing import Any
 from sharded_wf.errors import BenchFailed
 
 from .bare import run_bare_loop
-from .certificate import Certificate, Expected, certify, unfinished
+from .certificate import Certificate, Expected, certify, unfinished, untidied
 from .checks import DUPLICATED, LOST, MISORDERED
 from .cluster import Cluster
 from .conditions import conditions_of
@@ -185,6 +185,8 @@ def drain(cluster: Cluster, processes: Processes, say: Say, seconds: float = DRA
             drained = unfinished(cluster.config.shards) == 0
         if not drained:
             time.sleep(DRAIN_POLL_SECONDS)
+    while drained and untidied(cluster.config.shards) and time.monotonic() < deadline:
+        time.sleep(DRAIN_POLL_SECONDS)
     processes.end(processes.executors)
     return drained
 

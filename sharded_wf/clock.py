@@ -7,9 +7,12 @@ measures how long something took on this machine: seconds, as a ``float``, never
 
 from __future__ import annotations
 
+import math
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
+
+from sharded_wf.limits import TIMER_MAX_SECONDS
 
 Microseconds = int
 """A wall time: whole microseconds since the Unix epoch (UTC)."""
@@ -44,5 +47,20 @@ SYSTEM_CLOCK: Clock = SystemClock()
 
 
 def seconds_of(duration: timedelta | float) -> float:
-    """A duration as seconds: ``timedelta`` or a number of seconds, everywhere in the public surface."""
-    return duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
+    """A duration as seconds: ``timedelta`` or a number of seconds, everywhere in the public surface. Raises
+    ``TypeError`` for anything else."""
+    if isinstance(duration, timedelta):
+        return duration.total_seconds()
+    given: object = duration
+    if isinstance(given, str):  # which float() would take
+        raise TypeError(f"a duration is a timedelta or a number of seconds, not {given!r}")
+    return float(duration)
+
+
+def microseconds_of(duration: timedelta | float) -> int:
+    """A duration to wait, at least 0, at most the longest timer: what is added to a wall time can still be stored.
+    Raises as ``seconds_of``; ``ValueError`` for NaN."""
+    seconds = seconds_of(duration)
+    if math.isnan(seconds):
+        raise ValueError("a duration can't be NaN")
+    return max(0, round(min(seconds, TIMER_MAX_SECONDS) * SECOND_US))

@@ -140,7 +140,7 @@ class ClusterConfig:
         """Read a ``shards.toml``. ``ConfigError`` names the file, the key and what to write instead."""
         source = str(path)
         try:
-            document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            document = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
         except FileNotFoundError:
             raise ConfigError(
                 f"{source}: there is no such file; name a shards.toml or a DSN ({_DSN_EXAMPLE})"

@@ -6,7 +6,7 @@ from __future__ import annotations
 ID_LENGTH_MAX_BYTES = 512
 NAME_LENGTH_MAX_BYTES = 256
 QUEUE_LENGTH_MAX_BYTES = 128
-TOPIC_LENGTH_MAX_BYTES = 128
+"""Of topics too."""
 PRIORITY_MIN = -32768
 PRIORITY_MAX = 32767
 
@@ -31,9 +31,8 @@ CONTINUED_SENDERS_MAX = 10_000
 # Durations
 TIMER_MAX_SECONDS = 100 * 365 * 86_400
 """A longer sleep or timeout is taken for this long; ``math.inf`` works."""
-
 RETRY_CAP_SECONDS = 60.0
-"""The longest wait between two attempts of a step whose ``Retry`` says none, and begins with none that is longer."""
+"""The longest wait between two attempts of a step whose ``Retry`` names none and begins with none that is longer."""
 HEARTBEAT_SAVE_SECONDS = 1.0
 """A step's ``heartbeat`` is saved at most so often; the first, and the last before a failure, at once."""
 
@@ -72,8 +71,7 @@ START_FLUSH_MAX_ROWS = 2_000
 
 # Group commit
 GATHER_SECONDS = 0.005
-"""Where there is much to write, one transaction begins no sooner after the last one than this: it carries more then,
-and costs hardly more. Where a transaction takes longer anyway, nothing waits."""
+"""Where there is much to write, one transaction begins no sooner after the last one than this: it carries more then."""
 GATHER_MIN_ROWS = 8
 """Fewer rows in a transaction, and the next one does not wait: whoever is alone is served at once."""
 
@@ -101,8 +99,7 @@ HEARTBEAT_SECONDS = 1.25
 LEASE_SECONDS = 5.0
 TAKEOVER_LOCK_TIMEOUT_SECONDS = 1.0
 SUSPECT_AFTER_DEATHS = 2
-"""Takeovers without progress after which a workflow runs alone. One would put every workflow in flight behind bars
-whenever a machine fails."""
+"""Takeovers without progress after which a workflow runs alone. One: all that a failed machine ran would."""
 
 # Deadlines and back-off of one shard's connections
 CONNECT_TIMEOUT_SECONDS = 5.0
@@ -206,7 +203,10 @@ VACUUM_CLAIMS_AFTER_ROWS = 50
 
 # Parking and claiming, the finer times
 PARK_SWEEP_SECONDS = 0.5
+PARK_SWEEP_UNDER_PRESSURE_SECONDS = 0.25
 PARK_UNDER_PRESSURE_SECONDS = 0.05
+PARK_UNDER_PRESSURE_SHARE = 0.5
+"""Only waiting workflows beyond this share of those held make room: a replay costs more than a place."""
 CLAIM_DEADLINE_SECONDS = 10.0
 ROOM_RECHECK_SECONDS = 1.0
 

@@ -9,6 +9,7 @@ not do what was asked (configuration, usage); 3 `doctor` found something critica
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -67,6 +68,17 @@ for _name, _group in GROUPS.items():
     app.add_typer(_group, name=_name)
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
+
+
+def _list_on_one_line(group: typer.Typer) -> None:
+    """The list of commands would break lines where the docstrings do."""
+    for command in group.registered_commands:
+        summary = inspect.getdoc(command.callback) or ""
+        command.short_help = command.short_help or " ".join(summary.partition("\n\n")[0].split())
+
+
+for _group in (app, *GROUPS.values()):
+    _list_on_one_line(_group)
 app.command("bench", context_settings=bench.PASSED_ON, add_help_option=False)(bench.bench)
 
 

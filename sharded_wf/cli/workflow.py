@@ -6,6 +6,7 @@ import operator
 import re
 import sys
 import time
+from asyncio import CancelledError
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ from sharded_wf.cli.output import console, duration, print_error, print_json, ta
 from sharded_wf.client.blocking import BlockingClient, BlockingHandle
 from sharded_wf.clock import SECOND_US
 from sharded_wf.config import find_config
-from sharded_wf.errors import ConfigError, ResultTimeout, WorkflowNotFound
+from sharded_wf.errors import ConfigError, IdConflict, ResultTimeout, WorkflowNotFound
 from sharded_wf.model.attributes import Value, Where, attr
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import DEFAULT_QUEUE
@@ -138,7 +139,11 @@ def start(
     """Start a workflow by name; its code need not be here. Exits with 1 if it is waited for and fails."""
     bound = by_name(name, version=version).bind(*_arguments(args))
     with BlockingClient.connect(find_config(cluster)) as client:
-        handle = client.start(bound, id=id, queue=queue, priority=priority, delay=delay)
+        try:
+            handle = client.start(bound, id=id, queue=queue, priority=priority, delay=delay)
+        except IdConflict as error:
+            # What it goes on to advise is for programs.
+            raise IdConflict(str(error).rpartition("; use another ID")[0] + "; use another --id") from None
         if wait:
             _print_result(client, handle, timeout, json=json)
         elif json:
@@ -213,6 +218,9 @@ def _print_failure(found: Description, *, json: bool) -> None:
         print_json({"id": found.id, "status": found.status.label, "error": msgspec.Raw(found.error or b"null")})
         return
     error = read_error(found.error)
+    if error is not None and error.type == CancelledError.__qualname__:
+        print_error(f"workflow {found.id!r} was cancelled")
+        return
     print_error(f"workflow {found.id!r} {found.status.label}" + (f": {error_text(error)}" if error else ""))
     if error is not None and error.traceback:
         console().print(Text(error.traceback.rstrip(), "dim"))

@@ -20,8 +20,6 @@ from sharded_wf.client.repair import Failed, Repaired
 from sharded_wf.client.results import Results
 from sharded_wf.client.validation import (
     check_conflict_option,
-    check_id,
-    check_queue,
     check_same,
     check_start,
     deadline_of,
@@ -33,6 +31,7 @@ from sharded_wf.config import ClusterConfig
 from sharded_wf.errors import WorkflowNotFound
 from sharded_wf.limits import READ_DEADLINE_SECONDS, START_MANY_CHUNK_ROWS
 from sharded_wf.model.attributes import Value, Where, attributes_of
+from sharded_wf.model.checks import check_id, check_queue
 from sharded_wf.model.history import EMPTY_HISTORY, History
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import Message, Outcome, Start
@@ -214,18 +213,17 @@ class Client:
         iterator = iter(bound)
         while chunk := list(itertools.islice(iterator, START_MANY_CHUNK_ROWS)):
             starts: dict[str, Start] = {}
-            pairs: list[tuple[str, Bound[T]]] = []
+            pairs: list[tuple[Bound[T], str, bool]] = []
             repeated: list[Start] = []
             new_id = self._shards.id_maker()
             begun = self._clock.monotonic()
             for item in chunk:
                 id_, one = item if isinstance(item, tuple) else (new_id(), item)
                 start = self.prepare_start(one, id_, queue, priority, None, attributes)
-                if start.id in starts:
+                first = starts.setdefault(start.id, start)
+                if first is not start:
                     repeated.append(start)
-                else:
-                    starts[start.id] = start
-                pairs.append((start.id, one))
+                pairs.append((one, start.id, first is start))
             existing = await self._shards.start(starts.values(), wait_seconds=wait_seconds)
             if on_conflict == "error":
                 for id_, found in existing.items():
@@ -233,7 +231,8 @@ class Client:
                 for again in repeated:
                     first = starts[again.id]
                     check_same(again, Existing(first.id, first.name, 0, first.input, None))
-            handles += [Handle(self, id_, one.result.decode, id_ not in existing, begun) for id_, one in pairs]
+            for one, id_, is_first in pairs:
+                handles.append(Handle(self, id_, one.result.decode, is_first and id_ not in existing, begun))
         return handles
 
     # --- handles ------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
-from sharded_wf.clock import seconds_of
+from sharded_wf.clock import SECOND_US, microseconds_of
 from sharded_wf.errors import ResultTimeout, WorkflowCancelled, WorkflowNotFound, WorkflowTerminated
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import Outcome
@@ -52,7 +52,7 @@ class Handle(Generic[T_co]):
         waiting = self._client.wait_for_outcome(self.id, self._started_at)
         if timeout is None:
             return self._result_of(await waiting)
-        seconds = seconds_of(timeout)
+        seconds = microseconds_of(timeout) / SECOND_US
         try:
             return self._result_of(await asyncio.wait_for(waiting, seconds))
         except TimeoutError:
@@ -91,7 +91,7 @@ class Handle(Generic[T_co]):
         waiting = self._client.wait_for_event(self.id, key)
         if timeout is None:
             return codec_for(kind).decode(await waiting)
-        seconds = seconds_of(timeout)
+        seconds = microseconds_of(timeout) / SECOND_US
         try:
             value = await asyncio.wait_for(waiting, seconds)
         except TimeoutError:

@@ -9,12 +9,12 @@ from typing import Any
 
 import msgspec
 
-from sharded_wf.client.validation import check_id
 from sharded_wf.clock import Microseconds
 from sharded_wf.cluster import repair as cluster_repair
 from sharded_wf.cluster.shards import ShardSet, SlotSplit
 from sharded_wf.errors import IdConflict, LimitExceeded, ResumeRefused, StepNotFound, WorkflowNotFound
 from sharded_wf.limits import READ_DEADLINE_SECONDS, REPAIR_PAGE_ROWS, REPAIR_REASONS_MAX, WRITE_DEADLINE_SECONDS
+from sharded_wf.model.checks import check_id
 from sharded_wf.model.history import EMPTY_HISTORY, Entry, EntryKind, History, Resumption, continuation_of
 from sharded_wf.model.status import Status
 from sharded_wf.routing import children_of, slot_schema

@@ -13,11 +13,11 @@ from datetime import timedelta
 
 import msgspec
 
-from sharded_wf.client.validation import check_id
-from sharded_wf.clock import seconds_of
+from sharded_wf.clock import SECOND_US, microseconds_of
 from sharded_wf.cluster.shards import ShardSet
 from sharded_wf.errors import WorkflowNotFound, WorkflowTerminated
 from sharded_wf.limits import WRITE_DEADLINE_SECONDS
+from sharded_wf.model.checks import check_id
 from sharded_wf.model.history import Cancellation
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import CANCEL_TOPIC, PAUSE_TOPIC, TERMINATE_TOPIC, UNPAUSE_TOPIC, Message, Outcome
@@ -29,7 +29,7 @@ from sharded_wf.store import leases, messages, outcomes
 
 async def cancel(shards: ShardSet, id_: str, cleanup: timedelta | float | None) -> None:
     """As ``Client.cancel``."""
-    said = Cancellation() if cleanup is None else Cancellation(cleanup_seconds=max(0.0, seconds_of(cleanup)))
+    said = Cancellation() if cleanup is None else Cancellation(cleanup_seconds=microseconds_of(cleanup) / SECOND_US)
     await _end(shards, id_, CANCEL_TOPIC, asyncio.CancelledError(), msgspec.json.encode(said))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from typing import cast
 
 import psycopg
 
@@ -31,6 +32,8 @@ async def list_workflows(
     away: dict[str, str] | None,
 ) -> list[Description]:
     """As ``Client.list``."""
+    if not isinstance(cast("object", status), Status | None):
+        raise TypeError(f"status={status!r}: one of Status, for example Status.FAILED")
     until = shards.clock.monotonic() + READ_DEADLINE_SECONDS
     place = (shards.clock.now_us() + 60 * SECOND_US, "")
     if before is not None:

@@ -37,9 +37,10 @@ from sharded_wf.limits import (
 from sharded_wf.postgres.connect import Connection
 from sharded_wf.postgres.migrate import SchemaStep, is_guarded, pending, slots_present
 from sharded_wf.postgres.queries import Query, load
-from sharded_wf.routing import CONTROL_SCHEMA, slot_schema
+from sharded_wf.routing import CONTROL_SCHEMA, ShardMap, slot_schema
 
 NOT_YET = "not part of the cluster yet: run sharded-wf shards init"
+EMPTY = "empty, and should hold slots: the wrong database (correct the DSN), or its data are lost (restore a backup)"
 _FLEET = load("fleet")
 _CITUS = load("citus")
 _MAP = load("shard_map")
@@ -171,11 +172,17 @@ def fleet_status(config: ClusterConfig, patience_seconds: float | None = None) -
     if shard_map.epoch == PLANNED_EPOCH:
         problem = "the making of this cluster was interrupted, or is under way: run sharded-wf shards init"
     shards = tuple(
-        shard if shard.reachable and shard.problem is None else replace(shard, affected=shard_map.slots_of(shard.name))
-        for shard in shards
+        shard if shard.reachable and shard.problem is None else _troubled(shard, shard_map) for shard in shards
     )
     astray = {slot: name for slot, name in sorted(places.items()) if shard_map.placement.get(slot, name) != name}
     return FleetStatus(config.name, identity.cluster_id, shard_map.epoch, shard_map.slots, problem, shards, astray)
+
+
+def _troubled(shard: ShardStatus, shard_map: ShardMap) -> ShardStatus:
+    slots, problem = shard_map.slots_of(shard.name), shard.problem
+    if problem == NOT_YET and slots and shard_map.epoch > PLANNED_EPOCH:
+        problem = EMPTY
+    return replace(shard, affected=slots, problem=problem)
 
 
 def _failed(shard: ShardConfig, error: Exception) -> ShardStatus:

@@ -179,7 +179,10 @@ def _plan(config: ClusterConfig, slots: int | None, records: Mapping[str, Record
         check_identity(config, config.shard(name), identity)
     identity = check_same_cluster(identities)
     if slots is not None and slots != identity.slots:
-        raise ClusterMismatch(f"the cluster {identity.name!r} was made with {identity.slots} slots, not {slots}")
+        raise ClusterMismatch(
+            f"the cluster {identity.name!r} was made with {identity.slots} slots, not {slots}: leave --slots out; "
+            "sharded-wf shards split gives it twice as many"
+        )
     placements = merge(record.placements for record in records.values())
     shard_map = map_of(config, identity, placements)
     live = shard_map.epoch > PLANNED_EPOCH

@@ -27,6 +27,7 @@ from sharded_wf.limits import (
     WRITE_SUSPICIOUS_SECONDS,
 )
 from sharded_wf.model.workflow import Message, Start
+from sharded_wf.postgres.binary import UNPACKABLE
 from sharded_wf.postgres.failures import is_transient, moved_slot, unavailable
 from sharded_wf.postgres.gathering import Gathering
 from sharded_wf.postgres.link import Link
@@ -217,6 +218,9 @@ class Writer:
                     await self._bisect(batch, error)
                     return
                 self._trouble = unavailable(self._shard, error)
+            except UNPACKABLE as error:
+                await self._bisect(batch, error)
+                return
             finally:
                 self._begun = None
             await self.link.pause()
@@ -247,7 +251,7 @@ class Writer:
         for request in batch:
             request.created_at = moment
 
-    async def _bisect(self, batch: list[_Request], error: psycopg.Error) -> None:
+    async def _bisect(self, batch: list[_Request], error: Exception) -> None:
         if len(batch) == 1:
             if not batch[0].done.done():
                 refusal = ShardedWfError(f"shard {self._shard!r} refused the row: {error}")

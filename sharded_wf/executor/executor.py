@@ -22,7 +22,6 @@ from sharded_wf.executor.shard_executor import ShardExecutor
 from sharded_wf.limits import (
     DRAIN_DEADLINE_SECONDS,
     PARK_AFTER_SECONDS,
-    PARK_UNDER_PRESSURE_SECONDS,
     SYNC_THREADS_DEFAULT,
 )
 from sharded_wf.maintenance.leases import LeaseKeeper
@@ -85,7 +84,7 @@ class Executor:
         self._only = shards
         self.room = Room(1 if isolated else concurrency)
         self._thread_count = threads
-        self._park_after = park_after
+        self.park_after = park_after
         self._clock = clock
         self.parts: list[ShardExecutor] = []
         self._bare: dict[Shard, asyncio.Task[None]] = {}
@@ -201,12 +200,6 @@ class Executor:
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
-
-    def park_after_now(self) -> float:
-        """How long a workflow may wait in memory at present: short when its place is needed."""
-        if self.room.is_short:
-            return min(PARK_UNDER_PRESSURE_SECONDS, self._park_after)
-        return self._park_after
 
     # --- between shards -----------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from sharded_wf.executor.ops import Op, OpKind, Told, runs_of, statements_of
 from sharded_wf.limits import FLUSH_MARKS_KEPT, FLUSH_MAX_ROWS
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import Outcome
+from sharded_wf.postgres.binary import UNPACKABLE
 from sharded_wf.postgres.failures import is_transient
 from sharded_wf.postgres.gathering import Gathering
 from sharded_wf.postgres.link import Link
@@ -123,7 +124,7 @@ class Flusher:
         now = self._clock.now_us()
         try:
             body, told = statements_of(ops, self._is_here, now)
-        except (UnicodeEncodeError, OverflowError, ValueError) as error:
+        except UNPACKABLE as error:
             await self._bisect(ops, error)
             return
         self.number += 1

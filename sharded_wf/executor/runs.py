@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING, cast
 from sharded_wf.executor.held import Claim, Hold, UnknownRun, is_paused
 from sharded_wf.executor.host import ShardHost
 from sharded_wf.executor.ops import FINISH, PARK, Aside, Op, OpKind, Told
-from sharded_wf.limits import PARK_SWEEP_SECONDS
+from sharded_wf.limits import (
+    PARK_SWEEP_SECONDS,
+    PARK_SWEEP_UNDER_PRESSURE_SECONDS,
+    PARK_UNDER_PRESSURE_SECONDS,
+    PARK_UNDER_PRESSURE_SHARE,
+)
 from sharded_wf.model.history import EMPTY_HISTORY, FailedAttempt, Heartbeat, History
 from sharded_wf.model.workflow import Message
 from sharded_wf.store import claims
-from sharded_wf.workflow.host import Run
+from sharded_wf.workflow.host import Run, Waiting
 
 logger = logging.getLogger("sharded_wf.executor")
 
@@ -177,16 +182,33 @@ class Runs:
 
     async def park_for_ever(self) -> None:
         """Park what waits for longer than it should in memory, until cancelled."""
+        room, after_seconds = self._executor.room, self._executor.park_after
         while True:
-            await asyncio.sleep(PARK_SWEEP_SECONDS)
+            await asyncio.sleep(PARK_SWEEP_UNDER_PRESSURE_SECONDS if room.is_short else PARK_SWEEP_SECONDS)
             if self.held:
-                self.park_waiting(self._executor.park_after_now())
+                self.park_waiting(after_seconds)
+                if room.is_short:
+                    self._make_room(min(PARK_UNDER_PRESSURE_SECONDS, after_seconds))
 
     def park_waiting(self, after_seconds: float) -> None:
         """Park every run that has only waited for this long."""
+        for hold, waiting in self._waiting(after_seconds):
+            self._park(hold, waiting)
+
+    def _make_room(self, after_seconds: float) -> None:
+        """Places are short: of those that have only waited for this long, park what is too many, the longest first."""
+        waiting = self._waiting(after_seconds)
+        surplus = len(waiting) - int(len(self.held) * PARK_UNDER_PRESSURE_SHARE)
+        if surplus > 0:
+            waiting.sort(key=lambda one: one[1].since)
+            for hold, what in waiting[:surplus]:
+                self._park(hold, what)
+
+    def _waiting(self, after_seconds: float) -> list[tuple[Hold, Waiting]]:
         now, wall = self._clock.monotonic(), self._clock.now_us()
         horizon = wall + int(after_seconds * 1_000_000)
-        for hold in list(self.held.values()):
+        found: list[tuple[Hold, Waiting]] = []
+        for hold in self.held.values():
             if hold.leaving or hold.looks or not hasattr(hold, "run"):
                 continue
             waiting = hold.run.waiting()
@@ -194,8 +216,11 @@ class Runs:
                 continue
             if waiting.deadline_us is not None and waiting.deadline_us < horizon:
                 continue  # it will go on before parking has paid off
-            if hold.run.settle():
-                continue  # and is parked when that is saved
+            found.append((hold, waiting))
+        return found
+
+    def _park(self, hold: Hold, waiting: Waiting) -> None:
+        if not hold.run.settle():  # else it is parked when that is saved
             hold.leaving = True
             self._flusher.add(Op(OpKind.PARK, hold, due_at=waiting.deadline_us))
 

@@ -129,6 +129,7 @@ class ShardExecutor:
 
     async def _take_lease(self) -> bytes | None:
         known = newest_known()
+        said: str | None = None
         while not self._draining.is_set():
             lease_id = binary.new_uuid()
             try:
@@ -143,7 +144,10 @@ class ShardExecutor:
                 newer = leases.too_new_of(await self._flushes.transact(leases.too_new(known)))
             except (ConnectionLost, psycopg.Error) as error:
                 # If it was written after all, nobody beats for it, and the next observer removes it.
-                logger.info("shard %s: no lease yet: %s", self.shard.name, error)
+                reason = " ".join(str(error).split())
+                if reason != said:  # once, however long the shard is away
+                    logger.info("shard %s: no lease yet: %s", self.shard.name, reason)
+                said = reason
                 await self._flushes.pause()
                 continue
             if newer is not None:

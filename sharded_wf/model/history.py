@@ -65,8 +65,12 @@ _decode_cancellation = msgspec.json.Decoder(Cancellation | None).decode
 
 
 def read_cancellation(data: bytes | None) -> Cancellation:
-    """What a request to cancel says, or the output of its entry; what is not said has its default."""
-    return (None if data is None else _decode_cancellation(data)) or Cancellation()
+    """What a request to cancel says, or the output of its entry; what is not said, or can't be read, has its
+    default."""
+    try:
+        return (None if data is None else _decode_cancellation(data)) or Cancellation()
+    except msgspec.MsgspecError:
+        return Cancellation()
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):

@@ -71,6 +71,16 @@ def text_array(values: Sequence[str]) -> bytes:
     return _varlena_array(_OID_TEXT, list(map(str.encode, values)))
 
 
+def nullable_text_array(values: Sequence[str | None]) -> bytes:
+    """``text[]`` in which ``None`` is an SQL null."""
+    if None not in values:
+        return text_array(cast("Sequence[str]", values))
+    encoded = [None if value is None else value.encode() for value in values]
+    return _header(_OID_TEXT, len(values), 1) + b"".join(
+        [_NULL if value is None else _LENGTH(len(value)) + value for value in encoded]
+    )
+
+
 def json_array(values: Sequence[bytes]) -> bytes:
     """``json[]`` of JSON texts."""
     return _varlena_array(_OID_JSON, values)
@@ -90,6 +100,10 @@ def nullable_json_array(values: Sequence[bytes | None]) -> bytes:
             parts.append(_LENGTH(len(value)))
             parts.append(value)
     return b"".join(parts)
+
+
+UNPACKABLE = (ValueError, OverflowError, struct.error)
+"""What packing raises for a value that has no place in a column: a lone surrogate, a number that is too large."""
 
 
 def _fixed_array(oid: int, size: int, code: str, values: Sequence[int]) -> bytes:

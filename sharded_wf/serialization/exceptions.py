@@ -15,7 +15,7 @@ from typing import Any, cast
 import msgspec
 
 from sharded_wf.errors import WorkflowFailed
-from sharded_wf.limits import ERROR_TRACEBACK_MAX_CHARACTERS
+from sharded_wf.limits import ERROR_TRACEBACK_MAX_CHARACTERS, PAYLOAD_MAX_BYTES
 
 _NOTE_PREFIX = "Recorded traceback:\n"
 
@@ -43,13 +43,15 @@ _decode = msgspec.json.Decoder(StoredError).decode
 
 def encode_error(error: BaseException, causes: Sequence[int] = (), undone_from: int | None = None) -> bytes:
     """The error as JSON text: type, module, message, arguments, traceback and notes; ``causes`` and ``undone_from`` as
-    ``StoredError`` has them. Never raises."""
+    ``StoredError`` has them. One that is larger than any value may be keeps the ends of its message. Never raises."""
     stored = _stored(error, _traceback_text(error))
     if causes or undone_from is not None:
         stored = msgspec.structs.replace(stored, causes=list(causes), undone_from=undone_from)
     try:
         data = _encode(stored)
-        if _decode(data) == stored:
+        if len(data) > PAYLOAD_MAX_BYTES:
+            stored = msgspec.structs.replace(stored, message=_shortened(stored.message), notes=[])
+        elif _decode(data) == stored:
             return data
     except Exception:  # noqa: BLE001 - arguments without a JSON form
         pass
@@ -135,6 +137,10 @@ def _traceback_text(error: BaseException) -> str:
         text = _clean("".join(traceback.format_exception(error)))
     except Exception:  # noqa: BLE001 - what a stranger's __str__ raises
         return ""
+    return _shortened(text)
+
+
+def _shortened(text: str) -> str:
     if len(text) > ERROR_TRACEBACK_MAX_CHARACTERS:
         half = ERROR_TRACEBACK_MAX_CHARACTERS // 2
         text = f"{text[:half]}\n  [...]\n{text[-half:]}"

@@ -17,6 +17,7 @@ from sharded_wf.store.attributes import save_attributes
 _SQL = load("starts")
 _SAVE_INPUTS = _SQL["save_inputs"]
 _START_INLINE = _SQL["start_inline"]
+_START_CHILDREN = _SQL["start_children"]
 _START_LARGE = _SQL["start_large"]
 _START_DELAYED = _SQL["start_delayed"]
 _START_LIMITED = _SQL["start_limited"]
@@ -38,15 +39,15 @@ def start_statements(
     schema: str, starts: Sequence[Start], created_at: Microseconds
 ) -> tuple[list[Statement], list[int]]:
     """The statements that start these workflows in one slot, and at which positions rows must be counted: the sum of
-    those counts is the number of workflows created. Workflows that differ only in ID and input share a statement."""
+    those counts is the number of workflows created. Workflows that differ only in ID, input and parent share one."""
     statements: list[Statement] = []
     counted: list[int] = []
     groups: dict[tuple[object, ...], list[Start]] = {}
     for start in sorted(starts, key=_by_id):
         key = (
-            start.name, start.capability, start.queue, start.priority, start.parent_id,
+            start.name, start.capability, start.queue, start.priority, start.parent_id is None,
             start.not_before is not None, start.deadline is not None, len(start.input) > INLINE_INPUT_MAX_BYTES,
-            start.stillborn,
+            start.stillborn, start.stillborn and start.parent_id,
         )  # fmt: skip
         group = groups.get(key)
         if group is None:
@@ -70,37 +71,39 @@ def _add_group(
 ) -> None:
     first = group[0]
     ids = binary.text_array([start.id for start in group])
-    shared = (
-        first.name.encode(),
-        first.capability.encode(),
-        first.queue.encode(),
-        binary.int2(first.priority),
-        None if first.parent_id is None else first.parent_id.encode(),
-        created_at,
-    )
-    delayed = first.not_before is not None
-    if (
-        first.stillborn is None
-        and not delayed
-        and first.deadline is None
-        and len(first.input) <= INLINE_INPUT_MAX_BYTES
-    ):
-        inputs = binary.json_array([start.input for start in group])
-        counted.append(len(statements))
-        statements.append(Statement(_START_INLINE, schema, (ids, inputs, *shared)))
-        return
+    alike = (first.name.encode(), first.capability.encode(), first.queue.encode(), binary.int2(first.priority))
     inputs = binary.json_array([start.input for start in group])
+    delayed = first.not_before is not None
+    inline = len(first.input) <= INLINE_INPUT_MAX_BYTES and first.stillborn is None
+    if inline and not delayed and first.deadline is None:
+        counted.append(len(statements))
+        if first.parent_id is None:
+            statements.append(Statement(_START_INLINE, schema, (ids, inputs, *alike, created_at)))
+        else:
+            statements.append(Statement(_START_CHILDREN, schema, (ids, inputs, *alike, _parents(group), created_at)))
+        return
     statements.append(Statement(_SAVE_INPUTS, schema, (ids, inputs)))
     counted.append(len(statements))
     if first.stillborn is not None:
-        statements.append(Statement(_START_STILLBORN, schema, (ids, _deadlines(group), *shared, *first.stillborn)))
+        parent = None if first.parent_id is None else first.parent_id.encode()
+        statements.append(
+            Statement(_START_STILLBORN, schema, (ids, _deadlines(group), *alike, parent, created_at, *first.stillborn))
+        )
     elif delayed:
         due = binary.timestamp_array([start.not_before or 0 for start in group])
-        statements.append(Statement(_START_DELAYED, schema, (ids, due, *shared, _deadlines(group))))
+        statements.append(
+            Statement(_START_DELAYED, schema, (ids, due, *alike, _parents(group), created_at, _deadlines(group)))
+        )
     elif first.deadline is not None:
-        statements.append(Statement(_START_LIMITED, schema, (ids, _deadlines(group), *shared)))
+        statements.append(
+            Statement(_START_LIMITED, schema, (ids, _deadlines(group), *alike, _parents(group), created_at))
+        )
     else:
-        statements.append(Statement(_START_LARGE, schema, (ids, *shared)))
+        statements.append(Statement(_START_LARGE, schema, (ids, *alike, _parents(group), created_at)))
+
+
+def _parents(group: list[Start]) -> bytes:
+    return binary.nullable_text_array([start.parent_id for start in group])
 
 
 def _deadlines(group: list[Start]) -> bytes:

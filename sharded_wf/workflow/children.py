@@ -10,9 +10,10 @@ from typing import Any, Generic, Literal, TypeVar
 
 import mmh3
 
-from sharded_wf.clock import SECOND_US, Microseconds, seconds_of
+from sharded_wf.clock import SECOND_US, Microseconds, microseconds_of, seconds_of
 from sharded_wf.errors import LimitExceeded, OutsideWorkflow
-from sharded_wf.limits import ID_LENGTH_MAX_BYTES, PRIORITY_MAX, PRIORITY_MIN, QUEUE_LENGTH_MAX_BYTES, TIMER_MAX_SECONDS
+from sharded_wf.limits import ID_LENGTH_MAX_BYTES, TIMER_MAX_SECONDS
+from sharded_wf.model.checks import check_id, check_priority, check_queue
 from sharded_wf.model.workflow import Start
 from sharded_wf.serialization.values import ValueCodec
 from sharded_wf.workflow.async_run import AsyncRun
@@ -89,7 +90,7 @@ class BlockingChildHandle(Generic[T_co]):
             self._answer = ThreadAnswer()
             command = OutcomeCommand(self._run, self._start, self._codec, self._answer)
             self._run.issue(command, _outcome_base(self.id))
-        limit_us = None if timeout is None else max(1, round(seconds_of(timeout) * SECOND_US))
+        limit_us = None if timeout is None else max(1, microseconds_of(timeout))
         try:
             result: T_co = self._run.await_answer(self._answer, limit_us)
         except TimeoutError:
@@ -207,8 +208,8 @@ def child_start(
     check_bound(bound)
     child_id = next_child_id(run, bound.name) if id_ is None else id_
     not_before: Microseconds | None = None
-    if delay is not None and (seconds := seconds_of(delay)) > 0:
-        not_before = run.host.clock.now_us() + round(seconds * SECOND_US)
+    if delay is not None and (wait_us := microseconds_of(delay)) > 0:
+        not_before = run.host.clock.now_us() + wait_us
     start = Start(
         child_id, bound.name, bound.capability, bound.queue if queue is None else queue, priority, bound.input,
         not_before, None if detached else run.id,
@@ -250,14 +251,11 @@ def _check(
         raise ValueError(f'parent_close={parent_close!r}: write "abandon" or "cancel"')
     if detached and parent_close == "cancel":
         raise ValueError('a detached child can\'t have parent_close="cancel": leave one of the two out')
-    if id_ is not None and (not id_ or "\0" in id_ or len(id_.encode("utf-8", "replace")) > ID_LENGTH_MAX_BYTES):
-        raise LimitExceeded(f"id={id_!r}: a workflow ID has 1 to {ID_LENGTH_MAX_BYTES} bytes, and no NUL")
-    if queue is not None and (
-        not queue or queue.startswith("$") or len(queue.encode("utf-8", "replace")) > QUEUE_LENGTH_MAX_BYTES
-    ):
-        raise LimitExceeded(f"queue={queue!r}: text of 1 to {QUEUE_LENGTH_MAX_BYTES} bytes, not beginning with '$'")
-    if not PRIORITY_MIN <= priority <= PRIORITY_MAX:
-        raise LimitExceeded(f"priority {priority} is out of range: {PRIORITY_MIN} to {PRIORITY_MAX}")
+    if id_ is not None:
+        check_id(id_)
+    if queue is not None:
+        check_queue(queue)
+    check_priority(priority)
     if timeout is not None and not seconds_of(timeout) > 0:
         raise LimitExceeded(f"timeout={timeout!r}: more than 0 seconds, or None")
 

@@ -139,9 +139,12 @@ class StepDefinition(Definition[P, R]):
 def _limit(what: str, duration: timedelta | float | None) -> float | None:
     if duration is None:
         return None
-    seconds = seconds_of(duration)
+    try:
+        seconds = seconds_of(duration)
+    except TypeError:
+        seconds = 0.0
     if not seconds > 0:
-        raise DefinitionError(f"{what}={duration!r}: more than 0 seconds, or None")
+        raise DefinitionError(f"{what}={duration!r}: a timedelta or seconds, more than 0, or None")
     return seconds
 
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import mmh3
 
-from sharded_wf.clock import Microseconds, seconds_of
-from sharded_wf.errors import LimitExceeded
+from sharded_wf.clock import Microseconds, microseconds_of, seconds_of
 from sharded_wf.limits import EVENT_KEY_LENGTH_MAX_BYTES
+from sharded_wf.model.checks import check_text
 from sharded_wf.model.history import Entry, EntryKind
 from sharded_wf.model.workflow import EVENT_TOPIC, Event, Message
 from sharded_wf.serialization.exceptions import encode_error
@@ -26,7 +26,7 @@ from sharded_wf.workflow.commands import NULL, Answer, deliver_recorded
 from sharded_wf.workflow.replay import ENDED, ISSUED, LIVE, RECORDING
 from sharded_wf.workflow.stop import RunDropped
 from sharded_wf.workflow.thread_answers import ThreadAnswer
-from sharded_wf.workflow.whose_code import async_run, blocking_run, microseconds_of
+from sharded_wf.workflow.whose_code import async_run, blocking_run
 
 if TYPE_CHECKING:
     from sharded_wf.workflow.run import WorkflowRun
@@ -119,8 +119,7 @@ class WaitEventCommand:
 
 def check_key(key: str) -> str:
     """The key of an event. Raises :class:`LimitExceeded`."""
-    if not key or len(key.encode()) > EVENT_KEY_LENGTH_MAX_BYTES:
-        raise LimitExceeded(f"event {key!r}: a key is text of 1 to {EVENT_KEY_LENGTH_MAX_BYTES} bytes")
+    check_text(key, "event's key", EVENT_KEY_LENGTH_MAX_BYTES)
     return key
 
 

@@ -9,13 +9,13 @@ from typing import Any, TypeVar, overload
 
 import mmh3
 
-from sharded_wf.clock import seconds_of
-from sharded_wf.errors import LimitExceeded, OutsideWorkflow
-from sharded_wf.limits import TOPIC_LENGTH_MAX_BYTES
+from sharded_wf.clock import microseconds_of, seconds_of
+from sharded_wf.errors import OutsideWorkflow
+from sharded_wf.model.checks import check_id, check_queue
 from sharded_wf.serialization.values import codec_for
 from sharded_wf.workflow.async_run import AsyncRun
 from sharded_wf.workflow.thread_run import thread_run_here
-from sharded_wf.workflow.whose_code import async_run, blocking_run, microseconds_of
+from sharded_wf.workflow.whose_code import async_run, blocking_run
 
 T = TypeVar("T")
 
@@ -23,20 +23,15 @@ _RECEIVE_SEED = 1
 _SEND_SEED = 2
 
 
-def _check_topic(topic: str) -> str:
-    if not topic or topic.startswith("$") or len(topic.encode()) > TOPIC_LENGTH_MAX_BYTES:
-        raise LimitExceeded(
-            f"topic {topic!r}: a topic is text of 1 to {TOPIC_LENGTH_MAX_BYTES} bytes that does not begin with '$'"
-        )
-    return topic
-
-
 def _receive_base(topic: str) -> int:
-    return int(mmh3.hash64(_check_topic(topic), _RECEIVE_SEED)[0])
+    check_queue(topic, "topic")
+    return int(mmh3.hash64(topic, _RECEIVE_SEED)[0])
 
 
 def _send_base(receiver: str, topic: str, payload: bytes) -> int:
-    return int(mmh3.hash64(f"{receiver}\0{_check_topic(topic)}\0".encode() + payload, _SEND_SEED)[0])
+    check_id(receiver)
+    check_queue(topic, "topic")
+    return int(mmh3.hash64(f"{receiver}\0{topic}\0".encode() + payload, _SEND_SEED)[0])
 
 
 class Receive:

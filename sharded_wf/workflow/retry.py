@@ -9,7 +9,7 @@ from typing import cast
 
 from sharded_wf.clock import SECOND_US, seconds_of
 from sharded_wf.errors import DefinitionError, LimitExceeded, StoredValueMismatch, UnstorableValue
-from sharded_wf.limits import RETRY_CAP_SECONDS
+from sharded_wf.limits import RETRY_CAP_SECONDS, TIMER_MAX_SECONDS
 
 NEVER_AGAIN: tuple[type[Exception], ...] = (UnstorableValue, StoredValueMismatch, LimitExceeded)
 """A result that can't be stored now can't be stored next time either."""
@@ -37,8 +37,13 @@ class Retry:
     def __post_init__(self) -> None:
         if self.attempts is not None and self.attempts < 1:
             raise DefinitionError(f"Retry(attempts={self.attempts!r}): at least 1, or None for no bound")
-        if not (seconds_of(self.first) >= 0 and self._cap_seconds() >= 0):
-            raise DefinitionError("Retry: first and cap must not be negative")
+        for name, duration in (("first", self.first), ("cap", 0 if self.cap is None else self.cap)):
+            try:
+                fits = seconds_of(duration) >= 0
+            except TypeError:
+                fits = False
+            if not fits:
+                raise DefinitionError(f"Retry({name}={duration!r}): a timedelta or seconds, not negative")
         if not self.factor >= 1:
             raise DefinitionError(f"Retry(factor={self.factor!r}): at least 1")
         if not 0 <= self.jitter <= 1:
@@ -57,7 +62,7 @@ class Retry:
 
     def delay_us(self, attempt: int, chance: float | None = None) -> int:
         """Microseconds to wait after attempt number ``attempt``; ``chance`` in [0, 1) stands for the random draw."""
-        cap = self._cap_seconds()
+        cap = min(self._cap_seconds(), TIMER_MAX_SECONDS)
         try:
             delay = min(cap, seconds_of(self.first) * self.factor ** (attempt - 1))
         except OverflowError:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, overload
 
 import mmh3
 
-from sharded_wf.clock import SECOND_US, UNIX_EPOCH, Microseconds, seconds_of
+from sharded_wf.clock import SECOND_US, UNIX_EPOCH, Microseconds, microseconds_of, seconds_of
 from sharded_wf.errors import DefinitionError, NaiveMoment, OutsideWorkflow
 from sharded_wf.limits import TIMER_MAX_SECONDS
 from sharded_wf.serialization.values import codec_for
@@ -23,7 +23,7 @@ from sharded_wf.workflow.replay import ISSUED
 from sharded_wf.workflow.run import WorkflowRun
 from sharded_wf.workflow.stop import RunDropped
 from sharded_wf.workflow.thread_answers import ThreadAnswer, wake
-from sharded_wf.workflow.whose_code import async_run, blocking_run, microseconds_of
+from sharded_wf.workflow.whose_code import async_run, blocking_run
 
 R = TypeVar("R")
 _UNTIL_SEED = 3

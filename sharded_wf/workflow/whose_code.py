@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from asyncio import _get_running_loop
-from datetime import timedelta
 
-from sharded_wf.clock import SECOND_US, seconds_of
 from sharded_wf.errors import OutsideWorkflow
-from sharded_wf.limits import TIMER_MAX_SECONDS
 from sharded_wf.workflow.async_run import AsyncRun
 from sharded_wf.workflow.loop import WorkflowLoop
 from sharded_wf.workflow.run import WorkflowRun
@@ -39,8 +36,3 @@ def run_here(what: str) -> WorkflowRun:
     if run is None:
         raise OutsideWorkflow(f"{what}() works only in a workflow's own code, not in a step or outside")
     return run
-
-
-def microseconds_of(duration: timedelta | float) -> int:
-    """A duration to wait, at least 0, at most the longest timer."""
-    return max(0, round(min(seconds_of(duration), TIMER_MAX_SECONDS) * SECOND_US))

@@ -16,7 +16,8 @@ with arrived as (
     on conflict do nothing
     returning workflow_id),
 announced as (
-    insert into {slot}.wake (workflow_id, id) select distinct workflow_id, gen_random_uuid() from arrived)
+    insert into {slot}.wake (workflow_id, id)
+    select workflow_id, gen_random_uuid() from (select distinct workflow_id from arrived) receiver)
 select distinct u.id from unnest($1::text[]) u (id)
 where not exists (select from {slot}.workflow w where w.id = u.id)
 

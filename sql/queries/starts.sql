@@ -14,9 +14,20 @@ on conflict (workflow_id) do update set value = excluded.value
 -- name: start_inline
 -- Workflows alike in everything but ID and input: the common case, and the cheapest.
 with started as (
-    insert into {slot}.workflow (id, input, name, capability, queue, priority, parent_id, created_at, status)
-    select u.id, u.input, $3, $4, $5, $6::smallint, $7, $8::timestamptz, 0
+    insert into {slot}.workflow (id, input, name, capability, queue, priority, created_at, status)
+    select u.id, u.input, $3, $4, $5, $6::smallint, $7::timestamptz, 0
     from unnest($1::text[], $2::json[]) u (id, input)
+    on conflict (id) do nothing
+    returning id)
+insert into {slot}.ready (capability, queue, priority, enqueued_at, id)
+select $4, $5, $6::smallint, $7::timestamptz, id from started
+
+-- name: start_children
+-- The same for children. Each has its parent: those of many parents go into one statement.
+with started as (
+    insert into {slot}.workflow (id, input, name, capability, queue, priority, parent_id, created_at, status)
+    select u.id, u.input, $3, $4, $5, $6::smallint, u.parent_id, $8::timestamptz, 0
+    from unnest($1::text[], $2::json[], $7::text[]) u (id, input, parent_id)
     on conflict (id) do nothing
     returning id)
 insert into {slot}.ready (capability, queue, priority, enqueued_at, id)
@@ -26,8 +37,8 @@ select $4, $5, $6::smallint, $8::timestamptz, id from started
 -- The same for those whose input is in `input`.
 with started as (
     insert into {slot}.workflow (id, name, capability, queue, priority, parent_id, created_at, status)
-    select u.id, $2, $3, $4, $5::smallint, $6, $7::timestamptz, 0
-    from unnest($1::text[]) u (id)
+    select u.id, $2, $3, $4, $5::smallint, u.parent_id, $7::timestamptz, 0
+    from unnest($1::text[], $6::text[]) u (id, parent_id)
     on conflict (id) do nothing
     returning id),
 unused as (
@@ -41,8 +52,8 @@ select $3, $4, $5::smallint, $7::timestamptz, id from started
 -- With a deadline each. Inputs are in `input`.
 with started as (
     insert into {slot}.workflow (id, deadline, name, capability, queue, priority, parent_id, created_at, status)
-    select u.id, u.deadline, $3, $4, $5, $6::smallint, $7, $8::timestamptz, 0
-    from unnest($1::text[], $2::timestamptz[]) u (id, deadline)
+    select u.id, u.deadline, $3, $4, $5, $6::smallint, u.parent_id, $8::timestamptz, 0
+    from unnest($1::text[], $2::timestamptz[], $7::text[]) u (id, deadline, parent_id)
     on conflict (id) do nothing
     returning id)
 insert into {slot}.ready (capability, queue, priority, enqueued_at, id)
@@ -52,8 +63,8 @@ select $4, $5, $6::smallint, $8::timestamptz, id from started
 -- Not before a moment: parked from the beginning, with a timer. Inputs are in `input`.
 with started as (
     insert into {slot}.workflow (id, deadline, name, capability, queue, priority, parent_id, created_at, status)
-    select u.id, u.deadline, $3, $4, $5, $6::smallint, $7, $8::timestamptz, 2
-    from unnest($1::text[], $9::timestamptz[]) u (id, deadline)
+    select u.id, u.deadline, $3, $4, $5, $6::smallint, u.parent_id, $8::timestamptz, 2
+    from unnest($1::text[], $9::timestamptz[], $7::text[]) u (id, deadline, parent_id)
     on conflict (id) do nothing
     returning id),
 unused as (

@@ -35,6 +35,8 @@ def test_a_file_names_the_shards(tmp_path: Path) -> None:
     assert config == ClusterConfig("shop", (ShardConfig("pg1", DSN), ShardConfig("pg2", "host=pg2 dbname=wf")))
     assert config.source == str(path)
     assert config.shard("pg2").dsn == "host=pg2 dbname=wf"
+    path.write_text("\ufeff" + GOOD, encoding="utf-8")  # as some editors save it
+    assert find_config(path, environ=ENVIRON) == config
 
 
 def test_a_citus_cluster_is_named_by_its_coordinator(tmp_path: Path) -> None:

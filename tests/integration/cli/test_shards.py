@@ -9,6 +9,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from sharded_wf.cli.app import GROUPS
+
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -94,6 +96,8 @@ def test_the_command_explains_itself(run: Run) -> None:
     code, out, _ = run("shards", "--help")
     assert code == 0
     assert all(command in out for command in ("init", "status", "migrate"))
+    listed = [command.short_help for command in GROUPS["shards"].registered_commands]
+    assert all(text and "\n" not in text for text in listed), "lists break lines where the window does"
     assert run("--version")[1].startswith("sharded-wf 0.")
     assert run("nonsense")[0] == 2
 

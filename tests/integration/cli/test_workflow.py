@@ -150,11 +150,11 @@ def test_start_and_cancel(run: Run) -> None:
     assert (code, out, err) == (0, "s-1 started\n", "")
     assert run(*given)[1] == "s-1 exists already\n"
     code, _, err = run("start", "cli/parent", "--args", "[]", "--id", "s-1")
-    assert (code, "exists with other arguments" in err) == (2, True)
+    assert (code, err) == (2, "error: workflow 's-1' exists with other arguments; use another --id\n")
     assert run("cancel", "s-1")[:2] == (0, "s-1 cancelled\n")
     assert run("cancel", "s-1")[:2] == (0, "s-1 has ended already: cancelled\n")
     assert run("show", "s-1")[0] == 0
-    assert run("result", "s-1")[0] == 1
+    assert run("result", "s-1") == (1, "", "error: workflow 's-1' was cancelled\n")
     assert run("cancel", "nobody")[0] == 2
 
 

@@ -145,6 +145,10 @@ def test_each_shard_has_its_line_whatever_its_state(
     assert "Connection refused" in problems["pg3"][1]
     assert problems["pg4"] == (True, "not part of the cluster yet: run sharded-wf shards init")
     assert "belongs to the cluster 'bank'" in problems["pg5"][1]
+    wrong = fleet_status(ClusterConfig("shop", (config.shards[0], ShardConfig("pg2", empty)))).shards[1]
+    assert wrong.problem is not None
+    assert wrong.problem.startswith("empty, and should hold slots: the wrong database (correct the DSN)")
+    assert wrong.affected
 
 
 def test_no_cluster_at_all(databases: Callable[[int], list[str]]) -> None:

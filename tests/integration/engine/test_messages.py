@@ -216,3 +216,15 @@ def test_a_message_that_postgres_refuses_fails_its_sender_alone(cluster: TestClu
                 await asyncio.to_thread(cluster.certify, [*senders, "r", "bad"])
 
     asyncio.run(go())
+
+
+def test_messages_that_arrive_together_are_announced_once(cluster: TestCluster) -> None:
+    async def go() -> None:
+        async with app.connect(cluster.config) as client:
+            await client.start(inbox.bind(COUNT), id="w")
+            await asyncio.gather(*(client.send("w", "mail", number) for number in range(COUNT)))
+
+    asyncio.run(go())
+    rows = cluster.rows()
+    assert len(rows.message) == COUNT
+    assert len(rows.wake) <= 2  # the first goes at once, the others together

@@ -13,7 +13,7 @@ import pytest
 from sharded_wf import App, Status, WorkflowCancelled, by_name, current, receive, sleep_blocking
 from sharded_wf.client import Client
 from sharded_wf.executor.runs import Runs
-from sharded_wf.limits import DRAIN_DEADLINE_SECONDS
+from sharded_wf.limits import DRAIN_DEADLINE_SECONDS, PARK_SWEEP_SECONDS
 from sharded_wf.model.workflow import Message
 from tests.support.cluster import TestCluster
 from tests.support.flows import (
@@ -335,6 +335,31 @@ def says_it_in_a_thread(seconds: float) -> str:
     sleep_blocking(seconds)
     current().logger.info("slept")
     return "done"
+
+
+def test_of_those_that_wait_only_what_is_too_many_makes_room_the_longest_first(cluster: TestCluster) -> None:
+    ids = [f"w-{number}" for number in range(4)]
+
+    async def go() -> None:
+        async with (
+            app.connect(cluster.config) as client,
+            app.executor(cluster.config, concurrency=4, park_after=60) as executor,
+        ):
+            for held, id_ in enumerate(ids, 1):
+                await client.start(inbox.bind(1), id=id_)
+                while executor.statistics()["held"] < min(held, 3):  # noqa: ASYNC110 - a count, not an event
+                    await asyncio.sleep(0.01)
+            half = dict(zip(ids, [Status.PARKED] * 2 + [Status.RUNNING] * 2, strict=True))
+            await until(lambda: cluster.statuses() == half, "that half of them, the oldest, are parked")
+            await asyncio.sleep(3 * PARK_SWEEP_SECONDS)
+            assert cluster.statuses() == half
+            for id_ in ids:
+                await client.send(id_, "mail", id_)
+            handles = [client.get_handle(id_, list[str]) for id_ in ids]
+            assert await asyncio.gather(*(handle.result(20) for handle in handles)) == [[id_] for id_ in ids]
+            await asyncio.to_thread(cluster.certify, ids)
+
+    asyncio.run(go())
 
 
 def test_what_a_parked_workflow_has_logged_is_not_logged_again(

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, cast
 
 import pytest
 
-from sharded_wf import IdConflict, LimitExceeded, ShardedWfError, ShardUnavailable
+from sharded_wf import (
+    App,
+    IdConflict,
+    LimitExceeded,
+    Retry,
+    ShardedWfError,
+    ShardUnavailable,
+    Status,
+    WorkflowCancelled,
+    receive,
+    start_child,
+)
 from sharded_wf.client import Client
 from sharded_wf.dev import EmbeddedServer
 from sharded_wf.model.workflow import Start
@@ -134,6 +147,16 @@ def test_what_can_not_be_started_is_refused_with_what_to_write(cluster: TestClus
                 await client.start(echo.bind("x"), id="never", on_conflict=cast("Any", "ignore"))
             with pytest.raises(LimitExceeded, match="a queue has 1 to"):
                 await client.start(echo.bind("x"), id="never", queue="")
+            with pytest.raises(TypeError, match="a workflow ID is text, not 5"):
+                await client.start(echo.bind("x"), id=cast("Any", 5))
+            with pytest.raises(TypeError, match="a priority is an integer, not 'high'"):
+                await client.start(echo.bind("x"), id="never", priority=cast("Any", "high"))
+            with pytest.raises(TypeError, match=r"a timedelta or a number of seconds, not '1h'"):
+                await client.start(echo.bind("x"), id="never", delay=cast("Any", "1h"))
+            with pytest.raises(ValueError, match="can't be NaN"):
+                await client.start(echo.bind("x"), id="never", delay=math.nan)
+            with pytest.raises(TypeError, match=r"one of Status, for example Status\.FAILED"):
+                await client.list(status=cast("Any", "failed"))
             assert await client.describe("never") is None
 
     asyncio.run(go())
@@ -143,7 +166,7 @@ def test_i2_conflict_within_one_batch(cluster: TestCluster) -> None:
     async def go() -> None:
         async with app.connect(cluster.config) as client:
             twice = await client.start_many([("x", echo.bind("a")), ("x", echo.bind("a"))])
-            assert [handle.id for handle in twice] == ["x", "x"]
+            assert [(handle.id, handle.created) for handle in twice] == [("x", True), ("x", False)]
             with pytest.raises(IdConflict):
                 await client.start_many([("z", echo.bind("a")), ("z", echo.bind("b"))])
 
@@ -177,11 +200,54 @@ def test_a_row_that_postgres_refuses_fails_alone(cluster: TestCluster) -> None:
             shards = client._shards
             good = [Start(f"good-{n}", "engine/echo", "engine", "default", 0, b'["x"]') for n in range(50)]
             bad = Start("bad", "engine/echo", "engine", "default", 0, b"[no json")
+            unpackable = Start("late", "engine/echo", "engine", "default", 0, b"[]", not_before=1 << 64)
             answers = await asyncio.gather(
-                *(shards.start((start,)) for start in [*good[:25], bad, *good[25:]]), return_exceptions=True
+                *(shards.start((start,)) for start in [*good[:25], bad, unpackable, *good[25:]]),
+                return_exceptions=True,
             )
             assert [type(answer) for answer in answers].count(dict) == 50
-            assert isinstance(answers[25], ShardedWfError)
+            for answer in answers[25:27]:
+                assert isinstance(answer, ShardedWfError)
+                assert "refused the row" in str(answer)
 
     asyncio.run(go())
     cluster.certify([f"good-{number}" for number in range(50)], finished=False)
+
+
+def test_durations_without_end(cluster: TestCluster) -> None:
+    """What is longer than any timer waits as long as the longest one, and disturbs nobody in the same transactions."""
+    endless = App("endless")
+
+    @endless.step(retry=Retry(attempts=3, first=timedelta.max, cap=math.inf))
+    async def fail() -> None:
+        raise ValueError
+
+    @endless.workflow
+    async def retries() -> None:
+        await fail()
+
+    @endless.workflow
+    async def waits() -> str:
+        return await receive("go", str, timeout=timedelta.max)
+
+    @endless.workflow
+    async def starts() -> str:
+        return (await start_child(waits.bind(), delay=math.inf)).id
+
+    async def go() -> None:
+        async with endless.connect(cluster.config) as client, endless.executor(cluster.config):
+            retrying = await client.start(retries.bind())
+            late, waiting, starting = await asyncio.gather(
+                client.start(waits.bind(), delay=timedelta.max), client.start(waits.bind()), client.start(starts.bind())
+            )
+            assert await client.get_handle(await starting.result(10)).status() is Status.PARKED
+            assert await late.status() is Status.PARKED
+            await client.send(waiting.id, "go", "on")
+            assert await waiting.result(math.inf) == "on"
+            held = await client.start(waits.bind())
+            for handle in (held, retrying):
+                await handle.cancel(cleanup=math.inf)
+                with pytest.raises(WorkflowCancelled):
+                    await handle.result(10)
+
+    asyncio.run(go())

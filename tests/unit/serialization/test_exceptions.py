@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sharded_wf import WorkflowCancelled, WorkflowFailed
+from sharded_wf.limits import PAYLOAD_MAX_BYTES
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import Outcome
 from sharded_wf.serialization import decode_error, decode_outcome, encode_error, encode_outcome
@@ -161,6 +162,14 @@ def test_errors_whose_own_methods_fail() -> None:
 @given(st.binary(max_size=40))
 def test_reading_never_raises(data: bytes) -> None:
     assert isinstance(decode_error(data), Exception)
+
+
+def test_an_error_larger_than_any_value_keeps_the_ends_of_its_message() -> None:
+    stored = encode_error(ValueError("begin " + "x" * PAYLOAD_MAX_BYTES + " end"))
+    assert len(stored) < PAYLOAD_MAX_BYTES // 100
+    error = decode_error(stored)
+    assert isinstance(error, WorkflowFailed)
+    assert (error.message[:6], error.message[-4:]) == ("begin ", " end")
 
 
 def test_long_tracebacks_are_cut() -> None:

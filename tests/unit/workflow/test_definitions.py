@@ -205,7 +205,15 @@ def test_a_workflow_has_no_idempotency_key() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"attempts": 0}, {"first": -1}, {"factor": 0.5}, {"jitter": 2}, {"never": ValueError}, {"cap": float("nan")}],
+    [
+        {"attempts": 0},
+        {"first": -1},
+        {"first": "1 s"},
+        {"factor": 0.5},
+        {"jitter": 2},
+        {"never": ValueError},
+        {"cap": float("nan")},
+    ],
 )
 def test_retries_that_make_no_sense(options: dict[str, Any]) -> None:
     with pytest.raises(DefinitionError):
