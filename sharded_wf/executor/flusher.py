@@ -196,12 +196,14 @@ class Flusher:
             logger.error("workflow %r: its error could not be stored: %s", hold.run.id, error)
         reason = ValueError(f"Postgres refused what it wanted saved: {error}")
         hold.leaving = True
-        cancels = hold.run.children_to_end()
+        cancels, cancels_as = hold.run.children_to_end(), hold.run.closer()
         for op in (*ops, *self._waiting):
-            if op.hold is hold and (leaving := op.outcome or op.renewal) is not None:
-                cancels = leaving.cancels
+            if op.hold is hold and op.outcome is not None:
+                cancels, cancels_as = op.outcome.cancels, op.outcome.cancels_as
+            elif op.hold is hold and op.renewal is not None:
+                cancels = op.renewal.cancels
         # What it wanted besides goes with it: it leaves once.
         self._waiting = [op for op in self._waiting if op.hold is not hold]
         asyncio.get_running_loop().call_soon(hold.run.drop)
-        outcome = Outcome(Status.FAILED, None, encode_error(reason), cancels)
+        outcome = Outcome(Status.FAILED, None, encode_error(reason), cancels, cancels_as)
         await self._save([Op(OpKind.FINISH, hold, outcome=outcome)])

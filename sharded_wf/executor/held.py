@@ -64,3 +64,7 @@ class UnknownRun:
     def children_to_end(self) -> tuple[str, ...]:
         """It never ran, and has none."""
         return ()
+
+    def closer(self) -> str:
+        """So it tells nobody."""
+        return ""

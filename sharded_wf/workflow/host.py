@@ -201,6 +201,10 @@ class Run(ABC):
         """Children that are to be cancelled when this workflow ends."""
         return ()
 
+    def closer(self) -> str:
+        """Under what name they are told."""
+        return ""
+
     def settle(self) -> bool:
         """Before it is parked: record what replay has to know of that. Returns whether this is under way now."""
         return False

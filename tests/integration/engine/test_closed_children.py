@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, LiteralString
 
+import psycopg
 import pytest
+from psycopg import sql
 
 from sharded_wf import Client, Status, WorkflowCancelled
 from sharded_wf.model.history import EntryKind
+from tests.support.certificate import slot_schemas
 from tests.support.closing_flows import app, closes_one, guardian, sync_closes_one, sync_guardian, waits_for_one
 from tests.support.cluster import TestCluster
 from tests.support.kill_points import every_point, kill_at
@@ -89,6 +92,35 @@ def test_children_that_its_failure_cancelled_are_resumed_with_their_parent(
 
     asyncio.run(go())
     assert two_shards.statuses()[f"{parent}/unserved"] == Status.PENDING
+
+
+def test_children_that_a_refused_row_cancelled_are_resumed_with_their_parent(cluster: TestCluster) -> None:
+    def each_slot(command: LiteralString) -> None:
+        with psycopg.connect(cluster.direct[0], autocommit=True) as conn:
+            conn.execute(
+                "create or replace function refuse() returns trigger language plpgsql as "
+                "$$ begin raise 'refused'; end $$"
+            )
+            for schema in slot_schemas(conn):
+                conn.execute(sql.SQL(command).format(sql.Identifier(schema)))
+
+    async def go() -> None:
+        async with app.executor(cluster.config, queues=["default"]), app.connect(cluster.config) as client:
+            handle = await client.start(guardian.bind("default"), id="p")
+            with pytest.raises(ValueError, match="refused"):
+                await handle.result(20)
+            for name in ("a", "b"):
+                await until(lambda name=name: was_told(client, f"p/{name}"), "request")  # type: ignore[misc]
+            await asyncio.to_thread(each_slot, "drop trigger refuse on {}.step")
+            assert await client.resume("p")
+            await finish(client, "p")
+
+    mend(cluster.ledger)
+    each_slot(
+        "create trigger refuse before insert on {}.step for each row when (new.name like '%%fragile_note') "
+        "execute function refuse()"
+    )
+    asyncio.run(go())
 
 
 @pytest.mark.sampled
