@@ -218,7 +218,7 @@ class Client:
             new_id = self._shards.id_maker()
             begun = self._clock.monotonic()
             for item in chunk:
-                id_, one = item if isinstance(item, tuple) else (new_id(), item)
+                id_, one = item if isinstance(item, tuple) and len(item) == 2 else (new_id(), item)
                 start = self.prepare_start(one, id_, queue, priority, None, attributes)
                 first = starts.setdefault(start.id, start)
                 if first is not start:

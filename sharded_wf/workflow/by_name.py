@@ -15,7 +15,8 @@ T = TypeVar("T")
 
 class NamedWorkflow(Generic[T]):
     """A workflow known only by name; what ``by_name`` returns. Its arguments are positional, because only the worker's
-    code knows their names; whether they fit shows when the workflow runs."""
+    code knows their names; whether they fit shows when the workflow runs. Nor are defaults known: to start an ID again
+    that was started with the code (which fills them in), give all arguments, or ``on_conflict="existing"``."""
 
     def __init__(self, name: str, capability: str, queue: str, result: ValueCodec[T]) -> None:
         self.name = name

@@ -143,6 +143,8 @@ def test_what_can_not_be_started_is_refused_with_what_to_write(cluster: TestClus
                     await client.start(given, id="never")
             with pytest.raises(TypeError, match=r"not 'echo'"):
                 await client.start_many(cast("Any", ["echo"]))
+            with pytest.raises(TypeError, match=r"write function\.bind"):
+                await client.start_many(cast("Any", [("never", echo.bind("x"), 1)]))
             with pytest.raises(ValueError, match=r'on_conflict=\'ignore\': "error" or "existing"'):
                 await client.start(echo.bind("x"), id="never", on_conflict=cast("Any", "ignore"))
             with pytest.raises(LimitExceeded, match="a queue has 1 to"):
