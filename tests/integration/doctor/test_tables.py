@@ -47,7 +47,7 @@ def test_plans(cluster: TestCluster) -> None:
     do(cluster, "alter table wf_0002.workflow drop constraint workflow_pkey")
     scan, refused = sorted(findings(cluster.config, "seq-scan"), key=lambda one: one.what)
     assert "all of wf_0002.workflow (20,000 rows): adopt, cancel_unclaimed" in scan.what
-    assert "Postgres refuses start_delayed, start_inline" in refused.what
+    assert "Postgres refuses start_children, start_delayed, start_inline" in refused.what
     for finding in (refused, scan):
         assert finding.severity is Severity.CRITICAL
         run(finding.mend[0])
