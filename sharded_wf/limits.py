@@ -319,18 +319,18 @@ STALE_CHILD_SECONDS = 60
 RETENTION_AGES_MAX = 16
 """Different ages that one configuration may name: each is a walk of its own."""
 RETENTION_BATCH_MAX_ROWS = 1_000
+RETENTION_BATCH_BEHIND_MAX_ROWS = 4_000
 RETENTION_LAG_PART = 0.1
 RETENTION_LAG_MAX_SECONDS = 600.0
-"""A walk stays this much behind the age (a tenth of it, at most this), so that what ran for a while after its creation
-has grown old when the walk comes by; what ran longer is found by the next full walk."""
+"""A walk stays this much behind the age (a tenth, at most this): what ran for a while has grown old then, too."""
 RETENTION_REWALK_SECONDS = 600.0
 RETENTION_REWALK_SHARE = 0.02
 """A full walk begins so long after the last one, or later if walking would take more than this share of the time."""
 RETENTION_PAUSE_FACTOR = 4.0
 """Between two batches, so many times as long as the last one took."""
-RETENTION_PAUSE_FACTOR_BEHIND = 1.0
-RETENTION_BEHIND_BATCHES = 48
-"""So many full batches one after another: it falls behind, and pauses less."""
+RETENTION_PAUSE_FACTOR_BEHIND = 0.25
+RETENTION_BEHIND_SECONDS = 15.0
+"""A walk further behind its age takes larger batches, and pauses less: else tables grow without end."""
 RETENTION_IDLE_SECONDS = 1.0
 RETENTION_HOLD_SECONDS = 30
 RETENTION_VACUUM_AFTER_ROWS = 20_000

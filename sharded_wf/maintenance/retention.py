@@ -1,4 +1,4 @@
-"""Retention: old workflows go, a page at a time, at a pace that leaves the server to the load.
+"""Retention: old workflows go, a page at a time. The pace leaves the server to the load, unless tables grow by that.
 
 No index knows when a workflow ended, because that changes. So each slot's history is walked in the order of creation,
 once for each age that is configured, always an age (and a little) behind the present. What such a walk comes by before
@@ -23,7 +23,9 @@ from sharded_wf.clock import SECOND_US, Clock, Microseconds
 from sharded_wf.cluster.shard import Shard
 from sharded_wf.cluster.shards import ShardSet
 from sharded_wf.limits import (
-    RETENTION_BEHIND_BATCHES,
+    RETENTION_BATCH_BEHIND_MAX_ROWS,
+    RETENTION_BATCH_MAX_ROWS,
+    RETENTION_BEHIND_SECONDS,
     RETENTION_HOLD_SECONDS,
     RETENTION_IDLE_SECONDS,
     RETENTION_LAG_MAX_SECONDS,
@@ -61,6 +63,7 @@ class Walk:
     place: rows.Place = rows.START
     due: float = 0.0
     took: float = 0.0
+    is_behind: bool = False
 
     def before(self, now: Microseconds) -> Microseconds:
         """What was created before this moment it may look at."""
@@ -107,7 +110,6 @@ class RetentionLoop:
         self._holder = binary.new_uuid()
         self._held_until = 0.0
         self._dead_rows: Counter[int] = Counter()
-        self._full_batches = 0
         self.deleted = 0
 
     def _follow(self, walks: list[Walk]) -> list[Walk]:
@@ -177,18 +179,17 @@ class RetentionLoop:
                 continue
             now = self._clock.now_us()
             cutoffs = cutoffs_at(self._retention, now)
-            page = await self._sweep.page(walk.slot, walk.place, walk.before(now), cutoffs)
+            before = walk.before(now)
+            limit = RETENTION_BATCH_BEHIND_MAX_ROWS if walk.is_behind else RETENTION_BATCH_MAX_ROWS
+            page = await self._sweep.page(walk.slot, walk.place, before, cutoffs, limit=limit)
             ended = self._clock.monotonic()
             walk.advance(page.end, page.full, ended, ended - begun)
             self.deleted += page.deleted
             self._dead_rows[walk.slot] += page.deleted
-            if page.full:
-                busy = True
-                self._full_batches += 1
-            elif not walk.full:
-                self._full_batches = 0
-            behind = self._full_batches >= RETENTION_BEHIND_BATCHES
-            await asyncio.sleep((ended - begun) * (RETENTION_PAUSE_FACTOR_BEHIND if behind else RETENTION_PAUSE_FACTOR))
+            busy |= page.full
+            walk.is_behind = page.full and not walk.full and before - page.end[0] > RETENTION_BEHIND_SECONDS * SECOND_US
+            factor = RETENTION_PAUSE_FACTOR_BEHIND if walk.is_behind else RETENTION_PAUSE_FACTOR
+            await asyncio.sleep((ended - begun) * factor)
             if self._dead_rows[walk.slot] >= RETENTION_VACUUM_AFTER_ROWS:
                 await self._vacuum(walk.slot)
         return busy

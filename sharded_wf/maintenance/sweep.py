@@ -58,12 +58,19 @@ class Sweep:
         self._export = export
 
     async def page(
-        self, slot: int, after: rows.Place, before: Microseconds, cutoffs: rows.Cutoffs, *, dry_run: bool = False
+        self,
+        slot: int,
+        after: rows.Place,
+        before: Microseconds,
+        cutoffs: rows.Cutoffs,
+        *,
+        limit: int = RETENTION_BATCH_MAX_ROWS,
+        dry_run: bool = False,
     ) -> Page:
-        """Look at the next page of a slot and remove what is old (``dry_run``: only tell). Raises ``ConnectionLost``,
-        ``psycopg.Error``; ``OSError`` if the export can't be written: then nothing was removed."""
+        """Look at the next page of a slot, of ``limit`` rows, and remove what is old (``dry_run``: only tell). Raises
+        ``ConnectionLost``, ``psycopg.Error``; ``OSError`` if the export can't be written: then nothing was removed."""
         schema = self._schemas[slot]
-        answer = await self._link.fetch(rows.find_old(schema, after, before, RETENTION_BATCH_MAX_ROWS, cutoffs))
+        answer = await self._link.fetch(rows.find_old(schema, after, before, limit, cutoffs))
         seen = rows.seen_of(answer)
         end = (seen[-1].created_at, seen[-1].id) if seen else after
         old = [row for row in seen if row.old]
@@ -74,7 +81,7 @@ class Sweep:
             if self._export is not None:
                 old = await self._exported(self._export, schema, old, cutoffs)
             deleted = rows.deleted_of(await self._link.transact(rows.delete_old(schema, old, cutoffs)))
-        return Page(end, len(seen) == RETENTION_BATCH_MAX_ROWS, old, deleted)
+        return Page(end, len(seen) == limit, old, deleted)
 
     async def _exported(
         self, export: Export, schema: str, old: list[rows.Seen], cutoffs: rows.Cutoffs
