@@ -34,6 +34,7 @@ WORKFLOWS_PER_START = 1_000  # for each shard, at most; a unit of many workflows
 STARTERS = 2  # batches that a closed loop has under way at once
 FULL_PAUSE_SECONDS = 0.005
 TICK_SECONDS = 0.001
+NOTE_SECONDS = 0.2
 TIMED_PER_SECOND_MAX = 500  # starts whose results a client waits for; all others it only starts
 RESULT_SECONDS_MAX = 40.0
 
@@ -62,6 +63,8 @@ class Load:
         self._timed: list[Timed] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self.stop = asyncio.Event()
+        self.ended = asyncio.Event()
+        """Nothing is started any more."""
 
     def _pair(self) -> tuple[str, str]:
         one = new_id(SYSTEM_CLOCK)
@@ -80,7 +83,8 @@ class Load:
         items: Iterable[Item] = self._workload.units(first, units, self._pair)
         if self._workload.earlier:
             earlier, items = self._part(items)
-            self._acknowledged += [handle.id for handle in await self._client.start_many(earlier)]
+            before = await self._client.start_many(earlier)
+            self._acknowledged += [handle.id for handle in before]
         handles = await self._client.start_many(items)
         self._acknowledged += [handle.id for handle in handles]
         return handles
@@ -93,10 +97,12 @@ class Load:
             parts[bound.name not in self._workload.earlier].append(item)
         return parts
 
-    async def note_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(0.2)
+    async def note_until_ended(self) -> None:
+        """Every now and then, and what is left at the end. (Not to be cancelled: half a note would be lost.)"""
+        while not self.ended.is_set():
+            await asyncio.sleep(NOTE_SECONDS)
             await self.note()
+        await self.note()
 
     async def note(self) -> None:
         """Write into the ledger what was acknowledged."""
@@ -171,11 +177,10 @@ async def work(order: ClientOrder) -> None:
         load = Load(order, client, ledger)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, load.stop.set)
-        noting = asyncio.create_task(load.note_for_ever())
+        noting = asyncio.create_task(load.note_until_ended())
         await (load.run_closed() if order.rate is None else load.run_open(order.rate))
-        noting.cancel()
-        await asyncio.gather(noting, return_exceptions=True)
-        await load.note()
+        load.ended.set()
+        await noting
         load.write_timed()
 
 
