@@ -1,7 +1,7 @@
 """A long run: does it stay as fast, does the memory of executors stay as it is, do the tables stay as small?
 
 The load is a closed loop (near saturation) or an open one. Every ``INTERVAL_SECONDS`` the rate, the sizes, the dead
-dead rows and the memory are read; at the end there are verdicts. Retention removes what ended a while ago, so that
+rows and the memory are read; at the end there are verdicts. Retention removes what ended a while ago, so that
 sizes have something to stay at.
 """
 
