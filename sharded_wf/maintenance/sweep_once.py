@@ -16,7 +16,7 @@ from sharded_wf.cluster.shard import Shard
 from sharded_wf.cluster.shards import ShardSet
 from sharded_wf.config import ClusterConfig
 from sharded_wf.errors import ShardedWfError
-from sharded_wf.limits import RETENTION_DRY_RUN_MAX_ROWS, RETENTION_PAUSE_FACTOR_BEHIND
+from sharded_wf.limits import RETENTION_BATCH_MAX_ROWS, RETENTION_DRY_RUN_MAX_ROWS, RETENTION_PAUSE_FACTOR_BEHIND
 from sharded_wf.maintenance.export import Export
 from sharded_wf.maintenance.sweep import Page, Sweep, cutoffs_at
 from sharded_wf.postgres.session import ConnectionLost
@@ -96,7 +96,7 @@ async def _sweep_shard(
                 begun = shard.clock.monotonic()
                 page = await sweep.page(slot, place, newest, cutoffs, dry_run=dry_run)
                 place, more = page.end, page.full
-                looks += 1_000
+                looks += RETENTION_BATCH_MAX_ROWS
                 swept.add(page)
                 report(swept)
                 await asyncio.sleep((shard.clock.monotonic() - begun) * RETENTION_PAUSE_FACTOR_BEHIND)

@@ -47,7 +47,7 @@ def start_statements(
         key = (
             start.name, start.capability, start.queue, start.priority, start.parent_id is None,
             start.not_before is not None, start.deadline is not None, len(start.input) > INLINE_INPUT_MAX_BYTES,
-            start.stillborn, start.stillborn and start.parent_id,
+            None if start.stillborn is None else (start.stillborn, start.parent_id),
         )  # fmt: skip
         group = groups.get(key)
         if group is None:

@@ -53,9 +53,3 @@ def test_those_that_never_ran_tell_their_own_parent() -> None:
     statements, counted = start_statements(SCHEMA, starts, NOW)
     assert len(counted) == 2
     assert [statement.params[6] for statement in statements if len(statement.params) > 2] == [b"p-0", b"p-1"]
-
-
-def test_an_array_with_nulls() -> None:
-    assert binary.nullable_text_array(["a", "b"]) == binary.text_array(["a", "b"])
-    dimensions, has_null = (1).to_bytes(4, "big"), (1).to_bytes(4, "big")
-    assert binary.nullable_text_array(["a", None]).startswith(dimensions + has_null)
