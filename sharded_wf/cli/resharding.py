@@ -83,7 +83,8 @@ def print_outcome(done: Sequence[Moved], failed: dict[int, Exception], wanted: i
     for moved in sorted(done, key=lambda one: one.slot):
         pause = "" if moved.pause_seconds is None else f", no writes for {duration(moved.pause_seconds)}"
         where = " and ".join(map(str, moved.into)) or f"on {moved.target}"
-        out.print(Text.assemble(("✓ ", "bold green"), f"slot {moved.slot} is {where} now: {moved.rows:,} rows{pause}"))
+        copied = f": {moved.rows:,} rows" if moved.rows or pause else ""  # a resumed one may only have cleaned up
+        out.print(Text.assemble(("✓ ", "bold green"), f"slot {moved.slot} is {where} now{copied}{pause}"))
         if moved.untold:
             out.print(Text(f"  {', '.join(moved.untold)} could not be told; they learn it from the others", "yellow"))
         if not moved.cleaned:
