@@ -150,7 +150,8 @@ def print_unfinished(hanging: Sequence[Unfinished]) -> None:
         text = f"slot {known.slot} {_way(known.source, known.target)}: {known.state}, {who}{where}"
         out.print(Text.assemble(("! ", "bold yellow"), text))
     if any(one.move.abandoned for one in hanging):
-        out.print("  to finish it: sharded-wf shards move --resume; to take it back: sharded-wf shards move --undo")
+        command = "sharded-wf shards " + ("split" if all(one.move.splits for one in hanging) else "move")
+        out.print(f"  to finish it: {command} --resume; to take it back: {command} --undo")
 
 
 def plain(one: Unfinished) -> dict[str, object]:

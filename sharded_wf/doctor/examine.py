@@ -99,7 +99,7 @@ def examine(config: ClusterConfig, shards: Sequence[str] = (), *, clock: Clock =
         config.name,
         tuple(shard.name for shard in asked),
         tuple(shard.name for shard in asked if shard.name in answers.given),
-        max((len(one.record.placements) for one in facts.values()), default=0),
+        len(fleet.placement),
         time.monotonic() - began,
         tuple(sorted(findings, key=_order([shard.name for shard in config.shards]))),
         tuple(unseen for one in answers.given.values() for unseen in one.unseen),
