@@ -53,8 +53,8 @@ def run(
     yes: Yes = False,
     json: JsonOption = False,
 ) -> None:
-    """Remove finished workflows that are old enough, now. Counts them and asks before. Safe to interrupt, to repeat, and
-    beside running workers."""
+    """Remove finished workflows that are old enough, now; counts them and asks before. Safe to interrupt, to repeat,
+    and beside running workers."""
     config = find_cluster(cluster)
     policy = _policy(config, older_than, export)
     if dry_run or not yes:
