@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -38,9 +39,9 @@ def test_i7_i8_the_target_falls_silent_in_the_switch(two_shards: TestCluster, mo
     retire = Cutover._retire
     with Proxy(two_shards.direct[1]) as proxy, ThreadPoolExecutor(1) as threads, monkeypatch.context() as patch:
 
-        def retire_and_hold(self: Cutover, copier: Copier, *rest: object) -> float:
+        def retire_and_hold(self: Cutover, copier: Copier, then: Callable[[], None], seconds: float) -> float:
             held.append(proxy.hold(COMMIT, when="before"))
-            return retire(self, copier, *rest)  # type: ignore[arg-type]
+            return retire(self, copier, then, seconds)
 
         patch.setattr(Cutover, "_retire", retire_and_hold)
         patch.setattr(moving, "MOVE_CUTOVER_DEADLINE_SECONDS", START_SECONDS + 2.0)
