@@ -27,6 +27,7 @@ _MARKS = {
     Severity.WARNING: Text("!", "bold yellow"),
     Severity.CRITICAL: Text("✗", "bold red"),
 }
+_NOT_SEEN = Text("?", "bold yellow")
 TEXT_WIDTH_COLUMNS = 120
 """Longer lines are hard to read, however wide the terminal."""
 
@@ -101,8 +102,12 @@ def _checks(family: Family) -> list[str]:
 def _print_family(out: Console, family: Family, report: Report) -> None:
     found = report.of(_checks(family))
     worst = max((finding.severity for finding in found), default=None)
-    says = family.says if worst is None else _count(found)
-    out.print(Text.assemble(_MARKS[worst], " ", (f"{family.name:13}", "bold"), (says, "dim")), soft_wrap=True)
+    mark, says = _MARKS[worst], family.says if worst is None else _count(found)
+    if worst is None and report.silent and family is not FAMILIES[0]:
+        mark = _NOT_SEEN
+        alone = len(report.silent) == len(report.shards)
+        says = "not seen" if alone else f"{says}; not seen: {', '.join(report.silent)}"
+    out.print(Text.assemble(mark, " ", (f"{family.name:13}", "bold"), (says, "dim")), soft_wrap=True)
     for finding in _together(found):
         _print_finding(out, *finding)
 

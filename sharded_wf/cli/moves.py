@@ -25,7 +25,15 @@ from sharded_wf.reshard import plan
 from sharded_wf.reshard.checkup import verify_slot
 from sharded_wf.reshard.citus import rebalancing
 from sharded_wf.reshard.fleet import Wish, check_wishes, move_all, unfinished_moves
-from sharded_wf.reshard.members import add_shards, add_to_file, check_removable, remove_shard
+from sharded_wf.reshard.members import (
+    add_shards,
+    check_removable,
+    file_of,
+    newcomers,
+    remove_shard,
+    with_shard,
+    write_shard,
+)
 
 _ON_CITUS = "the shards are the nodes of a Citus cluster:"
 
@@ -33,9 +41,10 @@ _ON_CITUS = "the shards are the nodes of a Citus cluster:"
 def add(
     shard: Annotated[str | None, typer.Argument(help="The name of the new shard. Default: all that are new.")] = None,
     cluster: ClusterOption = None,
-    dsn: Annotated[str | None, typer.Option(help="Write a [[shard]] with this DSN into shards.toml.")] = None,
-    dsn_env: Annotated[str | None, typer.Option(help="The same, with the variable that holds the DSN.")] = None,
+    dsn: Annotated[str | None, typer.Option(help="Its DSN, to be written into shards.toml.")] = None,
+    dsn_env: Annotated[str | None, typer.Option(help="The same, with the environment variable that holds it.")] = None,
     dry_run: DryRun = False,
+    yes: Yes = False,
 ) -> None:
     """Let new shards join the cluster, without slots; `rebalance` then gives them their share. Safe to repeat."""
     config = find_cluster(cluster)
@@ -44,31 +53,34 @@ def add(
             f"{_ON_CITUS} say so on the coordinator: select citus_add_node('host', 5432); then run, without a name: "
             "sharded-wf shards add"
         )
-    known = {one.name for one in config.shards}
-    if (dsn is not None or dsn_env is not None) and shard is not None and shard not in known:
-        if dry_run:
-            console().print(Text(f"would write [[shard]] {shard} into {config.source}, and let it join"))
-            return
-        config = add_to_file(config, shard, dsn=dsn, dsn_env=dsn_env)
-        console().print(Text(f"[[shard]] {shard} is in {config.source} now"))
+    wider = config
+    if dsn is not None or dsn_env is not None:
+        if shard is None:
+            raise ConfigError("say what the new shard is called: sharded-wf shards add pg3 --dsn …")
+        wider = with_shard(config, shard, dsn=dsn, dsn_env=dsn_env)
     elif shard is not None:
         config.shard(shard)  # an error says what to write
-    if dry_run:
-        members = {one.name for one in load_map(config).shards}
-        new = [one for one in config.shards if one.name not in members]
-        for one in new:
-            console().print(Text(f"{one.name} would join, at {one.address}"))
-        if not new:
-            console().print(f"every shard of {config.source} is part of the cluster")
-        return
-    joined = add_shards(config).joined
-    out = console()
-    for name in joined:
-        out.print(Text.assemble((name, "bold"), " has joined, without slots"))
-    if not joined:
+    unnamed = wider != config
+    if unnamed:
+        file_of(config)
+    out, new = console(), newcomers(wider)
+    for one in new:
+        name = Text(one.shard.name, "bold")
+        out.print(Text.assemble(name, f" joins, without slots: PostgreSQL {one.server_version}, {one.shard.address}"))
+    if unnamed:
+        out.print(Text(f"{config.source} gets a [[shard]] {shard}"))
+    if not new and not unnamed:
         out.print(f"every shard of {config.source} is part of the cluster already")
-    else:
-        out.print("next: sharded-wf shards rebalance")
+    if dry_run or not (new or unnamed):
+        return
+    confirm(yes, "Let it join?" if len(new) < 2 else "Let them join?")
+    joined = add_shards(wider).joined
+    if unnamed and shard is not None:  # last: what can't join is in no file that others read
+        write_shard(config, shard, dsn=dsn, dsn_env=dsn_env)
+        out.print(Text(f"[[shard]] {shard} is in {config.source} now"))
+    for name_joined in joined:
+        out.print(Text.assemble((name_joined, "bold"), " has joined, without slots"))
+    out.print("next: bring the file to every machine, then sharded-wf shards rebalance")
 
 
 def remove(

@@ -83,7 +83,8 @@ def print_outcome(done: Sequence[Moved], failed: dict[int, Exception], wanted: i
     for moved in sorted(done, key=lambda one: one.slot):
         pause = "" if moved.pause_seconds is None else f", no writes for {duration(moved.pause_seconds)}"
         where = " and ".join(map(str, moved.into)) or f"on {moved.target}"
-        out.print(Text.assemble(("✓ ", "bold green"), f"slot {moved.slot} is {where} now: {moved.rows:,} rows{pause}"))
+        copied = f": {moved.rows:,} rows" if moved.rows or pause else ""  # a resumed one may only have cleaned up
+        out.print(Text.assemble(("✓ ", "bold green"), f"slot {moved.slot} is {where} now{copied}{pause}"))
         if moved.untold:
             out.print(Text(f"  {', '.join(moved.untold)} could not be told; they learn it from the others", "yellow"))
         if not moved.cleaned:
@@ -149,7 +150,8 @@ def print_unfinished(hanging: Sequence[Unfinished]) -> None:
         text = f"slot {known.slot} {_way(known.source, known.target)}: {known.state}, {who}{where}"
         out.print(Text.assemble(("! ", "bold yellow"), text))
     if any(one.move.abandoned for one in hanging):
-        out.print("  to finish it: sharded-wf shards move --resume; to take it back: sharded-wf shards move --undo")
+        command = "sharded-wf shards " + ("split" if all(one.move.splits for one in hanging) else "move")
+        out.print(f"  to finish it: {command} --resume; to take it back: {command} --undo")
 
 
 def plain(one: Unfinished) -> dict[str, object]:

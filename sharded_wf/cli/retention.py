@@ -13,8 +13,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from sharded_wf.cli.history import moment
-from sharded_wf.cli.options import ClusterOption, JsonOption, find_cluster
-from sharded_wf.cli.output import console, print_error, print_json, table
+from sharded_wf.cli.options import ClusterOption, DryRun, JsonOption, Yes, find_cluster
+from sharded_wf.cli.output import confirm, console, print_error, print_json, table
 from sharded_wf.clock import SYSTEM_CLOCK
 from sharded_wf.config import ClusterConfig
 from sharded_wf.errors import ConfigError
@@ -49,12 +49,23 @@ def run(
         Path | None,
         typer.Option(metavar="DIR", help="Write what goes to JSON Lines files here before.", show_default=False),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count, as `status` does.")] = False,
+    dry_run: DryRun = False,
+    yes: Yes = False,
     json: JsonOption = False,
 ) -> None:
-    """Remove finished workflows that are old enough, now. Safe to interrupt, to repeat, and beside running workers."""
+    """Remove finished workflows that are old enough, now; counts them and asks before. Safe to interrupt, to repeat,
+    and beside running workers."""
     config = find_cluster(cluster)
-    _show(_sweep(config, _policy(config, older_than, export), dry_run=dry_run, quiet=json), json, dry_run=dry_run)
+    policy = _policy(config, older_than, export)
+    if dry_run or not yes:
+        planned = _sweep(config, policy, dry_run=True, quiet=json)
+        if dry_run or not json:
+            _show(planned, json, dry_run=True)
+        if dry_run or not (planned.old or json):
+            return
+        kept = "" if policy.export is None else f", after writing them to {policy.export}"
+        confirm(yes, f"Remove them for good{kept}?")
+    _show(_sweep(config, policy, dry_run=False, quiet=json), json, dry_run=False)
 
 
 def _policy(config: ClusterConfig, older_than: str | None, export: Path | None) -> Retention:

@@ -25,7 +25,7 @@ from sharded_wf.errors import ConfigError
 from sharded_wf.limits import CITUS_VERSION_MIN, CONNECT_TIMEOUT_SECONDS, MAP_RELOAD_PATIENCE_SECONDS
 from sharded_wf.postgres.connect import Connection, connection
 from sharded_wf.postgres.failures import unavailable
-from sharded_wf.postgres.migrate import Moment, Phase, SchemaStep, migrate
+from sharded_wf.postgres.migrate import Moment, Phase, SchemaStep, announce, migrate, pending, split_phases
 from sharded_wf.postgres.queries import load, load_migrations
 from sharded_wf.routing import slot_schema
 
@@ -138,6 +138,21 @@ def migrate_slots(
         applied = migrate(conn, (), phase=phase, force=force, report=report)
         conn.execute(_SQL["slot_schemas"].on())
         return applied + migrate(conn, places(conn), phase=phase, force=force, report=report)
+
+
+def announce_posts(config: ClusterConfig, *, force: bool = False) -> Mapping[str, Exception]:
+    """Before ``migrate_slots`` with all phases: whoever does not know the ``post`` migrations that it would make is
+    shut out on every node. (The coordinator has no leases; so the nodes hear first.) Returns the nodes that refused,
+    and why; then nothing may be made. Raises ``ShardUnavailable`` of the coordinator."""
+    with coordinator(config, "migrate") as conn:
+        _, rest = split_phases(pending(conn, places(conn)))
+    posts = list(dict.fromkeys(step.migration for step in rest if step.migration.phase == "post"))
+    if not posts:
+        return {}
+    answers = ask_each(
+        config.shards, lambda _, conn: announce(conn, posts, force=force), purpose="migrate", deadline_seconds=None
+    )
+    return answers.failed
 
 
 def read_notes(config: ClusterConfig) -> Notes:

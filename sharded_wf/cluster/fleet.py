@@ -40,6 +40,7 @@ from sharded_wf.postgres.queries import Query, load
 from sharded_wf.routing import CONTROL_SCHEMA, ShardMap, slot_schema
 
 NOT_YET = "not part of the cluster yet: run sharded-wf shards init"
+NO_MEMBER = "not part of the cluster: let it join (sharded-wf shards add); if it was removed, delete its [[shard]]"
 EMPTY = "empty, and should hold slots: the wrong database (correct the DSN), or its data are lost (restore a backup)"
 _FLEET = load("fleet")
 _CITUS = load("citus")
@@ -180,8 +181,8 @@ def fleet_status(config: ClusterConfig, patience_seconds: float | None = None) -
 
 def _troubled(shard: ShardStatus, shard_map: ShardMap) -> ShardStatus:
     slots, problem = shard_map.slots_of(shard.name), shard.problem
-    if problem == NOT_YET and slots and shard_map.epoch > PLANNED_EPOCH:
-        problem = EMPTY
+    if problem == NOT_YET and shard_map.epoch > PLANNED_EPOCH:
+        problem = EMPTY if slots else NO_MEMBER
     return replace(shard, affected=slots, problem=problem)
 
 

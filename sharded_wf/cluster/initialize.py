@@ -128,7 +128,7 @@ def _locked(config: ClusterConfig) -> Generator[None]:
         for shard in sorted(config.shards, key=lambda shard: shard.name):
             try:
                 conn = held.enter_context(connection(shard.dsn, purpose=purpose, deadline_seconds=None))
-                _check_server(shard, conn)
+                check_server(shard, conn)
                 twins = conn.execute(_SQL["count_twins"].on(), (f"sharded_wf {purpose}",)).fetchone()
                 if twins is not None and twins != (1,) and twins != (0,):
                     raise ConfigError(
@@ -147,7 +147,8 @@ def _locked(config: ClusterConfig) -> Generator[None]:
         yield
 
 
-def _check_server(shard: ShardConfig, conn: Connection) -> None:
+def check_server(shard: ShardConfig, conn: Connection) -> None:
+    """Raises ``ConfigError`` if this server or database can't be a shard."""
     if conn.info.server_version < POSTGRES_VERSION_MIN_NUM:
         found, wanted = conn.info.server_version // 10_000, POSTGRES_VERSION_MIN_NUM // 10_000
         raise ConfigError(f"shard {shard.name!r} is PostgreSQL {found}; {wanted} or later is needed")

@@ -116,6 +116,9 @@ def migrate_fleet(
     except MigrationRefused as refused:
         answers.failed.update({name: refused for name in waiting if name not in answers.failed})
         return answers
+    if config.coordinator is not None and (closed := citus.announce_posts(config, force=force)):
+        answers.failed.update(closed)
+        return answers
     more = bring_up("all")
     for name, steps in more.given.items():
         answers.given[name] += steps

@@ -61,6 +61,12 @@ class Report:
         """The worst of all findings; None: nothing was found."""
         return max((finding.severity for finding in self.findings), default=None)
 
+    @property
+    def silent(self) -> tuple[str, ...]:
+        """The shards of which nothing is known: they are away, or the database is not theirs."""
+        wrong = {finding.shard for finding in self.of([WRONG_DATABASE])}
+        return tuple(name for name in self.shards if name not in self.examined or name in wrong)
+
     def of(self, checks: Iterable[str]) -> tuple[Finding, ...]:
         """The findings of these checks."""
         names = set(checks)
@@ -93,7 +99,7 @@ def examine(config: ClusterConfig, shards: Sequence[str] = (), *, clock: Clock =
         config.name,
         tuple(shard.name for shard in asked),
         tuple(shard.name for shard in asked if shard.name in answers.given),
-        max((len(one.record.placements) for one in facts.values()), default=0),
+        len(fleet.placement),
         time.monotonic() - began,
         tuple(sorted(findings, key=_order([shard.name for shard in config.shards]))),
         tuple(unseen for one in answers.given.values() for unseen in one.unseen),

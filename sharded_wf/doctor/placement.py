@@ -6,22 +6,13 @@ import re
 from collections.abc import Iterator
 
 from sharded_wf.cluster.citus import places
-from sharded_wf.cluster.shard_map import PLANNED_EPOCH, Placement
+from sharded_wf.cluster.shard_map import PLANNED_EPOCH
 from sharded_wf.doctor.checks import ClusterCheck, Family, Fleet, ShardCheck
 from sharded_wf.doctor.finding import Finding, Severity, some
 from sharded_wf.doctor.look import Look
 from sharded_wf.reshard.record import Move
 
 _MOVE_SCHEMA = re.compile(r"wf_(\d+)_(?:incoming|changes|retired)_(\d+)")
-
-
-def _newest(fleet: Fleet) -> dict[int, Placement]:
-    newest: dict[int, Placement] = {}
-    for facts in fleet.facts.values():
-        for row in facts.record.placements:
-            if row.slot not in newest or row.epoch > newest[row.slot].epoch:
-                newest[row.slot] = row
-    return newest
 
 
 def _moving(fleet: Fleet) -> dict[int, Move]:
@@ -39,7 +30,7 @@ def _moving(fleet: Fleet) -> dict[int, Move]:
 
 def map_copies(fleet: Fleet) -> Iterator[Finding]:
     """Shards that disagree about the map."""
-    newest, moving = _newest(fleet), _moving(fleet)
+    newest, moving = fleet.newest, _moving(fleet)
     if newest and all(row.epoch == PLANNED_EPOCH for row in newest.values()):
         yield Finding(
             Severity.CRITICAL,
@@ -85,7 +76,7 @@ def slot_homes(fleet: Fleet) -> Iterator[Finding]:
     for name, facts in fleet.facts.items():
         for slot in facts.live_slots:
             homes.setdefault(slot, []).append(name)
-    moving, newest = _moving(fleet), _newest(fleet)
+    moving, newest, placement = _moving(fleet), fleet.newest, fleet.placement
     for slot, names in sorted(homes.items()):
         if len(names) > 1:
             yield Finding(
@@ -96,10 +87,10 @@ def slot_homes(fleet: Fleet) -> Iterator[Finding]:
                 (fleet.cli("shards", "verify", str(slot)),),
             )
     everybody_asked = fleet.whole and not fleet.silent
-    lost = [slot for slot, row in sorted(newest.items())
-            if slot not in homes and slot not in moving and (everybody_asked or row.shard in fleet.facts)]  # fmt: skip
-    for name in sorted({newest[slot].shard for slot in lost}):
-        slots = [str(slot) for slot in lost if newest[slot].shard == name]
+    lost = [slot for slot, shard in sorted(placement.items())
+            if slot not in homes and slot not in moving and (everybody_asked or shard in fleet.facts)]  # fmt: skip
+    for name in sorted({placement[slot] for slot in lost}):
+        slots = [str(slot) for slot in lost if placement[slot] == name]
         yield Finding(
             Severity.CRITICAL,
             f"{len(slots)} slots are not there, and the map says they are: {some(slots)}",
@@ -110,10 +101,11 @@ def slot_homes(fleet: Fleet) -> Iterator[Finding]:
         )
     for name, facts in fleet.facts.items():
         for slot in facts.live_slots:
-            if slot not in moving and slot in newest and newest[slot].shard != name and homes[slot] == [name]:
+            if slot not in moving and slot in newest and placement.get(slot) != name and homes[slot] == [name]:
+                where = f"on {placement[slot]}" if slot in placement else "that it was split"
                 yield Finding(
                     Severity.CRITICAL,
-                    f"slot {slot} lives here, and the newest map says on {newest[slot].shard}",
+                    f"slot {slot} lives here, and the newest map says {where}",
                     "Nobody finds its workflows. Every copy of the map that knew of its last move is away, or was "
                     "restored from a backup.",
                     (fleet.cli("shards", "verify", str(slot)),),
@@ -124,7 +116,7 @@ def slot_homes(fleet: Fleet) -> Iterator[Finding]:
 def missing_shards(fleet: Fleet) -> Iterator[Finding]:
     """Shards of the map that the configuration does not name."""
     named = {shard.name for shard in fleet.config.shards}
-    for name in sorted({row.shard for row in _newest(fleet).values()} - named):
+    for name in sorted(set(fleet.placement.values()) - named):
         yield Finding(
             Severity.CRITICAL,
             f"the map names the shard {name!r}, and {fleet.config.source} does not",
@@ -140,14 +132,16 @@ def unfinished_moves(fleet: Fleet) -> Iterator[Finding]:
             continue
         nowhere = move.state == "retired"
         action = "--undo" if move.state == "undoing" else "--resume"
+        what = f"move of slot {slot} from {move.source} to {move.target}"
+        if move.splits:
+            what = f"split of slot {slot} on {move.source}"
         yield Finding(
             Severity.CRITICAL if nowhere else Severity.WARNING,
-            f"the move of slot {slot} from {move.source} to {move.target} hangs ({move.state}); "
-            f"last driven by {move.runner}",
+            f"the {what} hangs ({move.state}); last driven by {move.runner}",
             "The slot lives nowhere: its workflows wait, and so do starts."
             if nowhere
             else "The slot works, and pays for the notes of its changes; or old rows lie where it came from.",
-            (fleet.cli("shards", "move", action, str(slot), "--yes"),),
+            (fleet.cli("shards", "split" if move.splits else "move", action, str(slot), "--yes"),),
         )
 
 

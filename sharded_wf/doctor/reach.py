@@ -12,8 +12,7 @@ from sharded_wf.doctor.look import Look
 def unreachable(fleet: Fleet) -> Iterator[Finding]:
     """Shards that don't answer, or not in time."""
     for name, reason in fleet.silent.items():
-        held = {placement.slot for facts in fleet.facts.values() for placement in facts.record.placements
-                if placement.shard == name}  # fmt: skip
+        held = [slot for slot, shard in fleet.placement.items() if shard == name]
         slots = f"its {len(held)} slots" if held else "its slots"
         yield Finding(
             Severity.CRITICAL,

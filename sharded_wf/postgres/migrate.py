@@ -34,6 +34,9 @@ Phase = Literal["pre", "all"]
 Moment = Literal["begins", "written", "done"]
 """Of one step: it begins; its changes are made, and not committed; they are committed."""
 
+EVERY_SLOT = "every slot"
+"""Stands for a schema where a migration is announced."""
+
 _SQL = load("migrations")
 _CITUS = load("citus")
 _LOCK_TIMEOUT = f"{int(MIGRATION_LOCK_TIMEOUT_SECONDS * 1000)}ms"
@@ -101,6 +104,26 @@ def migrate(
     if any(step.schema != CONTROL_SCHEMA for step in steps):
         _refuse_moving(conn)  # also those whose slot is nowhere now, and would be left out
     return [step for step in steps if _apply_patiently(conn, step, force, report)]
+
+
+def announce(conn: Connection, migrations: Iterable[Migration], *, force: bool = False) -> None:
+    """These ``post`` migrations of slots are about to be made, on another connection, which does not see the leases of
+    this database: from here on no executor that does not know them begins to work here, and none that runs goes on.
+    Raises as ``migrate``."""
+
+    def act() -> bool:
+        with conn.transaction():
+            conn.execute(_SQL["set_lock_timeout"].on(), (_LOCK_TIMEOUT,))
+            conn.execute(_SQL["lock_migrations"].on())
+            found = conn.execute(_SQL["has_migration"].on(), (EVERY_SLOT, step.migration.version)).fetchone()
+            if found is not None and found[0]:
+                return False
+            _end_old(conn, step, force)
+            conn.execute(_SQL["note_migration"].on(), (EVERY_SLOT, step.migration.version, noted_name(step.migration)))
+        return True
+
+    for step in [SchemaStep(EVERY_SLOT, migration) for migration in migrations]:
+        _patiently(conn, step, act)
 
 
 def make_copy(conn: Connection, schema: str, versions: Collection[int] | None = None) -> None:
@@ -191,10 +214,16 @@ def _apply_patiently(
     """Apply one step unless it is there by now. Waits for locks in short turns, with pauses, so that a migration that
     queues for a busy table does not hold up the table's traffic behind it."""
     report(step, "begins")
+    applied = _patiently(conn, step, lambda: _apply(conn, step, force, report))
+    report(step, "done")
+    return applied
+
+
+def _patiently(conn: Connection, step: SchemaStep, act: Callable[[], bool]) -> bool:
     give_up = time.monotonic() + MIGRATION_PATIENCE_SECONDS
     while True:
         try:
-            applied = _apply(conn, step, force, report)
+            return act()
         except psycopg.errors.LockNotAvailable:
             if time.monotonic() >= give_up:
                 raise MigrationBlocked(
@@ -208,9 +237,6 @@ def _apply_patiently(
                 f"{step.label}: {reason}. The role that makes and migrates shards owns their schemas: "
                 f"grant create on database {conn.info.dbname} to {conn.info.user}"
             ) from None
-        else:
-            report(step, "done")
-            return applied
 
 
 def _apply(conn: Connection, step: SchemaStep, force: bool, report: Callable[[SchemaStep, Moment], None]) -> bool:

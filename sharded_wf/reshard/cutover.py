@@ -66,8 +66,8 @@ class Cutover:
     """The longest time for which an attempt that was given up had locked the slot, or stood in line for it."""
 
     def retire(self, copier: Copier, then: Callable[[], None]) -> float:
-        """Retire the slot on the source, all of it copied, and do ``then`` in the same transaction. Returns the
-        monotonic time when it was locked.
+        """Retire the slot on the source, all of it copied, and do ``then`` in the same transaction, whose last
+        statement is its. Returns the monotonic time when it was locked.
 
         An attempt that waits for locks, or has to copy more than can be copied soon, is given up, so that nobody waits
         for long; then the changes are copied up to date, and the next one has more time. Raises ``MoveBlocked`` if it
@@ -96,7 +96,9 @@ class Cutover:
 
     def _retire(self, copier: Copier, then: Callable[[], None], seconds: float) -> float:
         conn, names, slot = self.source.conn, self.move.names, self.move.slot
-        idle = milliseconds(MOVE_IDLE_SECONDS)  # a frozen coordinator must not keep the slot locked
+        # A frozen coordinator, or one whose network is gone, must not keep the slot locked. (Postgres starts this clock
+        # after a plain statement; not after a pipeline of psycopg, which ends with a flush. So none is the last.)
+        idle = milliseconds(MOVE_IDLE_SECONDS + seconds)
         patience, lock = milliseconds(MOVE_LOCK_TIMEOUT_SECONDS), _every_table(names, copier.tables)
         with conn.transaction():
             self.source.hold()
@@ -116,7 +118,7 @@ class Cutover:
                     conn.execute(SQL["note_departures"].on(names.slot), (slot,))
                     conn.execute(SQL["give_back_all"].on(names.slot))
                     lowered = conn.execute(SQL["lower_fence"].on(names.slot), (False, self.move.epoch))
-                    asked = copier.ask_changes()
+                asked = copier.ask_changes()
                 versions = here.fetchone()
                 if any(versions != of_part for of_part in there):
                     raise MoveRefused(
@@ -134,7 +136,7 @@ class Cutover:
                 copier.apply(changes)
             with conn.pipeline():
                 rename(conn, names.slot, names.retired)
-                then()
+            then()
         return begun
 
     def go_live(self) -> None:
@@ -150,7 +152,7 @@ class Cutover:
                 conn.execute(SQL["rise_fence"].on(names.slot), (move.slot, move.target, move.epoch))
                 write_placements(conn, [Placement(move.slot, move.target, move.epoch)])
                 conn.execute(SQL["notify_moves"].on())
-                self.target.advance("live", since=("copying",))
+            self.target.advance("live", since=("copying",))
 
 
 def tell(config: ClusterConfig, move: Move, slots: Iterable[int]) -> list[str]:

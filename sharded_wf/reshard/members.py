@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sharded_wf.cluster.directory import load_map
-from sharded_wf.cluster.fanout import ask_one
-from sharded_wf.cluster.initialize import Initialized, init_cluster
+from sharded_wf.cluster.fanout import ask_each, ask_one
+from sharded_wf.cluster.initialize import Initialized, check_server, init_cluster
 from sharded_wf.cluster.shard_map import check_identity, read_record
 from sharded_wf.config import ClusterConfig, ShardConfig
-from sharded_wf.errors import ConfigError, MoveRefused
+from sharded_wf.errors import ConfigError, MoveRefused, ShardUnavailable
 from sharded_wf.limits import STATUS_DEADLINE_SECONDS
 from sharded_wf.postgres.connect import Connection
 from sharded_wf.postgres.migrate import slots_present
@@ -18,25 +22,93 @@ from sharded_wf.reshard.record import read_moves
 from sharded_wf.reshard.tables import SQL
 
 
-def add_to_file(config: ClusterConfig, name: str, *, dsn: str | None, dsn_env: str | None) -> ClusterConfig:
-    """Write a ``[[shard]]`` at the end of the cluster's ``shards.toml``; the configuration as it is then.
-    ``ConfigError`` if the cluster was not read from a file, or the result can't be used; the file is as it was
-    then."""
+@dataclass(frozen=True, slots=True)
+class Newcomer:
+    """A shard that can join: it answers, is empty, and the role may make our schemas there."""
+
+    shard: ShardConfig
+    server_version: str
+
+
+def with_shard(
+    config: ClusterConfig,
+    name: str,
+    *,
+    dsn: str | None = None,
+    dsn_env: str | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> ClusterConfig:
+    """The configuration as it is with this shard, too; the file is as it was. ``dsn`` or ``dsn_env``, one of the two.
+    Where the shard is named with this DSN already, the configuration itself. ``ConfigError`` if it is named with
+    another one, or can't be used."""
+    if dsn is not None and dsn_env is not None:
+        raise ConfigError("--dsn or --dsn-env, one of the two")
+    if dsn is None:
+        dsn = environ.get(dsn_env or "")
+    if not dsn:
+        raise ConfigError(f"--dsn-env names {dsn_env}, which is not set; set it to a DSN")
+    known = {shard.name: shard for shard in config.shards}.get(name)
+    if known is None:
+        return replace(config, shards=(*config.shards, ShardConfig(name, dsn)))
+    if known.dsn != dsn:
+        raise ConfigError(
+            f"{config.source}: [[shard]] {name!r} is there already, with another DSN; correct it there, then run: "
+            f"sharded-wf shards add {name}"
+        )
+    return config
+
+
+def newcomers(config: ClusterConfig) -> tuple[Newcomer, ...]:
+    """The shards of the configuration that are not part of the cluster yet. Raises if one of them can't join:
+    ``ShardUnavailable``, ``ConfigError``; and as ``load_map``."""
+
+    def look(shard: ShardConfig, conn: Connection) -> str:
+        check_server(shard, conn)
+        row = conn.execute(SQL["may_make_schemas"].on()).fetchone()
+        if row is None or not row[0]:
+            raise ConfigError(
+                f"the role {conn.info.user} may not make schemas in the database of shard {shard.name!r} "
+                f"({shard.address}); there: grant create on database {conn.info.dbname} to {conn.info.user}"
+            )
+        version = conn.info.parameter_status("server_version") or str(conn.info.server_version)
+        return version.partition(" ")[0]
+
+    directory = load_map(config)
+    for name, reason in directory.unreachable.items():
+        raise ShardUnavailable(name, reason)  # a shard joins when all can be told
+    members = {shard.name for shard in directory.shards}
+    new = [shard for shard in config.shards if shard.name not in members]
+    answers = ask_each(new, look, purpose="add", deadline_seconds=STATUS_DEADLINE_SECONDS).all_or_raise()
+    return tuple(Newcomer(shard, answers[shard.name]) for shard in new)
+
+
+def write_shard(config: ClusterConfig, name: str, *, dsn: str | None = None, dsn_env: str | None = None) -> None:
+    """Write a ``[[shard]]`` at the end of the cluster's ``shards.toml``, at one stroke, as processes may be reading it.
+    ``ConfigError`` if the result can't be used; the file is as it was then."""
+    path = file_of(config).resolve()
+    key, value = ("dsn", dsn) if dsn is not None else ("dsn_env", dsn_env)
+    quoted = "".join(f"\\{char}" if char in '"\\' else char for char in value or "")
+    entry = f'\n[[shard]]\nname = "{name}"\n{key} = "{quoted}"\n'
+    scratch = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        shutil.copy(path, scratch)  # with its mode: there may be passwords in it
+        scratch.write_text(path.read_text(encoding="utf-8").rstrip("\n") + "\n" + entry, encoding="utf-8")
+        ClusterConfig.from_file(scratch)
+        scratch.replace(path)
+    except OSError as error:
+        raise ConfigError(f"{config.source} can't be written: {error}; add to it by hand:\n{entry}") from None
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def file_of(config: ClusterConfig) -> Path:
+    """The file that the cluster was read from; ``ConfigError`` if there is none."""
     path = Path(config.source)
     if not path.is_file():
         raise ConfigError(
             f"the cluster is not named by a file ({config.source}): write a shards.toml to add shards to it"
         )
-    before = path.read_text(encoding="utf-8")
-    key, value = ("dsn", dsn) if dsn is not None else ("dsn_env", dsn_env)
-    quoted = "".join(f"\\{char}" if char in '"\\' else char for char in value or "")
-    entry = f'\n[[shard]]\nname = "{name}"\n{key} = "{quoted}"\n'
-    try:
-        path.write_text(before.rstrip("\n") + "\n" + entry, encoding="utf-8")
-        return ClusterConfig.from_file(path)
-    except ConfigError:
-        path.write_text(before, encoding="utf-8")
-        raise
+    return path
 
 
 def add_shards(config: ClusterConfig) -> Initialized:

@@ -104,16 +104,17 @@ class Splitter(Coordinator):
     def _go_live(self, source: Side) -> None:
         """The last part of the transaction that retires the slot: its halves live from its commit on."""
         conn, move = source.conn, self._move
-        # Its number does not come back, so nobody need be fenced before it does.
-        conn.execute(SQL["forget_departures"].on(), (move.slot,))
         parts = self._parts(source)
-        for part in parts:
-            schema = slot_schema(part.slot)
-            rename(conn, part.names.copy, schema)
-            conn.execute(SQL["rise_fence"].on(schema), (part.slot, move.source, move.epoch))
-        write_placements(conn, [Placement(part.slot, move.source, move.epoch) for part in parts])
+        with conn.pipeline():
+            # Its number does not come back, so nobody need be fenced before it does.
+            conn.execute(SQL["forget_departures"].on(), (move.slot,))
+            for part in parts:
+                schema = slot_schema(part.slot)
+                rename(conn, part.names.copy, schema)
+                conn.execute(SQL["rise_fence"].on(schema), (part.slot, move.source, move.epoch))
+            write_placements(conn, [Placement(part.slot, move.source, move.epoch) for part in parts])
+            conn.execute(SQL["notify_moves"].on())
         source.advance("live", since=("copying", "draining"))
-        conn.execute(SQL["notify_moves"].on())
 
 
 def _holds(width: int, half: int, workflow_id: str) -> bool:

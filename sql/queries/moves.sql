@@ -209,6 +209,9 @@ delete from {control}.lease where id in (select lease_id from {control}.departur
 -- name: forget_departures
 delete from {control}.departure where slot = $1::int
 
+-- name: may_make_schemas
+select has_database_privilege(current_database(), 'create')
+
 -- name: count_leases
 select count(*) from {control}.lease
 

@@ -53,6 +53,10 @@ def test_exit_codes_and_json(run: Run, toml: str) -> None:
     assert found["findings"][0]["check"] == "unreachable"
     assert found["unseen"] == []
     assert "secret" not in out
+    assert (
+        "? leases       every executor's heart beats, nothing is orphaned; not seen: pg3"
+        in run("doctor", "-c", toml)[1]
+    )
     assert set(found["findings"][0]) == {"check", "severity", "shard", "what", "why", "mend", "runbook"}
 
 
@@ -61,3 +65,4 @@ def test_what_can_not_be_examined(run: Run, toml: str) -> None:
     assert (code, "there is no shard 'pg9'" in err) == (2, True)
     code, out, _ = run("doctor", "-c", toml)
     assert (code, "is not part of the cluster" in out) == (3, True)
+    assert "? placement    not seen" in out  # and no word that all is well

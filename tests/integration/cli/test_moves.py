@@ -27,7 +27,7 @@ def slots(run: Run, toml: str) -> dict[str, list[int]]:
 
 def test_a_shard_joins_takes_its_share_and_leaves(run: Run, toml: str, third: str) -> None:
     run("shards", "init", "-c", toml, "--slots", "6")
-    code, out, err = run("shards", "add", "pg3", "--dsn", third, "-c", toml)
+    code, out, err = run("shards", "add", "pg3", "--dsn", third, "-c", toml, "--yes")
     assert (code, err) == (0, "")
     assert "pg3 has joined, without slots" in out
     assert Path(toml).read_text().count("[[shard]]") == 3
@@ -50,7 +50,30 @@ def test_a_shard_joins_takes_its_share_and_leaves(run: Run, toml: str, third: st
     code, out, err = run("shards", "remove", "pg3", "-c", toml, "--yes")
     assert (code, err) == (0, "")
     assert "Delete its [[shard]]" in out
-    assert "not part of the cluster yet" in run("shards", "status", "-c", toml)[1]
+    assert "if it was removed, delete its [[shard]]" in run("shards", "status", "-c", toml)[1]
+
+
+def test_what_can_not_join_is_in_no_file(run: Run, toml: str, third: str) -> None:
+    """Processes read the file again: a shard that nobody reaches would be in their way."""
+    run("shards", "init", "-c", toml, "--slots", "4")
+    before = Path(toml).read_text()
+    for arguments, complaint in {
+        ("pg3", "--dsn", "postgresql://wf@127.0.0.1:1/wf"): "Connection refused",
+        ("pg3", "--dsn", f"{third}&dbname=nowhere"): "does not exist",
+        ("pg2", "--dsn", third): "is there already, with another DSN; correct it there",
+        ("--dsn", third): "say what the new shard is called",
+        ("pg3", "--dsn", third, "--dsn-env", "PG3"): "one of the two",
+        ("pg3", "--dsn-env", "PG3_IS_NOT_SET"): "not set",
+        ("pg 3", "--dsn", third): "write 1 to 63 letters",
+        ("pg3",): "there is no shard 'pg3'",
+    }.items():
+        code, _, err = run("shards", "add", *arguments, "-c", toml, "--yes")
+        assert (code, complaint in err) == (2, True), (arguments, err)
+    code, _, err = run("shards", "add", "pg3", "--dsn", third, "-c", toml)
+    assert (code, "say --yes" in err) == (2, True)
+    code, out, _ = run("shards", "add", "pg3", "--dsn", third, "-c", toml, "--dry-run")
+    assert (code, "pg3 joins, without slots: PostgreSQL " in out) == (0, True)
+    assert Path(toml).read_text() == before
 
 
 def test_weights(run: Run, toml: str) -> None:

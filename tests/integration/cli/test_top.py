@@ -52,7 +52,7 @@ def test_a_hot_tag_gets_a_shard_of_its_own(run: Run, toml: str, third: str) -> N
     assert sum(one["busy"]["started"] for one in found["slots"]) == 140
     assert found["advice"][0]["commands"][0].startswith("sharded-wf shards add NAME --dsn DSN")
 
-    run("shards", "add", "pg3", "--dsn", third, "-c", toml)
+    run("shards", "add", "pg3", "--dsn", third, "-c", toml, "--yes")
     code, out, _ = run("shards", "top", "-c", toml, "--once", "--interval", "0.1")
     command = f"sharded-wf shards move {slot} --to pg3 -c {toml}"
     assert (code, command in out) == (0, True)

@@ -7,7 +7,10 @@ import dataclasses
 import pytest
 
 from sharded_wf.cluster.directory import load_map
+from sharded_wf.doctor.examine import examine
 from sharded_wf.doctor.finding import Severity
+from sharded_wf.reshard.fleet import Wish, move_all
+from sharded_wf.reshard.members import remove_shard
 from tests.integration.reshard.test_interrupted import COORDINATOR
 from tests.support.cluster import TestCluster
 from tests.support.doctor import config_of, do, findings, gone, is_mended, mend, the_finding
@@ -41,6 +44,23 @@ def test_slots_that_are_not_where_they_should_be(two_shards: TestCluster) -> Non
     assert found[0].severity is Severity.CRITICAL
     do(two_shards, "alter schema wf_0000 rename to gone", shard=1)
     assert "slot 0 lives here, and the newest map says on pg1" in [one.what for one in findings(config, "slot-homes")]
+
+
+def test_slots_that_were_split_and_have_moved_are_in_order(two_shards: TestCluster) -> None:
+    """Rows of a slot that was split stay in the map, also when its shard is none any more."""
+    splits = [Wish(slot, name, name) for slot, name in load_map(two_shards.config).shard_map.placement.items()]
+    assert move_all(two_shards.config, splits, pace=0.0)[1] == {}
+    assert examine(config_of(two_shards)).slots == 12
+    family = ("map-copies", "slot-homes", "missing-shard")
+    assert not any(findings(config_of(two_shards), check) for check in family)
+    halves = load_map(two_shards.config).shard_map.slots_of("pg2")
+    assert move_all(two_shards.config, [Wish(slot, "pg2", "pg1") for slot in halves], pace=0.0)[1] == {}
+    remove_shard(two_shards.config, "pg2")
+    alone = dataclasses.replace(two_shards.config, shards=two_shards.config.shards[:1])
+    assert not any(findings(alone, check) for check in family)
+    do(two_shards, "create schema wf_0000", "create table wf_0000.fence as select 0 as slot, 'pg1'::text as shard, "
+       "1::bigint as epoch, true as live")  # fmt: skip
+    assert "slot 0 lives here, and the newest map says that it was split" in the_finding(alone, "slot-homes").what
 
 
 def test_a_file_that_does_not_name_every_shard(two_shards: TestCluster) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 import uuid
@@ -11,11 +12,13 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from sharded_wf.client import Client, Handle
 from sharded_wf.cluster.directory import load_map
 from sharded_wf.dev import EmbeddedServer
-from sharded_wf.errors import MoveBlocked, MoveRefused
+from sharded_wf.errors import EmbeddedPostgresMissing, MoveBlocked, MoveRefused
 from sharded_wf.limits import MOVE_LOCK_PAUSE_SECONDS
 from sharded_wf.reshard import copying, cutover
 from sharded_wf.reshard import verify as verifying
@@ -161,22 +164,38 @@ def test_i7_every_row_of_every_table_moves(
     assert contents(two_shards.direct[1], "wf_0000") == before
 
 
-def test_i7_between_versions_of_postgres(
+def as_no_superuser(dsn: str) -> str:
+    """The same database, by a role that may do nothing but make schemas there."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute(
+            "do $$ begin create role mover login nosuperuser nocreatedb nocreaterole nobypassrls noreplication; "
+            "exception when duplicate_object then null; end $$"
+        )
+        conn.execute(sql.SQL("grant create on database {} to mover").format(sql.Identifier(conn.info.dbname)))
+    return make_conninfo(dsn, user="mover")
+
+
+def test_i7_between_versions_of_postgres_by_no_superuser(
     make_cluster: Callable[..., TestCluster],
     databases: Callable[[int], list[str]],
     server_factory: Callable[..., EmbeddedServer],
     seed: int,
 ) -> None:
-    other = server_factory(version="16" if POSTGRES_VERSION == "18" else "18")
-    cluster = make_cluster(dsns=[*databases(1), other.create_database("other")])
+    """From server to server, up and down, and back; 15 as well, where it is installed."""
+    dsns = databases(1)
+    for version in ("18", "16", "15"):
+        if version != POSTGRES_VERSION:
+            with contextlib.suppress(EmbeddedPostgresMissing):
+                dsns.append(server_factory(version=version).create_database("other"))
+    cluster = make_cluster(dsns=[as_no_superuser(dsn) for dsn in dsns])
+    assert cluster.ask("select rolsuper from pg_roles where rolname = current_user") == [(False,)]
     with psycopg.connect(cluster.direct[0], autocommit=True) as conn:
         fill_every_table(conn, "wf_0000", random.Random(seed))
         conn.execute("delete from wf_0000.claim")
     before = contents(cluster.direct[0], "wf_0000")
-    move(cluster, (0, "pg2"))
-    assert contents(cluster.direct[1], "wf_0000") == before
-    move(cluster, (0, "pg1"))
-    assert contents(cluster.direct[0], "wf_0000") == before
+    for at in (*range(1, len(dsns)), 0):
+        move(cluster, (0, f"pg{at + 1}"))
+        assert contents(cluster.direct[at], "wf_0000") == before
 
 
 def test_a_copy_that_differs_is_not_switched(two_shards: TestCluster, seed: int) -> None:

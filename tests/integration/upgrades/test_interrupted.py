@@ -11,7 +11,7 @@ from tests.support.processes import wait_until
 from tests.support.releases import Release
 
 MIGRATE = """
-    import sys, time
+    import sys
     from sharded_wf.cluster.migration import migrate_fleet
     from sharded_wf.config import find_config
 
@@ -21,7 +21,7 @@ MIGRATE = """
         at = f"{shard} {step.label} {moment}"
         print(f"at {at}\\n", end="", flush=True)  # in one piece: the shards are reported by threads
         if at == stop_at:
-            time.sleep(600)
+            sys.stdin.readline()
 
     print(migrate_fleet(find_config(path), report=report).failed, "at the end", flush=True)
 """
@@ -51,6 +51,19 @@ def test_migrate_is_killed_at_each_moment_in_turn(
     assert applied(two_shards) == known + len(moments) // 3
     whole(two_shards)
     assert noted(two_shards) == {(f"wf_000{slot}", number) for slot in range(6) for number in (4, 5)}
+
+
+def test_an_old_executor_that_begins_meanwhile_serves_nothing(cluster: TestCluster, next_release: Release) -> None:
+    """It looked before the first ``post``, and takes its lease while that is under way: it finds that it is too old."""
+    at = "pg1 wf_0000 0005_post_region written"
+    with next_release.run(MIGRATE, str(cluster.config_file()), at) as process:
+        process.wait_line(f"at {at}")
+        with cluster.worker() as old:
+            wait_until(lambda: bool(cluster.leases()), "the old executor has written its lease")
+            process.say("go on")
+            process.wait_line("{} at the end")
+            old.wait_line("not served any more: the tables are newer than this version can use")
+            wait_until(lambda: not cluster.leases(), "it has given its lease up")
 
 
 def plan(cluster: TestCluster, release: Release) -> list[dict[str, Any]]:
