@@ -11,12 +11,15 @@ sample, ``SHARDED_WF_TEST_SAMPLED=1`` (``make test`` sets it) a sample of the sl
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import random
+import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -24,7 +27,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from sharded_wf.dev import EmbeddedServer
+from sharded_wf.dev import EmbeddedServer, reachable_directory
 from tests.support import citus
 from tests.support.cluster import TestCluster
 
@@ -84,6 +87,20 @@ def _seed_of(test: pytest.Item) -> int:
 def full() -> bool:
     """Whether to try every case rather than a sample."""
     return FULL
+
+
+@pytest.fixture(autouse=True)
+def _kept_data_go(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With the test's directory go the data of the embedded clusters that it kept there: root's lie elsewhere."""
+    kept_in: Path | None = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
+    yield
+    for found in [] if kept_in is None else kept_in.rglob("shards.toml"):
+        apart = reachable_directory(found.parent)
+        if apart != found.parent and apart.is_dir():
+            for lock in apart.glob("*/lock"):
+                with open(lock, "w") as held:
+                    fcntl.flock(held, fcntl.LOCK_EX)  # its server may be stopping still
+            shutil.rmtree(apart)
 
 
 @pytest.fixture(scope="session")

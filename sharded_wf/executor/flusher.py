@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 import psycopg
 
 from sharded_wf.clock import Clock
 from sharded_wf.errors import LeaseLost
-from sharded_wf.executor.ops import Op, OpKind, Told, runs_of, statements_of
-from sharded_wf.limits import FLUSH_MARKS_KEPT, FLUSH_MAX_ROWS
+from sharded_wf.executor.held import Hold
+from sharded_wf.executor.ops import Op, OpKind, Told, inseparable, size_of_flush, statements_of, torn
+from sharded_wf.limits import FLUSH_MARKS_KEPT
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import Outcome
 from sharded_wf.postgres.binary import UNPACKABLE
@@ -91,7 +92,22 @@ class Flusher:
 
     def forget_slot(self, slot: int) -> None:
         """Save nothing of what is held in this slot: it is not here any more."""
-        self._waiting = [op for op in self._waiting if op.hold.claim.slot != slot]
+        self._tear({op.hold for op in self._waiting if op.hold.claim.slot == slot})
+
+    def _tear(self, gone: Set[Hold], parted: Set[Hold] = frozenset()) -> None:
+        """Of what waits, save nothing of those who are gone. Those who are parted from a child that they are the heir
+        of, because of that or as told, begin again from their rows."""
+        lost = {*gone, *parted}
+        self._waiting = torn(self._waiting, lost)
+        for hold in lost - gone:
+            hold.leaving = True
+            asyncio.get_running_loop().call_soon(hold.run.drop)
+            self._waiting.append(Op(OpKind.GIVE_BACK, hold))
+
+    def _put_back(self, ops: list[Op]) -> None:
+        """Nothing of these was saved: they are the first that wait."""
+        self._waiting[:0] = ops
+        self._taken -= len(ops)
 
     async def wait_quiet(self) -> None:
         """Wait until everything that was added is saved."""
@@ -110,7 +126,8 @@ class Flusher:
             while self._waiting:
                 if await self._gathering.waited():
                     continue
-                batch, self._waiting = self._waiting[:FLUSH_MAX_ROWS], self._waiting[FLUSH_MAX_ROWS:]
+                size = size_of_flush(self._waiting)
+                batch, self._waiting = self._waiting[:size], self._waiting[size:]
                 self._taken += len(batch)
                 self._gathering.note(self._clock.monotonic(), len(batch))
                 await self._save(batch)
@@ -148,9 +165,8 @@ class Flusher:
                     raise LeaseLost(str(error)) from None
                 if (slot := self._moved(error)) is not None:
                     # Nothing of this was written. What is held in a slot that has moved is given back there already.
+                    self._put_back(ops)
                     self.forget_slot(slot)
-                    if left := [op for op in ops if op.hold.claim.slot != slot]:
-                        await self._save(left)
                     return
                 if not is_transient(error):
                     await self._bisect(ops, error)
@@ -184,11 +200,15 @@ class Flusher:
 
     async def _bisect(self, ops: list[Op], error: Exception) -> None:
         """Something in these ops can't be stored. Halve until one run is found; that one fails, alone."""
-        by_run = runs_of(ops)
-        if len(by_run) > 1:
-            middle = len(by_run) // 2
-            for half in (by_run[:middle], by_run[middle:]):
-                await self._save([op for run_ops in half for op in run_ops])
+        groups = inseparable(ops)
+        if len(groups) > 1:
+            middle = len(groups) // 2
+            for half in (groups[:middle], groups[middle:]):
+                await self._save([op for group in half for op in group])
+            return
+        if heirs := {op.heir for op in ops if op.heir is not None}:
+            self._put_back(ops)
+            self._tear(set(), heirs)
             return
         hold = ops[0].hold
         if any(op.kind is OpKind.FINISH and op.outcome and op.outcome.status is Status.FAILED for op in ops):
@@ -203,7 +223,7 @@ class Flusher:
             elif op.hold is hold and op.renewal is not None:
                 cancels = op.renewal.cancels
         # What it wanted besides goes with it: it leaves once.
-        self._waiting = [op for op in self._waiting if op.hold is not hold]
+        self._tear({hold})
         asyncio.get_running_loop().call_soon(hold.run.drop)
         outcome = Outcome(Status.FAILED, None, encode_error(reason), cancels, cancels_as)
         await self._save([Op(OpKind.FINISH, hold, outcome=outcome)])

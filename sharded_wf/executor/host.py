@@ -102,7 +102,18 @@ class ShardHost:
         hold: Hold = run.claim
         if not hold.leaving:
             hold.leaving = True
-            self._saving.add(Op(FINISH, hold, outcome=outcome))
+            heir = None if hold.parent_id is None else self._heir(hold.parent_id, run.id, outcome)
+            self._saving.add(Op(FINISH, hold, outcome=outcome, heir=heir))
+
+    def _heir(self, parent_id: str, child_id: str, outcome: Outcome) -> Hold | None:
+        """The parent, if it is held here and has just recorded the outcome: with the same flush, and no message."""
+        flusher = self._shard_executor.flusher
+        parent = self._shard_executor.held.get(parent_id)
+        if self._saving is not flusher or parent is None or parent.leaving or not hasattr(parent, "run"):
+            return None
+        if parent.run.host is not self:  # it commits a transaction, and what it records is held back
+            return None
+        return parent if parent.run.take_outcome(child_id, outcome) else None
 
     def continue_as_new(
         self, run: Run, entry: Entry, capability: str, queue: str, cancels: tuple[str, ...] = ()

@@ -15,6 +15,7 @@ import msgspec
 
 from sharded_wf.clock import Microseconds
 from sharded_wf.executor.held import Claim, Hold
+from sharded_wf.limits import FLUSH_MAX_ROWS
 from sharded_wf.model.attributes import Attribute
 from sharded_wf.model.history import Entry, EntryKind, FailedAttempt, Heartbeat, read_cancellation
 from sharded_wf.model.status import Status
@@ -64,6 +65,8 @@ class Op(msgspec.Struct, frozen=True, gc=False):
     outcome: Outcome | None = None
     due_at: Microseconds | None = None
     renewal: Renewal | None = None
+    heir: Hold | None = None
+    """The parent, which is held here too and records this outcome with the same flush: nobody needs to be told."""
 
 
 # Kept under names of their own: before Python 3.12 each look at a member of an enum costs as much as making an op.
@@ -154,7 +157,7 @@ def statements_of(
             told.ended.add(claim.slot)
             if outcome.cancels:
                 _cancel_children(op, outcome.cancels, outcome.cancels_as, slots, slot, told, is_here, now)
-            if hold.parent_id is not None:
+            if hold.parent_id is not None and op.heir is None:
                 _tell_parent(op, slots, slot, told, is_here, now)
         elif op.aside is not None:
             slot.asides.append((hold.run.id, op.aside))
@@ -322,9 +325,38 @@ def _slot_statements(statements: list[Statement], schema: str, slot: _Slot, now:
         statements.append(claims.release_claims(schema, slot.released))
 
 
-def runs_of(ops: Sequence[Op]) -> list[list[Op]]:
-    """The ops by run, each run's in their order."""
-    by_hold: dict[Hold, list[Op]] = {}
+def size_of_flush(waiting: Sequence[Op]) -> int:
+    """How many of the ops that wait go with the next flush."""
+    size = FLUSH_MAX_ROWS
+    while (
+        size < len(waiting) and waiting[size].heir is not None
+    ):  # what the heir records goes before it, with this flush
+        size += 1
+    return size
+
+
+def inseparable(ops: Sequence[Op]) -> list[list[Op]]:
+    """The ops of each run in their order, those of a child and of its heir together."""
+    groups: dict[Hold, list[Op]] = {}
     for op in ops:
-        by_hold.setdefault(op.hold, []).append(op)
-    return list(by_hold.values())
+        group = groups.setdefault(op.hold, [])
+        group.append(op)
+        if op.heir is not None and (other := groups.get(op.heir)) is not None and other is not group:
+            other += group
+            for hold in {one.hold for one in group}:
+                groups[hold] = other
+    return list({id(group): group for group in groups.values()}.values())
+
+
+def torn(ops: Sequence[Op], lost: set[Hold]) -> list[Op]:
+    """What is left to save when nothing of ``lost`` is, to which those are added that had the outcome of one of these:
+    a child and its heir are saved together or not at all. What a lost heir does not get is told by message."""
+    before = -1
+    while before != len(lost):
+        before = len(lost)
+        lost.update(op.heir for op in ops if op.heir is not None and op.hold in lost)
+    return [
+        op if op.heir is None or op.heir not in lost else msgspec.structs.replace(op, heir=None)
+        for op in ops
+        if op.hold not in lost
+    ]

@@ -213,6 +213,10 @@ class ChildCommand:
             outcome = decode_outcome(message.payload)
         except StoredValueMismatch as error:
             outcome = Outcome(Status.FAILED, None, encode_error(error))
+        self.end(outcome, message)
+
+    def end(self, outcome: Outcome, message: Message | None) -> None:
+        """The child has ended."""
         error_text = outcome.error
         if outcome.output is None and error_text is None:
             error_text = encode_error(WorkflowFailed(outcome.status.label, f"child workflow {self.start.id}"))

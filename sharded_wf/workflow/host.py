@@ -133,6 +133,7 @@ class Run(ABC):
     """The workflow's ID."""
     definition: Any
     """The workflow definition that made this run."""
+    host: Host
     claim: Any
     """The host's own: whatever it wants to remember of this run."""
     started_at: Microseconds
@@ -174,6 +175,11 @@ class Run(ABC):
     @abstractmethod
     def offer(self, messages: Sequence[Message]) -> None:
         """Messages of this workflow's mailbox, in the order of the mailbox. Offering one again does no harm."""
+
+    @abstractmethod
+    def take_outcome(self, child_id: str, outcome: Outcome) -> bool:
+        """A child ends, and is saved together with whatever is recorded of it in this very call. False: nothing is, and
+        the outcome will come as a message."""
 
     @abstractmethod
     def acknowledge_send(self, place: int, outbox: Message | None = None, error: BaseException | None = None) -> None:

@@ -250,6 +250,17 @@ class WorkflowRun(LimitedRun):
                 else:
                     self._serve(waits, message.topic)
 
+    def take_outcome(self, child_id: str, outcome: Outcome) -> bool:
+        waits = self.waits
+        if waits is None or self.stopped or waits.epoch or child_id in waits.starting:
+            return False  # after a resume it may be an outcome that is void
+        child = waits.children.get(child_id)
+        if child is None or child.phase != LIVE:
+            return False
+        del waits.children[child_id]
+        child.end(outcome, None)
+        return not self.stopped  # its history may be full
+
     # The mailbox
 
     def _serve(self, waits: Waits, topic: str) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import psycopg
 import pytest
 
 from sharded_wf import Bound, WorkflowCancelled
 from sharded_wf.cluster.directory import load_map
 from sharded_wf.model.status import Status
 from tests.support.cluster import TestCluster
-from tests.support.flows import app, races_children, starts_children, starts_children_blocking
+from tests.support.flows import app, patient_parent, races_children, starts_children, starts_children_blocking
 from tests.support.processes import wait_until
 
 CHILDREN = 4
@@ -65,6 +66,24 @@ def test_i6_children_on_other_shards_are_awaited_left_and_cancelled(two_shards: 
         two_shards.certify(expected)
     shard_of = load_map(two_shards.config).shard_map.shard_of
     assert len({shard_of(id_) for id_ in expected_statuses("a")}) == 2, "placed on both"
+
+
+def test_outcomes_for_a_parent_held_by_the_same_executor_are_no_messages(cluster: TestCluster) -> None:
+    """They are recorded with the flush in which the children end."""
+
+    def inserted(table: str) -> int:
+        with psycopg.connect(cluster.direct[0]) as conn:
+            row = conn.execute("select sum(n_tup_ins)::int from pg_stat_user_tables where relname = %s", [table])
+            return int((row.fetchone() or [0])[0])
+
+    async def go() -> None:
+        async with app.connect(cluster.config) as client, app.executor(cluster.config):
+            handle = await client.start(patient_parent.bind(10, 0.2))
+            assert await handle.result(30) == 20
+
+    asyncio.run(go())
+    wait_until(lambda: inserted("step") >= 40, "three entries of each child and an outcome, in the statistics")
+    assert inserted("message") == 0
 
 
 @pytest.mark.parametrize("workflow", [starts_children, starts_children_blocking], ids=["async", "def"])

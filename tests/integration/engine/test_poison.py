@@ -13,7 +13,7 @@ from sharded_wf.model.history import Entry
 from sharded_wf.store import outcomes, steps
 from tests.support.certificate import QUARANTINED, SUCCEEDED
 from tests.support.cluster import TestCluster
-from tests.support.flows import app, chain, echo, killer, say_twice, slow_chain
+from tests.support.flows import app, chain, echo, killer, parent, say_twice, slow_chain
 from tests.support.processes import until, wait_until
 from tests.support.repair_flows import mend
 
@@ -87,6 +87,31 @@ def test_an_outcome_that_postgres_refuses(cluster: TestCluster, monkeypatch: pyt
                 with pytest.raises(ValueError, match="Postgres refused"):
                     await client.get_handle("poisoned").result()
             await asyncio.to_thread(cluster.certify, [*ids, "poisoned"])
+
+    asyncio.run(go())
+
+
+def test_a_childs_outcome_that_postgres_refuses(cluster: TestCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parent is held by the same executor and records it in the same flush, beside those of other children."""
+    succeed = outcomes.succeed
+
+    def poisoned(schema: str, ids: list[str], outputs: list[bytes], *rest: Any) -> object:
+        changed = [b"{no" if id_ == "a/chain-7" else output for id_, output in zip(ids, outputs, strict=True)]
+        return succeed(schema, ids, changed, *rest)
+
+    monkeypatch.setattr(outcomes, "succeed", poisoned)
+
+    async def go() -> None:
+        async with app.connect(cluster.config) as client, app.executor(cluster.config):
+            handles = [await client.start(parent.bind(20, 1), id=id_) for id_ in ("a", "b")]
+            async with asyncio.timeout(30):
+                with pytest.raises(ValueError, match="Postgres refused"):
+                    await handles[0].result()
+                assert await handles[1].result() == 20
+                with pytest.raises(ValueError, match="Postgres refused"):
+                    await client.get_handle("a/chain-7").result()
+            await until(lambda: all(status >= SUCCEEDED for status in cluster.statuses().values()), "the end of all")
+            await asyncio.to_thread(cluster.certify, ["a", "b"])
 
     asyncio.run(go())
 
