@@ -6,20 +6,20 @@
 -- of ours); a message that is already there, or was received, changes nothing. One that is older than its receiver was meant
 -- for another workflow, which had the ID before (a minute is for clocks that differ).
 -- The answer: receivers that do not exist.
-with arrived as (
+with receiver as materialized (
+    select w.id, w.status, w.created_at from {slot}.workflow w where w.id = any($1::text[])),
+arrived as (
     insert into {slot}.message (workflow_id, topic, sender, seq, sent_at, payload)
     select u.* from unnest($1::text[], $2::text[], $3::text[], $4::int[], $5::timestamptz[], $6::json[])
         u (workflow_id, topic, sender, seq, sent_at, payload)
-    where exists (select from {slot}.workflow w where w.id = u.workflow_id
-        and (w.status < 3 or (w.status > 3 and left(u.topic, 1) <> '$'))
-        and w.created_at <= u.sent_at + interval '1 minute')
+    join receiver r on r.id = u.workflow_id
+    where (r.status < 3 or (r.status > 3 and left(u.topic, 1) <> '$')) and r.created_at <= u.sent_at + interval '1 minute'
     on conflict do nothing
     returning workflow_id),
 announced as (
     insert into {slot}.wake (workflow_id, id)
-    select workflow_id, gen_random_uuid() from (select distinct workflow_id from arrived) receiver)
-select distinct u.id from unnest($1::text[]) u (id)
-where not exists (select from {slot}.workflow w where w.id = u.id)
+    select workflow_id, gen_random_uuid() from (select distinct workflow_id from arrived) woken)
+select distinct u.id from unnest($1::text[]) u (id) where u.id not in (select id from receiver)
 
 -- name: deliver_with_start
 -- The message that comes with a start: to the workflow of this name that has the ID, which may have been there before.
