@@ -329,7 +329,7 @@ RETENTION_REWALK_SHARE = 0.02
 RETENTION_PAUSE_FACTOR = 4.0
 """Between two batches, so many times as long as the last one took."""
 RETENTION_PAUSE_FACTOR_BEHIND = 0.25
-RETENTION_BEHIND_SECONDS = 15.0
+RETENTION_BEHIND_SECONDS = 5.0
 """A walk further behind its age takes larger batches, and pauses less: else tables grow without end."""
 RETENTION_IDLE_SECONDS = 1.0
 RETENTION_HOLD_SECONDS = 30
