@@ -235,7 +235,8 @@ def write_report(path: Path, soak: Soak) -> None:
         ]
         for one in soak.readings[every - 1 :: every]
     ]  # fmt: skip
-    lines = [f"# Soak: {soak.workload}, {soak.minutes:g} minutes, {soak.shards} shards", ""]
+    shards = "1 shard" if soak.shards == 1 else f"{soak.shards} shards"
+    lines = [f"# Soak: {soak.workload}, {soak.minutes:g} minutes, {shards}", ""]
     lines += [f"- {verdict_mark(one)} {one.claim}: {one.found}" for one in soak.verdicts] + [""]
     if drawn:
         lines += [f"![Over time]({picture.name})", ""]
