@@ -134,6 +134,7 @@ class Run(ABC):
     definition: Any
     """The workflow definition that made this run."""
     host: Host
+    """Who runs it."""
     claim: Any
     """The host's own: whatever it wants to remember of this run."""
     started_at: Microseconds

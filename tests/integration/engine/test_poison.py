@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Set
 from typing import Any
 
 import pytest
 
 from sharded_wf import Status, WorkflowQuarantined
+from sharded_wf.executor.flusher import Flusher
+from sharded_wf.executor.held import Hold
 from sharded_wf.model.history import Entry
 from sharded_wf.store import outcomes, steps
 from tests.support.certificate import QUARANTINED, SUCCEEDED
@@ -68,15 +71,19 @@ def _with(entry: Entry, *, output: bytes | None = None, name: str | None = None)
     )  # fmt: skip
 
 
-def test_an_outcome_that_postgres_refuses(cluster: TestCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refused in the same flush as the successes of others."""
+def _poison_outcome(monkeypatch: pytest.MonkeyPatch, poisoned_id: str) -> None:
     succeed = outcomes.succeed
 
     def poisoned(schema: str, ids: list[str], outputs: list[bytes], *rest: Any) -> object:
-        changed = [b"{no" if id_ == "poisoned" else output for id_, output in zip(ids, outputs, strict=True)]
+        changed = [b"{no" if id_ == poisoned_id else output for id_, output in zip(ids, outputs, strict=True)]
         return succeed(schema, ids, changed, *rest)
 
     monkeypatch.setattr(outcomes, "succeed", poisoned)
+
+
+def test_an_outcome_that_postgres_refuses(cluster: TestCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused in the same flush as the successes of others."""
+    _poison_outcome(monkeypatch, "poisoned")
 
     async def go() -> None:
         async with app.connect(cluster.config) as client, app.executor(cluster.config):
@@ -93,13 +100,15 @@ def test_an_outcome_that_postgres_refuses(cluster: TestCluster, monkeypatch: pyt
 
 def test_a_childs_outcome_that_postgres_refuses(cluster: TestCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """The parent is held by the same executor and records it in the same flush, beside those of other children."""
-    succeed = outcomes.succeed
+    _poison_outcome(monkeypatch, "a/chain-7")
+    heirs: set[str] = set()
+    tear = Flusher._tear
 
-    def poisoned(schema: str, ids: list[str], outputs: list[bytes], *rest: Any) -> object:
-        changed = [b"{no" if id_ == "a/chain-7" else output for id_, output in zip(ids, outputs, strict=True)]
-        return succeed(schema, ids, changed, *rest)
+    def noted(self: Flusher, gone: Set[Hold], parted: Set[Hold] = frozenset()) -> None:
+        heirs.update(hold.run.id for hold in parted)
+        tear(self, gone, parted)
 
-    monkeypatch.setattr(outcomes, "succeed", poisoned)
+    monkeypatch.setattr(Flusher, "_tear", noted)
 
     async def go() -> None:
         async with app.connect(cluster.config) as client, app.executor(cluster.config):
@@ -114,6 +123,7 @@ def test_a_childs_outcome_that_postgres_refuses(cluster: TestCluster, monkeypatc
             await asyncio.to_thread(cluster.certify, ["a", "b"])
 
     asyncio.run(go())
+    assert "a" in heirs, "the parent was never torn from the child"
 
 
 @pytest.mark.sampled
