@@ -58,6 +58,8 @@ LOOK_AGAIN_SECONDS = 0.2
 SCHEMA_RETRY_SECONDS = 10.0
 """An executor that is too old for a shard's tables looks again after so long."""
 STATUS_DEADLINE_SECONDS = 10.0
+COMMIT_STUCK_SECONDS = 3.0
+"""A commit that has waited for so long for a synchronous standby: the shard can't be written to."""
 TIMELINES_PATIENCE_SECONDS = 2.0
 """How long a process that starts waits until the shards have written down which timelines it saw."""
 VERSIONS_DEADLINE_SECONDS = 120.0
@@ -221,13 +223,11 @@ ATTRIBUTE_VALUE_MAX_BYTES = 1024
 CANCEL_CLEANUP_SECONDS = 60.0
 """How long a cancelled workflow may go on to clean up; then it is ended as it is."""
 REPLAY_LOOK_SECONDS = 0.05
-"""A workflow that is to end (it was terminated, or the time of its clean-up is over) while its code is still being
-replayed is looked at again after this."""
+"""A workflow that is to end (terminated, or out of time to clean up) while it replays is looked at again after this."""
 TERMINATE_REPLAY_MAX_SECONDS = 5.0
 """Then it is terminated all the same, whatever its code does."""
 CLOSED_CHILD_LOOK_SECONDS = 0.2
-"""A child that still cleans up, because the end of its parent cancelled it, is looked at again after this, if that was
-resumed."""
+"""A child that still cleans up, cancelled by its parent's end, is looked at again after this, if that was resumed."""
 PAUSED_RETRY_LOOK_SECONDS = 0.5
 
 # Repair

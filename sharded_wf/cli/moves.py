@@ -35,6 +35,7 @@ from sharded_wf.reshard.members import (
     write_shard,
 )
 
+_SLOTS = frozenset({"gives", "takes"})
 _ON_CITUS = "the shards are the nodes of a Citus cluster:"
 
 
@@ -249,7 +250,9 @@ def _carry_out(
 
 def _print_plan(config: ClusterConfig, wishes: Sequence[Wish]) -> None:
     shard_map = load_map(config).shard_map
-    rows = table("shard", "slots now", "after", "gives", "takes", numbers=frozenset({"slots now", "after"}))
+    rows = table(
+        "shard", "slots now", "after", "gives", "takes", numbers=frozenset({"slots now", "after"}), wraps=_SLOTS
+    )
     for shard in config.shards:
         gives = [wish.slot for wish in wishes if wish.source == shard.name]
         takes = [wish.slot for wish in wishes if wish.target == shard.name]

@@ -11,11 +11,11 @@ import typer
 from rich.text import Text
 
 from sharded_wf.cli import migration, moves, resharding, splits, top
-from sharded_wf.cli.options import ClusterOption, JsonOption, Yes, find_cluster
-from sharded_wf.cli.output import console, duration, print_json, ranges, table
+from sharded_wf.cli.options import ClusterOption, DryRun, JsonOption, Yes, find_cluster
+from sharded_wf.cli.output import confirm, console, duration, print_json, ranges, table
 from sharded_wf.cluster.fleet import Count, FleetStatus, ShardStatus, fleet_status
 from sharded_wf.cluster.initialize import init_cluster
-from sharded_wf.cluster.timelines import accept_primary
+from sharded_wf.cluster.timelines import accept_primary, look_at_primary
 from sharded_wf.limits import LOOK_SECONDS, SLOTS_DEFAULT
 from sharded_wf.reshard.fleet import unfinished_moves
 
@@ -100,20 +100,27 @@ def status(
 def accept(
     shard: Annotated[str, typer.Argument(help="The shard.")],
     cluster: ClusterOption = None,
+    dry_run: DryRun = False,
     yes: Yes = False,
 ) -> None:
     """Say that the server which the shard's DSN leads to is its primary, though another or a later one was seen: after
     a restore, or an upgrade in place. Not after a failover, which is noticed."""
     config = find_cluster(cluster)
-    found = config.shard(shard)
-    if not yes:
-        typer.confirm(
-            f"{shard} is {found.address} from now on; what any other server of this shard has is given up. "
-            "Is every other one stopped for good?",
-            abort=True,
-        )
-    accepted = accept_primary(config, shard)
-    console().print(Text(f"{shard}: {accepted or 'has no timelines; nothing to accept'}"))
+    found, out = look_at_primary(config, shard), console()
+    if found.found is None:
+        out.print(Text(f"{shard}: {found.address} tells no timeline; nothing to accept"))
+        return
+    here = f"{found.address}, on {found.found}"
+    if found.heard is not None and not found.needed:
+        out.print(Text(f"{shard}: {here}, is not refused: nothing to accept"))
+        return
+    before = "" if found.heard is None else f" (before: {found.heard})"
+    out.print(Text.assemble((shard, "bold"), f" goes on at {here}{before}"))
+    out.print(Text("what any other server of this shard has, and this one does not, is given up", "yellow"))
+    if dry_run:
+        return
+    confirm(yes, "Is every other server of it stopped for good?")
+    out.print(Text(f"{shard}: {accept_primary(config, shard)}, accepted"))
 
 
 def _print_status(found: FleetStatus) -> None:
@@ -175,7 +182,8 @@ def _notes(shard: ShardStatus) -> Iterator[Text]:
         ready = _lower_bound(left.ready)
         yield note(f"{ready} ready in queue {left.queue!r}, and no live executor runs {left.capability!r}")
     if shard.pending_migrations:
-        yield note(f"{shard.pending_migrations} migrations to apply; run: sharded-wf shards migrate")
+        when = ", once every process runs this version" if shard.pending_migrations == shard.post_migrations else ""
+        yield note(f"{shard.pending_migrations} migrations to apply{when}; run: sharded-wf shards migrate")
     for executor in shard.executors:
         if not executor.live:
             yield note(f"executor {executor.executor} was last heard of {duration(executor.beat_age_seconds)} ago")

@@ -28,6 +28,7 @@ from sharded_wf.cluster.timelines import ask_primaries
 from sharded_wf.config import ClusterConfig, ShardConfig
 from sharded_wf.errors import ConfigError, ShardUnavailable
 from sharded_wf.limits import (
+    COMMIT_STUCK_SECONDS,
     LEASE_SECONDS,
     STATUS_COUNT_MAX_ROWS,
     STATUS_DEADLINE_SECONDS,
@@ -35,7 +36,7 @@ from sharded_wf.limits import (
     STATUS_LANES_MAX,
 )
 from sharded_wf.postgres.connect import Connection
-from sharded_wf.postgres.migrate import SchemaStep, is_guarded, pending, slots_present
+from sharded_wf.postgres.migrate import SchemaStep, is_guarded, pending, slots_present, split_phases
 from sharded_wf.postgres.queries import Query, load
 from sharded_wf.routing import CONTROL_SCHEMA, ShardMap, slot_schema
 
@@ -100,7 +101,8 @@ class ShardStatus:
     """One shard. ``problem``: what is wrong with it, in one line; a shard that can't be used has nothing but that.
     ``slots``: those that are live here. ``affected``: those that lie here by the shard map, and can't be used, because
     the shard can't. ``backlog``: workflows ready to run. ``running``: claimed by executors.
-    ``parked``: waiting, in no executor's memory. ``pending_migrations``: how many are to be applied."""
+    ``parked``: waiting, in no executor's memory. ``pending_migrations``: how many are to be applied;
+    ``post_migrations``: how many of them only when no process of the version before runs any more."""
 
     name: str
     address: str
@@ -116,6 +118,7 @@ class ShardStatus:
     executors: tuple[ExecutorStatus, ...] = ()
     stranded: tuple[Stranded, ...] = ()
     pending_migrations: int = 0
+    post_migrations: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +202,7 @@ def _inspect(config: ClusterConfig, shard: ShardConfig, record: Record, conn: Co
     conn.execute(_FLEET["ping"].on())
     answer_seconds = time.monotonic() - began
     version = conn.info.parameter_status("server_version") or str(conn.info.server_version)
-    problem = _problem(config, shard, record)
+    problem = _problem(config, shard, record) or _refusal_of_writes(conn)
     if problem is not None:
         return ShardStatus(
             shard.name, shard.address, True, problem, answer_seconds=answer_seconds, server_version=version
@@ -216,6 +219,7 @@ def _inspect(config: ClusterConfig, shard: ShardConfig, record: Record, conn: Co
         for (capability, queue), count in sorted(backlog.items())
         if not any(executor.can_run(capability, queue) for executor in executors)
     )
+    steps = pending(conn)
     return ShardStatus(
         name=shard.name,
         address=shard.address,
@@ -228,8 +232,28 @@ def _inspect(config: ClusterConfig, shard: ShardConfig, record: Record, conn: Co
         parked=parked,
         executors=executors,
         stranded=stranded,
-        pending_migrations=len(pending(conn)),
+        pending_migrations=len(steps),
+        post_migrations=len(split_phases(steps)[1]),
     )
+
+
+def read_writable(conn: Connection) -> tuple[bool, float, str]:
+    """Whether transactions are read-only, how long (s) a commit of this role has waited for a synchronous standby, and
+    ``synchronous_standby_names``."""
+    return cast(tuple[bool, float, str], conn.execute(_FLEET["read_writable"].on()).fetchone())
+
+
+def _refusal_of_writes(conn: Connection) -> str | None:
+    """Why a shard that answers can't be written to; None: it can."""
+    read_only, waited_seconds, standbys = read_writable(conn)
+    if read_only:
+        return "it refuses writes: default_transaction_read_only is on; see sharded-wf doctor"
+    if waited_seconds > COMMIT_STUCK_SECONDS:
+        return (
+            f"commits wait for a synchronous standby, one for {waited_seconds:.0f} s (synchronous_standby_names is "
+            f"{standbys!r}): see docs/runbooks/failover.md"
+        )
+    return None
 
 
 def _problem(config: ClusterConfig, shard: ShardConfig, record: Record) -> str | None:

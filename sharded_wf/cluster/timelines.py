@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import astuple
+from dataclasses import astuple, dataclass, replace
 from typing import TypeVar, cast
 
 from sharded_wf.cluster.fanout import Answers, ask_each, ask_one
@@ -126,6 +126,30 @@ def seen_by_this_process(config: ClusterConfig) -> dict[str, Timeline]:
     return {name: timeline for name, timeline in found.items() if timeline is not None and timeline.term}
 
 
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """What there is to accept: ``found`` is what the server says of itself (None: it has no timelines), ``heard`` what
+    this shard was on, as far as anybody knows."""
+
+    address: str
+    found: Timeline | None
+    heard: Timeline | None
+
+    @property
+    def needed(self) -> bool:
+        """Whether the server is refused as it is."""
+        if self.found is None or self.heard is None:
+            return False
+        return self.found.system != self.heard.system or self.found.number < self.heard.number
+
+
+def look_at_primary(config: ClusterConfig, name: str) -> Acceptance:
+    """Which server the DSN of this shard leads to, for whoever is about to accept it. Changes nothing.
+
+    Raises as ``accept_primary`` does."""
+    return _on_candidate(config, name, lambda _, found: found)
+
+
 def accept_primary(config: ClusterConfig, name: str) -> Timeline | None:
     """The server that the DSN of this shard leads to is its primary from now on, whatever was seen before: after a
     restore of a backup, or an upgrade in place. Servers of another system are refused from then on; one of the same
@@ -134,14 +158,30 @@ def accept_primary(config: ClusterConfig, name: str) -> Timeline | None:
 
     Raises ``ShardUnavailable`` if it can't be reached, ``OldPrimary`` if it is a standby, ``ClusterNotInitialized`` or
     ``ClusterMismatch`` if it is not this shard."""
-    shard = config.shard(name)
-    others = [one for one in config.shards if one.name != name]
-    copies = ask_each(
-        others, lambda _, conn: read_copy(conn), purpose="accept", deadline_seconds=STATUS_DEADLINE_SECONDS
-    )
-    heard = merge_copies(copies.given.values()).get(name)
 
-    def accept(shard: ShardConfig, conn: Connection) -> Timeline | None:
+    def accept(conn: Connection, candidate: Acceptance) -> Timeline | None:
+        if candidate.found is None:
+            return None
+        term = 1 if candidate.heard is None else candidate.heard.term + 1
+        accepted = replace(candidate.found, term=term)
+        conn.execute(_SQL["write_timelines"].on(), [[value] for value in (name, *astuple(accepted))])
+        return accepted
+
+    accepted = _on_candidate(config, name, accept)
+    if accepted is not None:
+        primary_of(config.shard(name).dsn).learn(accepted)
+        spread([one for one in config.shards if one.name != name], {name: accepted})
+    return accepted
+
+
+def _on_candidate(config: ClusterConfig, name: str, question: Callable[[Connection, Acceptance], T]) -> T:
+    """``question`` on the server that the shard's DSN leads to, be it refused or not, with what there is to accept."""
+    copies = ask_each(
+        [one for one in config.shards if one.name != name], lambda _, conn: read_copy(conn), purpose="accept",
+        deadline_seconds=STATUS_DEADLINE_SECONDS,
+    )  # fmt: skip
+
+    def ask(shard: ShardConfig, conn: Connection) -> T:
         reading = read_server(conn)
         if reading.standby:
             raise OldPrimary(name, "it is a standby: promote it first. Nothing was accepted")
@@ -149,15 +189,7 @@ def accept_primary(config: ClusterConfig, name: str) -> Timeline | None:
         if identity is None:
             raise ClusterNotInitialized(f"shard {name!r} ({shard.address}) holds no cluster")
         check_identity(config, shard, identity)
-        if reading.timeline is None:
-            return None
-        terms = [copy.term for copy in (heard, read_copy(conn).get(name)) if copy is not None]
-        accepted = Timeline(reading.timeline.system, reading.timeline.number, 1 + max(terms, default=0))
-        conn.execute(_SQL["write_timelines"].on(), [[value] for value in (name, *astuple(accepted))])
-        return accepted
+        heard = merge_copies([*copies.given.values(), read_copy(conn)]).get(name)
+        return question(conn, Acceptance(f"{conn.info.host}:{conn.info.port}", reading.timeline, heard))
 
-    accepted = ask_one(shard, accept, purpose="accept", deadline_seconds=STATUS_DEADLINE_SECONDS, accept_any=True)
-    if accepted is not None:
-        primary_of(shard.dsn).learn(accepted)
-        spread(others, {name: accepted})
-    return accepted
+    return ask_one(config.shard(name), ask, purpose="accept", deadline_seconds=STATUS_DEADLINE_SECONDS, accept_any=True)

@@ -16,8 +16,9 @@ import psycopg
 
 from sharded_wf.clock import SYSTEM_CLOCK, Clock
 from sharded_wf.cluster.citus import resolve
-from sharded_wf.cluster.fanout import ask_each, reason_of
+from sharded_wf.cluster.fanout import Answers, reason_of
 from sharded_wf.cluster.shard_map import Record, check_identity, read_record
+from sharded_wf.cluster.timelines import ask_primaries
 from sharded_wf.config import ClusterConfig, ShardConfig
 from sharded_wf.doctor.checks import ClusterCheck, Fleet, ShardCheck
 from sharded_wf.doctor.commands import cli, psql
@@ -79,11 +80,16 @@ def examine(config: ClusterConfig, shards: Sequence[str] = (), *, clock: Clock =
     began = time.monotonic()
     config = resolve(config)
     asked = [config.shard(name) for name in dict.fromkeys(shards)] or list(config.shards)
-    answers = ask_each(
-        asked,
-        lambda shard, conn: _examine_shard(config, shard, conn, clock),
+    # The others are connected to as well: they know of these shards' old primaries.
+    heard, _ = ask_primaries(
+        config.shards,
+        lambda shard, conn: _examine_shard(config, shard, conn, clock) if shard in asked else None,
         purpose="doctor",
         deadline_seconds=DOCTOR_DEADLINE_SECONDS,
+    )
+    answers = Answers(
+        {name: one for name, one in heard.given.items() if one is not None},
+        {shard.name: heard.failed[shard.name] for shard in asked if shard.name in heard.failed},
     )
     silent = {name: _reason(error) for name, error in answers.failed.items()}
     silent |= {name: one.broke_off for name, one in answers.given.items() if one.broke_off is not None}

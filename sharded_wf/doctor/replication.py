@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from sharded_wf.cluster.fleet import read_writable
 from sharded_wf.doctor.checks import Family, ShardCheck
 from sharded_wf.doctor.finding import Finding, Severity, age, size
 from sharded_wf.doctor.look import Look
 from sharded_wf.limits import (
+    COMMIT_STUCK_SECONDS,
     DOCTOR_LAG_BYTES,
     DOCTOR_LAG_SECONDS,
     DOCTOR_SLOT_WAL_BYTES,
@@ -92,15 +94,27 @@ def synchronous_standby(look: Look) -> Iterator[Finding]:
     """Commits that wait for a standby that is not there."""
     names = look.settings["synchronous_standby_names"].value
     standbys = look.rows("read_standbys")
-    if not names or look.facts.standby or any(row[2] is None for row in standbys):
+    if not names or look.facts.standby:
         return
-    if not any(row[3] in ("sync", "quorum") for row in standbys):
+    if any(row[2] is None for row in standbys):  # we may not see their state, but what our own commits wait for
+        waited = read_writable(look.conn)[1]
+        lacking = f"commits wait for one that confirms them, for {age(waited)}" if waited > COMMIT_STUCK_SECONDS else ""
+    elif any(row[3] in ("sync", "quorum") for row in standbys):
+        lacking = ""
+    else:
+        lacking = "no such standby is connected"
+        lacking += f", but {', '.join(sorted({repr(row[0]) for row in standbys}))}" if standbys else ""
+    if lacking:
         yield Finding(
             Severity.CRITICAL,
-            f"synchronous_standby_names is {names!r}, and no such standby is connected",
-            "Every commit waits until one is: nothing is started, claimed or recorded here. Bring the standby back; or "
-            "do without it, knowing that a failover may then lose what was acknowledged.",
-            (look.psql("alter system set synchronous_standby_names = ''", "select pg_reload_conf()"),),
+            f"synchronous_standby_names is {names!r}, and {lacking}",
+            "Every commit waits until one is there: nothing is started, claimed or recorded here. Bring the standby "
+            "back; or, if it streams, give it a name of the list (application_name in its primary_conninfo); or do "
+            "without it, knowing that a failover may then lose what was acknowledged.",
+            (
+                look.psql("alter system set synchronous_standby_names = ''", "select pg_reload_conf()")
+                + "  # as a superuser",
+            ),
         )
 
 
@@ -113,7 +127,7 @@ def no_standby(look: Look) -> Iterator[Finding]:
             "The state of a workflow is on one shard: if this server is lost, so are its workflows since the last "
             "backup.",
             ("pg_basebackup --write-recovery-conf --checkpoint=fast -D DIRECTORY -d "
-             + look.psql().removeprefix("psql ") + "  # on another machine",),
+             + look.psql().removeprefix("psql ") + "  # on another machine; the role needs REPLICATION",),
         )  # fmt: skip
 
 

@@ -77,7 +77,7 @@ def conninfo_of(dsn: str, application_name: str, hosts: Sequence[Host] = ()) -> 
     defaults = {"connect_timeout": _patience(several=several), **DEFAULTS}
     wanted = {key: value for key, value in defaults.items() if key not in given}
     for key, values in zip(("host", "hostaddr", "port"), zip(*hosts, strict=True), strict=False):
-        if any(values):
+        if any(values) or key in given:  # a URI of several hosts has as many ports, be they empty
             wanted[key] = ",".join(values)
     return make_conninfo(dsn, application_name=application_name, client_encoding="UTF8", **wanted)
 
@@ -116,7 +116,7 @@ class _Search:
     def failed(self, error: psycopg.OperationalError) -> psycopg.OperationalError:
         """What to raise when none of the hosts that are left can be reached: a line that says so of each."""
         _let_go(error)
-        each = "; ".join(f"{host}:{port}: {reason}" for host, port, reason in _EACH_HOST.findall(str(error)))
+        each = "; ".join(_said(*of_host) for of_host in _EACH_HOST.findall(str(error)))
         if self._refusal is not None:
             return OldPrimaryFound(f"{self._refusal}. And the other hosts: {each or error}")
         return psycopg.OperationalError(each) if each else error
@@ -139,6 +139,12 @@ class _Search:
             if name in host[:2] and (host[2] or port) == port:
                 return host
         return None
+
+
+def _said(host: str, port: str, reason: str) -> str:
+    """A line about one host. A port that the DSN leaves open is not named; libpq's words for a standby say what is."""
+    what = "it is a standby, or read-only" if reason == "session is read-only" else reason
+    return f"{host}:{port}: {what}" if port else f"{host}: {what}"
 
 
 def _let_go(error: BaseException) -> None:

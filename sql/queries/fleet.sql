@@ -4,6 +4,14 @@
 -- name: ping
 select 1
 
+-- name: read_writable
+-- Whether transactions are read-only here, for how many seconds a commit has waited for a synchronous standby (of this
+-- role's sessions: of others it may not know), and which are meant.
+select current_setting('default_transaction_read_only') = 'on',
+    coalesce((select max(extract(epoch from clock_timestamp() - query_start))
+        from pg_stat_activity where datname = current_database() and wait_event = 'SyncRep'), 0)::float8,
+    current_setting('synchronous_standby_names')
+
 -- name: read_executors
 -- (By way of JSON, so that it can be read before the migration that adds the last two columns.)
 select id::text, executor, greatest(extract(epoch from clock_timestamp() - beat_at), 0)::float8,

@@ -97,6 +97,17 @@ def test_weights_of_the_file(run: Run, toml: str) -> None:
     assert "is no weight" in run("shards", "rebalance", "-c", toml, "--weights", "pg1=x")[2]
 
 
+def test_a_plan_of_many_slots_names_the_shards(run: Run, toml: str) -> None:
+    run("shards", "init", "-c", toml)
+    code, out, _ = run("shards", "drain", "pg1", "--to", "pg2", "--dry-run", "-c", toml)
+    assert code == 0
+    assert [line.split()[:3] for line in out.splitlines() if line.startswith("pg")] == [
+        ["pg1", "24", "0"],
+        ["pg2", "24", "48"],
+    ]
+    assert out.split().count("46") == 2
+
+
 def test_what_can_not_be_moved_is_refused(run: Run, toml: str) -> None:
     run("shards", "init", "-c", toml, "--slots", "4")
     for arguments, complaint in {

@@ -78,6 +78,40 @@ def test_a_shard_that_is_away_changes_the_exit_code(run: Run, toml: str) -> None
     assert err.startswith("error: shard 'pg3' can't be reached")
 
 
+def dsns(toml: str) -> list[str]:
+    return [line.split('"')[1] for line in Path(toml).read_text().splitlines() if line.startswith("dsn")]
+
+
+def test_a_shard_that_refuses_writes_is_not_well(run: Run, toml: str) -> None:
+    run("shards", "init", "-c", toml, "--slots", "4")
+    dsn = dsns(toml)[1]
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute(f"alter database {conn.info.dbname} set default_transaction_read_only = on".encode())
+    code, out, _ = run("shards", "status", "-c", toml)
+    assert (code, "✗ pg2: it refuses writes: default_transaction_read_only is on" in out) == (1, True)
+    assert "✗ pg2: affected: slots 1, 3" in out
+
+
+def test_what_is_accepted_is_shown_before(run: Run, toml: str) -> None:
+    """pg2 has moved to another system, as after a restore; pg1 remembers the one before."""
+    run("shards", "init", "-c", toml, "--slots", "4")
+    for dsn in dsns(toml):
+        with psycopg.connect(dsn, autocommit=True) as conn:
+            conn.execute("delete from wf_control.timeline where shard = 'pg2'")
+            conn.execute("insert into wf_control.timeline (shard, system, number, term) values ('pg2', 7, 9, 2)")
+    refused = run("shards", "status", "-c", toml)
+    assert (refused[0], "see docs/runbooks/failover.md, and `sharded-wf shards accept`" in refused[1]) == (1, True)
+    code, out, _ = run("shards", "accept", "pg2", "-c", toml, "--dry-run")
+    assert (code, "(before: timeline 9 of system 7)" in out) == (0, True)
+    code, _, err = run("shards", "accept", "pg2", "-c", toml)
+    assert (code, "say --yes" in err) == (2, True)
+    assert run("shards", "status", "-c", toml)[0] == 1
+    code, out, _ = run("shards", "accept", "pg2", "-c", toml, "--yes")
+    assert (code, "accepted" in out) == (0, True)
+    assert run("shards", "status", "-c", toml)[0] == 0
+    assert "nothing to accept" in run("shards", "accept", "pg2", "-c", toml, "--yes")[1]
+
+
 def test_an_error_is_one_message_without_a_traceback(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, err = run("shards", "status")

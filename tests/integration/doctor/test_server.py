@@ -3,14 +3,18 @@ real, and what the finding says is done in a shell."""
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 import threading
 from collections.abc import Callable
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
-from sharded_wf.config import ClusterConfig
+from sharded_wf.cluster import fleet
+from sharded_wf.cluster.fleet import fleet_status
+from sharded_wf.config import ClusterConfig, ShardConfig
 from sharded_wf.dev import EmbeddedServer
 from sharded_wf.doctor import replication, sessions, settings
 from sharded_wf.doctor.finding import Severity
@@ -184,6 +188,33 @@ class Standby:
         """What hot_standby_feedback sends: the oldest transaction that the standby still looks at."""
         self.conn.pgconn.put_copy_data(struct.pack("!cQIIII", b"h", 0, xmin, 0, 0, 0))
         self.conn.pgconn.flush()
+
+
+def test_a_standby_under_another_name_is_told_without_rights_to_see_it(
+    own: Own, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It streams, but not as one of those that commits wait for."""
+    for module in (replication, fleet):
+        monkeypatch.setattr(module, "COMMIT_STUCK_SECONDS", 0.1)
+    config, server = own()
+    do(config, "create role plain login", "grant pg_read_all_data to plain")
+    dsn = make_conninfo(config.shards[0].dsn, user="plain")
+    plain = dataclasses.replace(config, shards=(ShardConfig("pg1", dsn),))
+    standby = Standby(server.dsn())
+    do(config, "alter system set synchronous_standby_names = 'nobody'", "select pg_reload_conf()")
+    assert "no such standby is connected, but 'standby'" in the_finding(config, "synchronous-standby").what
+    assert not findings(plain, "synchronous-standby")
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        thread = threading.Thread(target=conn.execute, args=(b"create temp table t ()",))
+        thread.start()
+        assert "commits wait for one that confirms them" in the_finding(plain, "synchronous-standby").what
+        problem = fleet_status(plain).shards[0].problem or ""
+        assert "commits wait for a synchronous standby" in problem
+        assert "'nobody'" in problem
+        do(config, "alter system reset synchronous_standby_names", "select pg_reload_conf()")
+        thread.join()
+    assert fleet_status(plain).healthy
+    standby.conn.close()
 
 
 def test_standbys(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:

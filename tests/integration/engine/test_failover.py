@@ -20,6 +20,7 @@ from sharded_wf.client import Client
 from sharded_wf.cluster.directory import load_map
 from sharded_wf.cluster.timelines import accept_primary, read_copy
 from sharded_wf.dev import EmbeddedServer
+from sharded_wf.doctor.examine import examine
 from sharded_wf.postgres import timeline
 from sharded_wf.postgres.connect import connection
 from sharded_wf.postgres.queries import Query
@@ -167,6 +168,13 @@ def test_i1_an_old_primary_is_refused_by_processes_that_start_later(
     forgetful()  # the old one alone answers
     old = cluster.through(cluster.direct[0], pair.primary.dsn("far"))
     assert "old primary, on timeline 1; timeline 2 was seen" in load_map(old.config).unreachable["pg2"]
+
+    forgetful()  # the doctor, too, asks the one that is right, and examines no old one
+    assert examine(cluster.config, ["pg2"]).examined == ("pg2",)
+    forgetful()
+    report = examine(old.config, ["pg2"])
+    assert report.examined == ()
+    assert "old primary, on timeline 1" in next(iter(report.of(["unreachable"]))).what
 
     async def go() -> None:
         async with app.connect(old.config) as client:

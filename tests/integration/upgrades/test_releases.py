@@ -70,6 +70,9 @@ def test_two_releases_on_one_cluster(two_shards: TestCluster, next_release: Rele
         old_load = begin(load(OURS, two_shards, "old"))
         refused(early, "the tables are older than this version needs", "run: sharded-wf shards migrate")
         assert migrate(next_release, two_shards, "--pre")[0] == 0
+        with next_release.cli("shards", "status", "-c", str(two_shards.config_file())) as status:
+            assert status.wait() == 0
+            assert "migrations to apply, once every process runs this version" in status.output()
         new, new_load = begin(worker(next_release, two_shards)), begin(load(next_release, two_shards, "new"))
         both_ran_both(two_shards, old, new)
         assert f"newest is {VERSION}" in the_finding(two_shards.config, "executor-versions").what

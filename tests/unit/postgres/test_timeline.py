@@ -78,6 +78,7 @@ def test_what_was_only_seen_gives_way_to_what_the_shards_have_heard() -> None:
     [
         ("postgresql://wf@a/wf", [("a", "", "")]),
         ("postgresql://wf@a,b/wf", [("a", "", ""), ("b", "", "")]),
+        ("postgresql://wf@a,b,c/wf", [("a", "", ""), ("b", "", ""), ("c", "", "")]),
         ("postgresql://wf@a:1,b:2/wf", [("a", "", "1"), ("b", "", "2")]),
         ("host=a,b port=5", [("a", "", "5"), ("b", "", "5")]),
         ("host=a,b hostaddr=1.1.1.1,2.2.2.2", [("a", "1.1.1.1", ""), ("b", "2.2.2.2", "")]),
@@ -89,6 +90,8 @@ def test_the_hosts_of_a_dsn(dsn: str, hosts: list[tuple[str, str, str]]) -> None
     assert hosts_of(dsn) == hosts
     if hosts[0][0]:
         assert hosts_of(conninfo_of(dsn, "test", hosts[::-1])) == hosts[::-1]
+        left = conninfo_to_dict(conninfo_of(dsn, "test", hosts[-1:]))  # without one that turned out to be old
+        assert (left["host"], left.get("port") or "") == (hosts[-1][0], hosts[-1][2])
 
 
 def test_each_of_several_hosts_gets_less_patience_than_a_single_one() -> None:
