@@ -121,7 +121,8 @@ def executor_versions(fleet: Fleet) -> Iterator[Finding]:
         yield Finding(
             Severity.NOTE,
             f"executors run sharded_wf {next(iter(found))}, and this program is {fleet.version}",
-            "What it examines, and the migrations it knows, are of another version than what works.",
+            "What it examines, and the migrations it knows, are of another version than what works. In the midst of an "
+            "upgrade: go on with that (docs/runbooks/upgrading.md).",
             (f"pip install sharded-wf=={next(iter(found))}",),
         )
 
