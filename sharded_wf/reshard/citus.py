@@ -28,7 +28,6 @@ from sharded_wf.config import ClusterConfig
 from sharded_wf.errors import MoveBlocked, MoveRefused
 from sharded_wf.limits import (
     MOVE_BEAT_SECONDS,
-    MOVE_CUTOVER_DEADLINE_SECONDS,
     MOVE_DRAIN_SECONDS,
     MOVE_IDLE_SECONDS,
     MOVE_LOCK_ATTEMPTS,
@@ -142,10 +141,7 @@ class CitusMover(Mover):
 
     def _cut_over(self) -> float | None:
         begun: float | None = None
-        with (
-            self._source(MOVE_CUTOVER_DEADLINE_SECONDS) as source,
-            self._target(MOVE_CUTOVER_DEADLINE_SECONDS) as target,
-        ):
+        with self._source() as source, self._target() as target:
             if source.hold() != "retired":
                 begun = self._hand_over(source)
                 self._say("retired")
