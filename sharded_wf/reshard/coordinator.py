@@ -234,32 +234,44 @@ class Coordinator:
     def _connection(self, shard: str) -> Generator[Connection]:
         """Without a deadline of its own: as long as the server lives."""
         timeouts = milliseconds(MOVE_ROW_LOCK_TIMEOUT_SECONDS), milliseconds(MOVE_PASS_IDLE_SECONDS)
-        conn: Connection | None = None
-        pulse: Pulse | None = None
         dsn, purpose = self._config.shard(shard).dsn, purpose_of(self._token)
+        opened = False
         try:
             with (
                 connection(dsn, purpose=purpose, deadline_seconds=None) as conn,
                 pulse_of(dsn, conn, purpose) as pulse,
             ):
+                opened = True
                 self._pulses.append((shard, pulse))
-                row = conn.execute(SQL["backend"].on()).fetchone()
-                if row is None or row[0] != conn.info.backend_pid:
-                    raise MoveRefused(
-                        f"the DSN of shard {shard!r} leads through a transaction-pooling proxy; a move needs "
-                        "sessions of its own: name a shards.toml with direct DSNs (--cluster), for this command alone"
-                    )
-                conn.execute(SQL["set_settings"].on(), timeouts)
-                yield conn
-        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-            # Two connections are open at a time: which of them broke? One that stands still may be why the other one's
-            # server gave up waiting for us.
-            for name, felt in self._pulses:
-                if (stopped := felt.stopped) is not None:
-                    raise self._unavailable(name, stopped, error) from None
-            if conn is None or pulse is None or conn.closed:
+                try:
+                    row = conn.execute(SQL["backend"].on()).fetchone()
+                    if row is None or row[0] != conn.info.backend_pid:
+                        raise MoveRefused(
+                            f"the DSN of shard {shard!r} leads through a transaction-pooling proxy; a move needs "
+                            "sessions of its own: name a shards.toml with direct DSNs (--cluster), for this command "
+                            "alone"
+                        )
+                    conn.execute(SQL["set_settings"].on(), timeouts)
+                    yield conn
+                except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+                    self._judge(shard, conn, error)
+                    raise
+        except psycopg.OperationalError as error:
+            if not opened:
                 raise self._unavailable(shard, reason_of(error), error) from None
             raise
+
+    def _judge(self, shard: str, conn: Connection, error: Exception) -> None:
+        """Two connections are open at a time: which of them broke? Raises ``ShardUnavailable`` if that can be said."""
+        self._check_pulses(error)  # one that stands still may be why the other one's server gave up waiting for us
+        if conn.closed:
+            raise self._unavailable(shard, reason_of(error), error) from None
+
+    def _check_pulses(self, error: Exception) -> None:
+        """Raises ``ShardUnavailable`` if a server shows no life."""
+        for name, pulse in self._pulses:
+            if (stopped := pulse.stopped) is not None:
+                raise self._unavailable(name, stopped, error) from None
 
     def _unavailable(self, shard: str, reason: str, error: Exception) -> ShardUnavailable:
         """What to tell when a shard is away, with what to do about it."""
@@ -269,7 +281,7 @@ class Coordinator:
         if self._phase:
             option = "--undo" if self._phase in ("undoing", "unmade") else "--resume"
             command = f"sharded-wf shards {'split' if move.splits else 'move'} {option} {move.slot}"
-            reason = f"{reason}. Nothing is lost{state}. When {shard!r} answers again, run: {command}"
+            reason = f"{reason.rstrip('.')}. Nothing is lost{state}. When {shard!r} answers again, run: {command}"
         return unavailable(shard, error, reason)
 
     @contextmanager

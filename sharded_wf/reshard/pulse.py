@@ -65,7 +65,7 @@ class Pulse:
             try:
                 row = self._beside.execute(SQL["look_at_backend"].on(), (self._pid,)).fetchone()
             except psycopg.Error as error:
-                if not self._deadline.passed:  # else it was shut because of the silence, and so was this
+                if not self._over.is_set():  # else it was shut because nobody asks any more
                     self._broken = reason_of(error)
                     self._deadline.end()
                 return
