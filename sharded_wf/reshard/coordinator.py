@@ -263,17 +263,17 @@ class Coordinator:
 
     def _judge(self, shard: str, conn: Connection, error: Exception) -> None:
         """Two connections are open at a time: which of them broke? Raises ``ShardUnavailable`` if that can be said."""
-        self._check_pulses(error)  # one that stands still may be why the other one's server gave up waiting for us
+        self._check_pulses()  # one that stands still may be why the other one's server gave up waiting for us
         if conn.closed:
             raise self._unavailable(shard, reason_of(error), error) from None
 
-    def _check_pulses(self, error: Exception) -> None:
+    def _check_pulses(self) -> None:
         """Raises ``ShardUnavailable`` if a server shows no life."""
         for name, pulse in self._pulses:
             if (stopped := pulse.stopped) is not None:
-                raise self._unavailable(name, stopped, error) from None
+                raise self._unavailable(name, stopped) from None
 
-    def _unavailable(self, shard: str, reason: str, error: Exception) -> ShardUnavailable:
+    def _unavailable(self, shard: str, reason: str, error: Exception | None = None) -> ShardUnavailable:
         """What to tell when a shard is away, with what to do about it."""
         move, state = self._move, ""
         if self._phase == "retired":
@@ -282,7 +282,7 @@ class Coordinator:
             option = "--undo" if self._phase in ("undoing", "unmade") else "--resume"
             command = f"sharded-wf shards {'split' if move.splits else 'move'} {option} {move.slot}"
             reason = f"{reason.rstrip('.')}. Nothing is lost{state}. When {shard!r} answers again, run: {command}"
-        return unavailable(shard, error, reason)
+        return ShardUnavailable(shard, reason) if error is None else unavailable(shard, error, reason)
 
     @contextmanager
     def _source(self) -> Generator[Side]:
