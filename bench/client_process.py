@@ -22,6 +22,7 @@ import psycopg
 
 from sharded_wf import Client, Handle, connect
 from sharded_wf.clock import SYSTEM_CLOCK
+from sharded_wf.executor.worker import run_fast
 from sharded_wf.routing import new_id
 
 from .counters import FINISHED, STARTED, Counters
@@ -188,7 +189,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     order = msgspec.json.decode(read_order(), type=ClientOrder)
     threading.Thread(target=end_with_the_bench, daemon=True).start()
-    asyncio.run(work(order))
+    run_fast(work(order))
 
 
 if __name__ == "__main__":

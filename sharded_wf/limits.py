@@ -195,7 +195,6 @@ MISSED_WAITS_PER_LOOK_MAX = 1_000
 OUTBOX_POLL_SECONDS = 0.5
 """In a database that is no shard. On shards, executors find out by the way."""
 OUTBOX_BATCH_MAX_ROWS = 1_000
-OUTBOX_SHOWN_MAX_ROWS = 1_000
 
 # Vacuum
 VACUUM_EVERY_SECONDS = 2.0
@@ -281,7 +280,8 @@ MOVE_ROW_LOCK_TIMEOUT_SECONDS = 1.0
 MOVE_IDLE_SECONDS = 3.0
 """A coordinator that hangs with the slot locked is cut off after this long; the slot works on where it was."""
 MOVE_PASS_IDLE_SECONDS = 120.0
-MOVE_CUTOVER_DEADLINE_SECONDS = 20.0
+MOVE_SILENCE_SECONDS = 20.0
+"""A server that shows no life for so long, asked every ``MOVE_BEAT_SECONDS``, ends the command; a slow one does not."""
 MOVE_SHORT_PASS_SECONDS = 0.1
 MOVE_SHORT_PASS_ROWS = 500
 """A pass over the changes that took no longer, or copied no more, is short enough to make the last one with the slot

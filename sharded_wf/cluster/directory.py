@@ -29,6 +29,8 @@ from sharded_wf.postgres.connect import Connection
 from sharded_wf.postgres.migrate import check_schema, slots_present
 from sharded_wf.routing import ShardMap
 
+NO_MEMBER = "not part of the cluster: let it join (sharded-wf shards add); if it was removed, delete its [[shard]]"
+
 
 @dataclass(frozen=True, slots=True)
 class Directory:

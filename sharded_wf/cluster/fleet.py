@@ -15,6 +15,7 @@ from typing import cast
 import psycopg
 
 from sharded_wf.cluster import citus
+from sharded_wf.cluster.directory import NO_MEMBER
 from sharded_wf.cluster.shard_map import (
     PLANNED_EPOCH,
     Record,
@@ -41,7 +42,6 @@ from sharded_wf.postgres.queries import Query, load
 from sharded_wf.routing import CONTROL_SCHEMA, ShardMap, slot_schema
 
 NOT_YET = "not part of the cluster yet: run sharded-wf shards init"
-NO_MEMBER = "not part of the cluster: let it join (sharded-wf shards add); if it was removed, delete its [[shard]]"
 EMPTY = "empty, and should hold slots: the wrong database (correct the DSN), or its data are lost (restore a backup)"
 _FLEET = load("fleet")
 _CITUS = load("citus")

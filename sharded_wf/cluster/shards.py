@@ -21,7 +21,7 @@ import psycopg
 
 from sharded_wf.clock import SYSTEM_CLOCK, Clock
 from sharded_wf.cluster import citus
-from sharded_wf.cluster.directory import Directory, load_map
+from sharded_wf.cluster.directory import NO_MEMBER, Directory, load_map
 from sharded_wf.cluster.shard import Shard
 from sharded_wf.cluster.shard_map import Placement, live_slots, merge
 from sharded_wf.cluster.timelines import seen_by_this_process, spread
@@ -83,6 +83,8 @@ class ShardSet:
         self._outdated: str | None = None
         self._left: list[Shard] = []
         self._placements: tuple[Placement, ...] = ()
+        self._strangers: frozenset[str] = frozenset()
+        self._unread: str | None = None
 
     @classmethod
     async def open(cls, config: ClusterConfig, clock: Clock = SYSTEM_CLOCK) -> ShardSet:
@@ -96,6 +98,7 @@ class ShardSet:
         opened.versions.update(directory.versions)
         opened.away = directory.away(directory.shard_map)
         opened._follow_primaries()
+        opened._note_strangers(())
         for name, reason in directory.unreachable.items():
             opened.shards[name].reader.note_away(reason)
         return opened
@@ -122,9 +125,12 @@ class ShardSet:
             try:
                 self._adopt(await asyncio.to_thread(self._load))
                 self._follow_primaries()
+                self._unread = None
             except ShardedWfError as error:
                 self._outdated = str(error) if isinstance(error, SchemaOutOfDate) else None
-                logger.info("the shard map could not be read anew: %s", error)
+                if str(error) != self._unread:  # once, however often it is tried
+                    logger.info("the shard map could not be read anew: %s", error)
+                self._unread = str(error)
 
     def _load(self) -> Directory:
         self.config = citus.refresh(self.config)
@@ -144,20 +150,30 @@ class ShardSet:
         self.versions.update(directory.versions)
         here, epoch = self.map, max(row.epoch for row in self._placements)
         newer = ShardMap(epoch, live_slots(self._placements, here.base), here.base)
+        left = self.shards.keys() - {shard.name for shard in directory.shards}
         away = directory.away(newer)
         if (newer, away, {shard.name for shard in directory.shards}) == (here, self.away, set(self.shards)):
             return
         for config in directory.shards:
             if config.name not in self.shards:
                 self.shards[config.name] = Shard(config.name, config.dsn, (), self.clock)
-        for name in self.shards.keys() - {shard.name for shard in directory.shards}:
+        for name in left:
             self._left.append(self.shards.pop(name))
+        self._note_strangers(left)
         self.map, self.away = newer, away
         for shard in (*self.shards.values(), *self._left):
             shard.assign(newer.slots_of(shard.name))
         self._by_slot = {slot: self.shards.get(name) for slot, name in newer.placement.items()}
         for changed in self.on_change:
             changed()
+
+    def _note_strangers(self, left: Collection[str]) -> None:
+        """Say once of each shard that the configuration names that it is not, or no more, part of the cluster."""
+        strangers = frozenset(shard.name for shard in self.config.shards) - self.shards.keys()
+        for name in sorted(strangers - self._strangers):
+            what = "not part of the cluster any more: delete its [[shard]]" if name in left else NO_MEMBER
+            logger.warning("shard %s: %s from %s", name, what, self.config.source)
+        self._strangers = strangers
 
     async def find_slot(self, slot: int, until: float, attempt: int) -> None:
         """After a slot was not where we looked for it: read the map anew, until the slot lies somewhere. ``until``: the

@@ -7,9 +7,11 @@ import contextlib
 import logging
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version
 
 from sharded_wf.clock import SYSTEM_CLOCK, Clock
+from sharded_wf.cluster.directory import NO_MEMBER
 from sharded_wf.cluster.shard import Shard
 from sharded_wf.cluster.shards import ShardSet
 from sharded_wf.config import ClusterConfig
@@ -91,6 +93,7 @@ class Executor:
         self._exits = contextlib.AsyncExitStack()
         self._serving: list[asyncio.Task[None]] = []
         self._stopping: asyncio.Task[None] | None = None
+        self._draining = False
         self.state: object = None
 
     def new_threads(self) -> ThreadPoolExecutor:
@@ -109,6 +112,9 @@ class Executor:
         self.config = self.shards.config
         _check_named(self.config, self._only)
         self._exits.push_async_callback(self.shards.close)
+        if self._only and not self.shards.shards.keys() & set(self._only):
+            named = f"shard {self._only[0]!r} is" if len(self._only) == 1 else "the shards that were named are"
+            raise ConfigError(f"there is no shard to serve: {named} {NO_MEMBER} from {self.config.source}")
         self.state = await self._exits.enter_async_context(self.app.open_lifespan())
         self.keeper = LeaseKeeper(self._clock)
         self.keeper.start()
@@ -129,7 +135,9 @@ class Executor:
             if shard not in served and (self._only is None or shard.name in self._only):
                 part = ShardExecutor(self, shard)
                 self.parts.append(part)
-                self._serving.append(asyncio.create_task(part.serve(), name=f"serve {shard.name}"))
+                serving = asyncio.create_task(part.serve(), name=f"serve {shard.name}")
+                self._serving.append(serving)
+                serving.add_done_callback(partial(self._served, part))
                 served.add(shard)
         self._carry_from_bare({shard for shard in self.shards.shards.values() if not shard.slots} - served)
 
@@ -143,6 +151,12 @@ class Executor:
             else:
                 part.drain()  # the shard has left the cluster
         self._serve_shards()
+
+    def _served(self, part: ShardExecutor, serving: asyncio.Task[None]) -> None:
+        """A shard is served no more: it has left the cluster, or we stop."""
+        if self._stopping is None and self.shards.shards.get(part.shard.name) is not part.shard:
+            self.parts.remove(part)
+            self._serving.remove(serving)
 
     def _follow_primary(self, shard: Shard) -> None:
         """Another server is the shard's primary. What it does not have, if its replication was not synchronous, must
@@ -176,6 +190,7 @@ class Executor:
 
     def drain(self) -> None:
         """Claim nothing more; ``stop`` then waits for what runs. Draining twice is fine."""
+        self._draining = True
         for part in self.parts:
             part.drain()
 
@@ -216,7 +231,7 @@ class Executor:
     def health(self) -> Health:
         """How it fares on each shard that it serves, without asking any."""
         return Health(
-            alive=self.keeper.runs, draining=self._stopping is not None or any(part.is_draining for part in self.parts),
+            alive=self.keeper.runs, draining=self._draining,
             shards=tuple(part.health() for part in self.parts), **self.statistics(),
         )  # fmt: skip
 

@@ -35,6 +35,7 @@ from sharded_wf.maintenance.requests import Carrier
 from sharded_wf.maintenance.retention import RetentionLoop
 from sharded_wf.maintenance.vacuum import Vacuum
 from sharded_wf.postgres import binary
+from sharded_wf.postgres.failures import is_no_shard
 from sharded_wf.postgres.listen import Listener
 from sharded_wf.postgres.migrate import newest_known, too_new_message
 from sharded_wf.postgres.session import ConnectionLost
@@ -145,7 +146,8 @@ class ShardExecutor:
             except (ConnectionLost, psycopg.Error) as error:
                 # If it was written after all, nobody beats for it, and the next observer removes it.
                 reason = " ".join(str(error).split())
-                if reason != said:  # once, however long the shard is away
+                self.moving.moved(error)  # it may be that it is no shard any more
+                if reason != said and not is_no_shard(error):  # once, however long the shard is away
                     logger.info("shard %s: no lease yet: %s", self.shard.name, reason)
                 said = reason
                 await self._flushes.pause()
@@ -246,6 +248,8 @@ class ShardExecutor:
                 await self._flushes.transact(statements)
                 return
             except (ConnectionLost, psycopg.Error) as error:
+                if is_no_shard(error):
+                    return  # all leases are gone with it
                 logger.info("shard %s: leaving is put off: %s", self.shard.name, error)
                 if self.moving.moved(error) is not None:
                     continue
@@ -280,11 +284,6 @@ class ShardExecutor:
     def drain(self) -> None:
         """Claim nothing more, let what runs come to an end, give back the rest. Draining twice is fine."""
         self._draining.set()
-
-    @property
-    def is_draining(self) -> bool:
-        """Whether it was told to drain."""
-        return self._draining.is_set()
 
     async def _drain(self) -> None:
         await self._draining.wait()

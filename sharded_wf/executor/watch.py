@@ -29,6 +29,7 @@ from sharded_wf.limits import (
     TIMERS_PER_BATCH_MAX,
     TIMERS_RECHECK_SECONDS,
 )
+from sharded_wf.postgres.failures import is_no_shard
 from sharded_wf.postgres.link import Link
 from sharded_wf.postgres.listen import Listener
 from sharded_wf.postgres.session import ConnectionLost
@@ -145,7 +146,7 @@ class Watch:
                 self._look = True
                 if self._moved(error):
                     continue
-                if not self._away:
+                if not self._away and not is_no_shard(error):  # then the map is read anew, which says so
                     reason = " ".join(str(error).split())
                     logger.warning("shard %s: does not answer; tried again until it does: %s", self._shard, reason)
                     self._away = True

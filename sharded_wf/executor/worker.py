@@ -10,7 +10,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 from sharded_wf.clock import SYSTEM_CLOCK
 from sharded_wf.executor import lifeline
@@ -90,13 +91,18 @@ def calm_garbage_collector() -> None:
 
 
 def run(executor: Executor, health: tuple[str, int] | None = None) -> None:
-    """``work`` on an event loop of its own: uvloop's, if it is installed (extra ``fast``)."""
+    """``work`` in a process that is all its own."""
+    run_fast(work(executor, health))
+
+
+def run_fast(main: Coroutine[Any, Any, None]) -> None:
+    """``main`` on an event loop of its own, uvloop's if it is installed (extra ``fast``), with a calm collector."""
     calm_garbage_collector()
     run_loop = asyncio.run
     # Runs outside of the handler: else this would be the context of every error that a workflow records.
     with contextlib.suppress(ImportError):
         from uvloop import run as run_loop
-    run_loop(work(executor, health))
+    run_loop(main)
 
 
 def supervise(commands: Sequence[Sequence[str]]) -> None:

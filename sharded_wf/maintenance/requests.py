@@ -16,6 +16,7 @@ import psycopg
 from sharded_wf.cluster.shards import ShardSet
 from sharded_wf.errors import IdConflict, ShardedWfError, ShardUnavailable, WorkflowNotFound
 from sharded_wf.limits import OUTBOX_BATCH_MAX_ROWS, OUTBOX_POLL_SECONDS, SEND_DIRECT_SECONDS
+from sharded_wf.postgres.failures import is_no_shard
 from sharded_wf.postgres.link import Link
 from sharded_wf.postgres.session import ConnectionLost
 from sharded_wf.routing import CONTROL_SCHEMA
@@ -42,11 +43,17 @@ class Carrier:
 
     async def run(self) -> None:
         """Carry for ever, until cancelled."""
+        said = ""
         while True:
             try:
                 await self.carry()
+                said = ""
             except (ConnectionLost, psycopg.Error) as error:
-                logger.info("an outbox is put off: %s", error)
+                if is_no_shard(error):
+                    await self._shards.reload()  # if it has left the cluster, that ends this
+                elif str(error) != said:
+                    logger.info("an outbox is put off: %s", error)
+                said = str(error)
                 await self._link.pause()
             if self._poll:
                 await asyncio.sleep(OUTBOX_POLL_SECONDS)

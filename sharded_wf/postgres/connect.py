@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import re
 import threading
+import time
 import traceback
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -196,7 +198,7 @@ def open_blocking(
         except psycopg.OperationalError as error:
             raise search.failed(error) from None
         try:
-            with _deadline(conn, CONNECT_TIMEOUT_SECONDS):
+            with Deadline(conn, CONNECT_TIMEOUT_SECONDS):
                 reading = _read_blocking(conn, search.primary)
             if not accept_any:
                 search.primary.admit(reading, conn, None)
@@ -295,33 +297,55 @@ def connection(
     conn = cast(Connection, opened)
     conn.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
     try:
-        with _deadline(conn, deadline_seconds):
+        with Deadline(conn, deadline_seconds):
             yield conn
     finally:
         primary_of(dsn).forget(conn)
         conn.close()
 
 
-@contextmanager
-def _deadline(conn: psycopg.Connection[Any], seconds: float | None) -> Generator[None]:
-    """Shuts the connection's socket if the block is not left in time: from another thread, and never after it."""
-    if seconds is None:
-        yield
-        return
-    lock = threading.Lock()
-    over = False
+class Deadline:
+    """Shuts a connection's socket if the block is not left in time: from another thread, and never after it. What is
+    under way on it then raises ``psycopg.OperationalError``. ``seconds``: from the block's begin, or from when it was
+    put off the last time; ``None``: no bound."""
 
-    def cut() -> None:
-        with lock:
-            if not over:
-                shut(conn)
+    def __init__(self, conn: psycopg.Connection[Any], seconds: float | None) -> None:
+        self._conn = conn
+        self._seconds = seconds
+        self._due = math.inf
+        self._over = False
+        self._changed = threading.Condition()
+        self.passed = False
+        """Whether the connection was shut for it."""
 
-    timer = threading.Timer(seconds, cut)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        with lock:  # from here on the descriptor may be somebody else's
-            over = True
-        timer.cancel()
+    def __enter__(self) -> Self:
+        if self._seconds is not None:
+            self._due = time.monotonic() + self._seconds
+            threading.Thread(target=self._wait, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:  # from here on the descriptor may be somebody else's
+            self._over = True
+            self._changed.notify()
+
+    def put_off(self) -> None:
+        """Begin to count anew."""
+        if self._seconds is not None:
+            self._due = time.monotonic() + self._seconds
+
+    def end(self) -> None:
+        """It passes now."""
+        with self._changed:
+            self._due = -math.inf
+            self._changed.notify()
+
+    def _wait(self) -> None:
+        with self._changed:
+            while not self._over:
+                left = self._due - time.monotonic()
+                if left <= 0:
+                    self.passed = True
+                    shut(self._conn)
+                    return
+                self._changed.wait(left)

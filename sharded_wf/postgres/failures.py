@@ -9,6 +9,7 @@ import psycopg
 from sharded_wf.errors import OldPrimary, ShardUnavailable
 from sharded_wf.postgres.session import ConnectionLost
 from sharded_wf.postgres.timeline import OldPrimaryFound
+from sharded_wf.routing import CONTROL_SCHEMA
 
 _TRANSIENT_CLASSES = ("08", "40", "53", "55", "57", "58")
 _MOVED = ("42P01", "3F000", "42883")
@@ -30,6 +31,11 @@ def is_transient(error: psycopg.Error) -> bool:
 def is_moved(error: psycopg.Error) -> bool:
     """Whether the tables are not where we looked for them: the shard map that we used is old."""
     return error.sqlstate in _MOVED
+
+
+def is_no_shard(error: Exception) -> bool:
+    """Whether our control schema is not there: the database is no shard, or no more."""
+    return isinstance(error, psycopg.Error) and is_moved(error) and CONTROL_SCHEMA in str(error)
 
 
 def is_of_schema(error: psycopg.Error) -> bool:

@@ -21,14 +21,13 @@ from typing import cast
 
 import psycopg
 
-from sharded_wf.cluster.citus import coordinator, move_rows, places, plan_rebalance
+from sharded_wf.cluster.citus import COORDINATOR, coordinator, move_rows, places, plan_rebalance
 from sharded_wf.cluster.fanout import ask_each
 from sharded_wf.cluster.shard_map import Placement, write_placements
 from sharded_wf.config import ClusterConfig
 from sharded_wf.errors import MoveBlocked, MoveRefused
 from sharded_wf.limits import (
     MOVE_BEAT_SECONDS,
-    MOVE_CUTOVER_DEADLINE_SECONDS,
     MOVE_DRAIN_SECONDS,
     MOVE_IDLE_SECONDS,
     MOVE_LOCK_ATTEMPTS,
@@ -39,10 +38,11 @@ from sharded_wf.limits import (
 from sharded_wf.postgres.queries import load
 from sharded_wf.reshard.cutover import milliseconds
 from sharded_wf.reshard.move import Mover
+from sharded_wf.reshard.pulse import pulse_of
 from sharded_wf.reshard.record import Side
 from sharded_wf.reshard.tables import SQL
 from sharded_wf.reshard.verify import TableCheck
-from sharded_wf.routing import ShardMap
+from sharded_wf.routing import ShardMap, slot_schema
 
 _CITUS = load("citus")
 _MAP = load("shard_map")
@@ -114,11 +114,13 @@ class CitusMover(Mover):
         failures: list[Exception] = []
 
         def work() -> None:
-            name = f"citus move {slot}"
+            name, dsn = f"citus move {slot_schema(slot)}", cast(str, self._config.coordinator)
             with coordinator(self._config, name, None) as conn:
                 # That of a process that began this before, and died: Citus does one thing with a slot at a time.
                 conn.execute(SQL["end_coordinator"].on(), (f"sharded_wf {name}",))
-                move_rows(conn, slot, self._config.shard(shard))
+                with pulse_of(dsn, conn, name) as pulse:
+                    self._pulses.append((COORDINATOR, pulse))
+                    move_rows(conn, slot, self._config.shard(shard))
 
         def run() -> None:
             try:
@@ -131,6 +133,7 @@ class CitusMover(Mover):
         while thread.is_alive():
             source.beat()
             thread.join(MOVE_BEAT_SECONDS)
+            self._check_pulses()
         if failures and isinstance(failures[0], psycopg.Error):
             reason = (failures[0].diag.message_primary or str(failures[0])).strip()
             raise MoveBlocked(
@@ -142,10 +145,7 @@ class CitusMover(Mover):
 
     def _cut_over(self) -> float | None:
         begun: float | None = None
-        with (
-            self._source(MOVE_CUTOVER_DEADLINE_SECONDS) as source,
-            self._target(MOVE_CUTOVER_DEADLINE_SECONDS) as target,
-        ):
+        with self._source() as source, self._target() as target:
             if source.hold() != "retired":
                 begun = self._hand_over(source)
                 self._say("retired")

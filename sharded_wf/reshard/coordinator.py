@@ -32,6 +32,7 @@ from sharded_wf.postgres.failures import unavailable
 from sharded_wf.postgres.migrate import applied_versions, make_copy
 from sharded_wf.reshard.copying import Copier, begin_capture, end_capture
 from sharded_wf.reshard.cutover import Cutover, drop, milliseconds, rename
+from sharded_wf.reshard.pulse import Pulse, pulse_of
 from sharded_wf.reshard.record import Move, Side, find_move, purpose_of
 from sharded_wf.reshard.tables import SQL, Part, Table, read_tables
 from sharded_wf.reshard.verify import TableCheck, verify_copy
@@ -90,6 +91,8 @@ class Coordinator:
         self._pace = pace
         self._rows = 0
         self._total = 0
+        self._phase = ""
+        self._pulses: list[tuple[str, Pulse]] = []
 
     def run(self) -> Moved:
         """Begin, or go on wherever it stands, to the end."""
@@ -228,43 +231,72 @@ class Coordinator:
     # --- connections --------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _connection(self, shard: str, deadline: float | None = None) -> Generator[Connection]:
+    def _connection(self, shard: str) -> Generator[Connection]:
+        """Without a deadline of its own: as long as the server lives."""
         timeouts = milliseconds(MOVE_ROW_LOCK_TIMEOUT_SECONDS), milliseconds(MOVE_PASS_IDLE_SECONDS)
-        conn: Connection | None = None
-        purpose = purpose_of(self._token)
+        dsn, purpose = self._config.shard(shard).dsn, purpose_of(self._token)
+        opened = False
         try:
-            with connection(self._config.shard(shard).dsn, purpose=purpose, deadline_seconds=deadline) as conn:
-                row = conn.execute(SQL["backend"].on()).fetchone()
-                if row is None or row[0] != conn.info.backend_pid:
-                    raise MoveRefused(
-                        f"the DSN of shard {shard!r} leads through a transaction-pooling proxy; a move needs "
-                        "sessions of its own: name a shards.toml with direct DSNs (--cluster), for this command alone"
-                    )
-                conn.execute(SQL["set_settings"].on(), timeouts)
+            with (
+                connection(dsn, purpose=purpose, deadline_seconds=None) as conn,
+                pulse_of(dsn, conn, purpose) as pulse,
+            ):
+                opened = True
+                self._pulses.append((shard, pulse))
                 try:
+                    row = conn.execute(SQL["backend"].on()).fetchone()
+                    if row is None or row[0] != conn.info.backend_pid:
+                        raise MoveRefused(
+                            f"the DSN of shard {shard!r} leads through a transaction-pooling proxy; a move needs "
+                            "sessions of its own: name a shards.toml with direct DSNs (--cluster), for this command "
+                            "alone"
+                        )
+                    conn.execute(SQL["set_settings"].on(), timeouts)
                     yield conn
                 except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-                    # Two connections are open at a time: which of them broke?
-                    if conn.closed:
-                        raise unavailable(shard, error, reason_of(error)) from None
+                    self._judge(shard, conn, error)
                     raise
         except psycopg.OperationalError as error:
-            if conn is None:
-                raise unavailable(shard, error, reason_of(error)) from None
+            if not opened:
+                raise self._unavailable(shard, reason_of(error), error) from None
             raise
 
+    def _judge(self, shard: str, conn: Connection, error: Exception) -> None:
+        """Two connections are open at a time: which of them broke? Raises ``ShardUnavailable`` if that can be said."""
+        self._check_pulses()  # one that stands still may be why the other one's server gave up waiting for us
+        if conn.closed:
+            raise self._unavailable(shard, reason_of(error), error) from None
+
+    def _check_pulses(self) -> None:
+        """Raises ``ShardUnavailable`` if a server shows no life."""
+        for name, pulse in self._pulses:
+            if (stopped := pulse.stopped) is not None:
+                raise self._unavailable(name, stopped) from None
+
+    def _unavailable(self, shard: str, reason: str, error: Exception | None = None) -> ShardUnavailable:
+        """What to tell when a shard is away, with what to do about it."""
+        move, state = self._move, ""
+        if self._phase == "retired":
+            state = f", but slot {move.slot} is on no shard until it is finished"
+        if self._phase:
+            option = "--undo" if self._phase in ("undoing", "unmade") else "--resume"
+            command = f"sharded-wf shards {'split' if move.splits else 'move'} {option} {move.slot}"
+            reason = f"{reason.rstrip('.')}. Nothing is lost{state}. When {shard!r} answers again, run: {command}"
+        return ShardUnavailable(shard, reason) if error is None else unavailable(shard, error, reason)
+
     @contextmanager
-    def _source(self, deadline: float | None = None) -> Generator[Side]:
-        with self._connection(self._move.source, deadline) as conn:
+    def _source(self) -> Generator[Side]:
+        with self._connection(self._move.source) as conn:
             yield Side(conn, self._move, self._token)
 
     @contextmanager
-    def _target(self, deadline: float | None = None) -> Generator[Side]:
-        with self._connection(self._move.target, deadline) as conn:
+    def _target(self) -> Generator[Side]:
+        with self._connection(self._move.target) as conn:
             yield Side(conn, self._move, self._token)
 
     def _say(self, phase: str) -> None:
         move = self._move
+        self._phase = phase
         self._report(Progress(move.slot, move.source, move.target, phase, self._rows, max(self._total, self._rows)))
 
 

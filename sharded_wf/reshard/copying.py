@@ -105,12 +105,9 @@ class Copier:
             after = cast(list[str] | None, known.get("after")) if at == label else None
             self._copy_table(part, table, None if after is None else tuple(after), done)
             done.append(label)
-            with self.target.conn.transaction():
-                self.target.hold()
-                self.target.note({"done": done})
 
     def _copy_table(self, part: Part, table: Table, after: tuple[str, ...] | None, done: list[str]) -> None:
-        names = part.names
+        names, label = part.names, self._label(part, table)
         while True:
             begun = time.monotonic()
             self.source.beat()
@@ -122,8 +119,10 @@ class Copier:
                 self.target.hold()
                 chunk = text_of(SQL["copy_chunk"], names, table, after=lower, until=key_bound(table, "<=", end))
                 rows = self._pipe_part(part, table, chunk)
-                if end is not None:
-                    self.target.note({"done": done, "table": self._label(part, table), "after": list(end)})
+                # With the rows, the last ones' too: what is not noted is copied once more, and must not be there.
+                self.target.note(
+                    {"done": [*done, label]} if end is None else {"done": done, "table": label, "after": list(end)}
+                )
             self.copied(rows)
             if end is None:
                 return

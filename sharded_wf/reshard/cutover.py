@@ -24,7 +24,6 @@ from sharded_wf.cluster.shard_map import Placement, read_record, write_placement
 from sharded_wf.config import ClusterConfig, ShardConfig
 from sharded_wf.errors import MoveBlocked, MoveRefused
 from sharded_wf.limits import (
-    MOVE_CUTOVER_DEADLINE_SECONDS,
     MOVE_IDLE_SECONDS,
     MOVE_LAST_PASSES_MAX,
     MOVE_LOCK_ATTEMPTS,
@@ -35,6 +34,7 @@ from sharded_wf.limits import (
     MOVE_SWITCH_GROWTH,
     MOVE_SWITCH_KEYS_MAX,
     MOVE_SWITCH_SECONDS,
+    STATUS_DEADLINE_SECONDS,
 )
 from sharded_wf.postgres.connect import Connection
 from sharded_wf.reshard.copying import Copier, blocked_by
@@ -167,7 +167,7 @@ def tell(config: ClusterConfig, move: Move, slots: Iterable[int]) -> list[str]:
             write_placements(conn, placements)
             conn.execute(SQL["notify_moves"].on())
 
-    answers = ask_each(config.shards, raise_epoch, purpose="move", deadline_seconds=MOVE_CUTOVER_DEADLINE_SECONDS)
+    answers = ask_each(config.shards, raise_epoch, purpose="move", deadline_seconds=STATUS_DEADLINE_SECONDS)
     return sorted(answers.failed)
 
 

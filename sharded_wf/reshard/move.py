@@ -14,7 +14,6 @@ import psycopg
 
 from sharded_wf.errors import MoveBlocked, MoveRefused, ShardUnavailable
 from sharded_wf.limits import (
-    MOVE_CUTOVER_DEADLINE_SECONDS,
     MOVE_DEPARTED_ATTEMPTS,
     MOVE_IDLE_SECONDS,
     MOVE_LOCK_PAUSE_SECONDS,
@@ -126,12 +125,9 @@ class Mover(Coordinator):
         )
 
     def _cut_over(self) -> float | None:
-        """Retire, go live. On connections with a deadline: a shard that hangs must not keep the slot locked."""
+        """Retire, go live. (A target that hangs does not keep the slot locked: see ``Cutover.retire``.)"""
         begun: float | None = None
-        with (
-            self._source(MOVE_CUTOVER_DEADLINE_SECONDS) as source,
-            self._target(MOVE_CUTOVER_DEADLINE_SECONDS) as target,
-        ):
+        with self._source() as source, self._target() as target:
             cutover = Cutover(self._move, source, target, self._sleep)
             if source.hold() != "retired":
                 begun = self._retire(cutover, lambda: source.advance("retired", since=("copying", "draining")))

@@ -14,7 +14,6 @@ from functools import partial
 
 from sharded_wf.cluster.shard_map import Placement, read_record, write_placements
 from sharded_wf.errors import MoveRefused
-from sharded_wf.limits import MOVE_CUTOVER_DEADLINE_SECONDS
 from sharded_wf.reshard.coordinator import Coordinator, Moved, restore
 from sharded_wf.reshard.cutover import Cutover, drop, rename, tell
 from sharded_wf.reshard.record import Side, find_move
@@ -92,11 +91,7 @@ class Splitter(Coordinator):
         source.take()
 
     def _cut_over(self) -> float:
-        """On connections with a deadline: a shard that hangs must not keep the slot locked."""
-        with (
-            self._source(MOVE_CUTOVER_DEADLINE_SECONDS) as source,
-            self._target(MOVE_CUTOVER_DEADLINE_SECONDS) as target,
-        ):
+        with self._source() as source, self._target() as target:
             cutover = Cutover(self._move, source, target, self._sleep)
             begun = self._retire(cutover, partial(self._go_live, source))
             return max(time.monotonic() - begun, cutover.locked_seconds)

@@ -58,6 +58,13 @@ where application_name like $1 || '%' and usename = current_user and pid <> pg_b
 -- name: backend
 select pg_backend_pid()
 
+-- name: look_at_backend
+-- What a session has waited for: 'client' (it has nothing to do), 'standby' (at a commit), or something else; and for
+-- how many seconds it has done so, or has been busy.
+select case when state like 'idle%' then 'client' when wait_event = 'SyncRep' then 'standby' else '' end,
+    extract(epoch from clock_timestamp() - state_change)::float8
+from pg_stat_activity where pid = $1::int
+
 -- name: set_settings
 -- How rows are written as text is the same on both sides; copies go by the primary keys; nothing waits for long.
 select set_config('enable_seqscan', 'off', false), set_config('enable_hashjoin', 'off', false),

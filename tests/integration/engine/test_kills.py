@@ -18,6 +18,7 @@ import pytest
 from sharded_wf.client import Handle
 from sharded_wf.cluster.directory import load_map
 from tests.integration.reshard.test_moves import homes, move
+from tests.support import citus
 from tests.support.cluster import TestCluster
 from tests.support.flows import LEDGER_VARIABLE, chain
 from tests.support.kill_flows import app
@@ -144,6 +145,7 @@ def test_killed_in_the_middle_of_everything(
             break
 
 
+@pytest.mark.skipif(bool(citus.COORDINATOR), reason="on Citus, slots move by Citus: tests/integration/citus")
 def test_i7_told_while_slots_move(two_shards: TestCluster, full: bool) -> None:
     """Every slot moves to the other shard and back, with a small load beside; once, or again and again."""
 

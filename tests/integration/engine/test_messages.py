@@ -13,6 +13,7 @@ from sharded_wf import WorkflowNotFound
 from sharded_wf.clock import SYSTEM_CLOCK
 from sharded_wf.dev import EmbeddedServer
 from sharded_wf.model.workflow import Message
+from tests.support import citus
 from tests.support.certificate import SUCCEEDED, read_rows
 from tests.support.cluster import TestCluster
 from tests.support.flows import app, echo, expected_order, inbox, noted_inbox, outbox, parent
@@ -145,6 +146,7 @@ def test_i6_children_on_other_shards_answer_their_parents_once(two_shards: TestC
     assert len(two_shards.bodies()) == 4 * 12 * 2
 
 
+@pytest.mark.skipif(bool(citus.COORDINATOR), reason="Citus refuses the SQL that plants what came twice")
 def test_i6_what_came_twice_is_gone_when_a_workflow_ends_with_its_replay(cluster: TestCluster) -> None:
     """Its executor was killed before the outcome was recorded, and the message that it received is delivered again."""
 

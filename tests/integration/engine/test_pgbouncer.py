@@ -22,11 +22,10 @@ from tests.support.flows import app, chain, gated_chain, inbox, outbox, parent
 from tests.support.pgbouncer import PROGRAM, PgBouncer
 from tests.support.processes import wait_until
 
-pytestmark = pytest.mark.skipif(bool(citus.COORDINATOR), reason="nodes of a Citus cluster are reached without a pooler")
-
-pytestmark = pytest.mark.skipif(
-    PROGRAM is None, reason="PgBouncer is not on this machine: NOTHING behind a pooler is tested"
-)
+pytestmark = [
+    pytest.mark.skipif(bool(citus.COORDINATOR), reason="nodes of a Citus cluster are reached without a pooler"),
+    pytest.mark.skipif(PROGRAM is None, reason="PgBouncer is not on this machine: NOTHING behind a pooler is tested"),
+]
 
 
 @pytest.fixture(params=["transaction", "session"])

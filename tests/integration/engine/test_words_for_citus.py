@@ -6,8 +6,10 @@ import re
 from typing import Any
 
 import psycopg
+import pytest
 
 from sharded_wf.postgres.queries import Query, load
+from tests.support import citus
 from tests.support.cluster import TestCluster
 
 FAMILIES = ("claims", "messages", "moves", "outcomes", "repair", "retention", "starts", "steps")
@@ -22,6 +24,7 @@ def columns(conn: psycopg.Connection[Any], query: Query, schema: str) -> list[in
         return None if cursor.description is None else [column.type_code for column in cursor.description]
 
 
+@pytest.mark.skipif(bool(citus.COORDINATOR), reason="plain Postgres runs both; Citus refuses the original")
 def test_the_answers_have_the_same_columns(cluster: TestCluster) -> None:
     variants = load("on_citus")
     originals = {name: query for family in FAMILIES for name, query in load(family).items()}

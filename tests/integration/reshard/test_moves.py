@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 import time
 import uuid
@@ -16,9 +17,9 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from sharded_wf.client import Client, Handle
-from sharded_wf.cluster.directory import load_map
+from sharded_wf.cluster.directory import NO_MEMBER, load_map
 from sharded_wf.dev import EmbeddedServer
-from sharded_wf.errors import EmbeddedPostgresMissing, MoveBlocked, MoveRefused
+from sharded_wf.errors import ConfigError, EmbeddedPostgresMissing, MoveBlocked, MoveRefused
 from sharded_wf.limits import MOVE_LOCK_PAUSE_SECONDS
 from sharded_wf.reshard import copying, cutover
 from sharded_wf.reshard import verify as verifying
@@ -217,7 +218,8 @@ def test_a_copy_that_differs_is_not_switched(two_shards: TestCluster, seed: int)
     assert unfinished_moves(two_shards.config) == []
 
 
-def test_a_shard_that_is_removed_is_let_go_of(two_shards: TestCluster) -> None:
+def test_a_shard_that_is_removed_is_let_go_of(two_shards: TestCluster, caplog: pytest.LogCaptureFixture) -> None:
+    """By who runs and by who starts later; both say so, once, and what to do about it."""
     ids = two_shards.ids_on(2, 3)
 
     async def go() -> None:
@@ -227,12 +229,23 @@ def test_a_shard_that_is_removed_is_let_go_of(two_shards: TestCluster) -> None:
                 await asyncio.to_thread(remove_shard, two_shards.config, "pg2")
             await asyncio.to_thread(move, two_shards, *((slot, "pg1") for slot in (1, 3, 5)))
             await asyncio.to_thread(remove_shard, two_shards.config, "pg2")
-            part = next(part for part in executor.parts if part.shard.name == "pg2")
-            await until(part._draining.is_set, "letting go")
+            await until(lambda: [part.name for part in executor.health().shards] == ["pg1"], "letting go")
+            assert executor.health().ready
             assert await (await client.start(chain.bind(1), id=ids[1])).result(20) == 1
             assert await client.get_handle(ids[0], int).result(20) == 1
+        async with app.executor(two_shards.config, shards=["pg1", "pg2"]) as executor:
+            assert [part.shard.name for part in executor.parts] == ["pg1"]
+        with pytest.raises(ConfigError, match="no shard to serve: shard 'pg2' is not part of the cluster"):
+            await contextlib.AsyncExitStack().enter_async_context(app.executor(two_shards.config, shards=["pg2"]))
 
-    asyncio.run(go())
+    with caplog.at_level(logging.INFO, "sharded_wf"):
+        asyncio.run(go())
+    said = [record.getMessage() for record in caplog.records if "pg2" in record.getMessage()]
+    gone = "shard pg2: not part of the cluster any more: delete its [[shard]] from ClusterConfig"
+    absent = f"shard pg2: {NO_MEMBER} from ClusterConfig"
+    # The client met the moves, and may have read the map before the shard left, or after.
+    said = [line for line in said if "part of" in line or "exist" in line]
+    assert said in ([gone, absent, absent], [gone, gone, absent, absent])
 
 
 @pytest.mark.parametrize("trouble", ["too much has changed", "somebody holds a table"])
