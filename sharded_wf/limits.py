@@ -15,7 +15,6 @@ PAYLOAD_MAX_BYTES = 16 * 1024 * 1024
 ERROR_TRACEBACK_MAX_CHARACTERS = 16_000
 INLINE_INPUT_MAX_BYTES = 512
 """A larger input lives in its own insert-only table, because every update copies the workflow's row."""
-
 PAYLOAD_WARN_BYTES = 1024 * 1024
 """A larger value is stored, with a warning in the log."""
 
@@ -72,15 +71,19 @@ START_MANY_CHUNK_ROWS = 10_000
 START_FLUSH_MAX_ROWS = 2_000
 
 # Group commit
-GATHER_SECONDS = 0.005
-"""Where there is much to write, one transaction begins no sooner after the last one than this: it carries more then."""
+START_GATHER_SECONDS = 0.003
+CLAIM_GATHER_SECONDS = 0.002
+FLUSH_GATHER_SECONDS = 0.005
+"""Where there is much to do, one transaction begins no sooner after the last one than this: it carries more then."""
 GATHER_MIN_ROWS = 8
 """Fewer rows in a transaction, and the next one does not wait: whoever is alone is served at once."""
 
 # Made IDs
+ID_PREFIX_US = 1_000
+"""IDs that one process makes within this time have all but the last three characters in common."""
 ID_TURN_US = 20_000
 """For so long made IDs fall into the same slots ..."""
-SLOTS_PER_TURN_MIN = 4
+SLOTS_PER_TURN_MIN = 2
 """... so many of each shard. A shard that has not twice as many is used whole all the time."""
 IDS_PER_TURN_MAX = 500
 """Who makes more IDs in that time goes on to the next slots."""
@@ -185,7 +188,6 @@ TIMERS_FLOODED_SLOTS_MAX = 4
 TIMERS_HELD_BACK_SECONDS = 0.25
 """How long timers that are due wait, at most, for those before them to be claimed."""
 TIMERS_RECHECK_SECONDS = 0.005
-
 EVENT_KEY_LENGTH_MAX_BYTES = 128
 MISSED_WAITS_EVERY_SECONDS = 5.0
 """How often an executor looks whether somebody waits in vain for an event, or was not told of one."""
@@ -213,7 +215,6 @@ ROOM_RECHECK_SECONDS = 1.0
 
 # Attributes
 ATTRIBUTES_MAX = 32
-"""How many one call sets."""
 ATTRIBUTE_NAME_MAX_BYTES = 128
 ATTRIBUTE_VALUE_MAX_BYTES = 1024
 """So that an index entry has room for it."""
@@ -231,9 +232,9 @@ PAUSED_RETRY_LOOK_SECONDS = 0.5
 
 # Repair
 REPAIR_PAGE_ROWS = 500
+"""How many workflows of one slot are resumed, or counted, in one transaction."""
 REPAIR_REASONS_MAX = 100
 """Workflows of which a repair in bulk says why it skipped them; of the others it gives the number."""
-"""How many workflows of one slot are resumed, or counted, in one transaction."""
 
 # Waiting for results
 RESULT_IDS_PER_LOOK_MAX = 5_000
@@ -265,8 +266,7 @@ MAP_ERROR_MAX_CHARACTERS = 500
 # Moving slots
 MOVE_CHUNK_ROWS = 5_000
 MOVE_PACE_FACTOR = 4.0
-"""After each chunk a move rests for so many times as long as the chunk took (the other slots need the machine as well)
-..."""
+"""After each chunk a move rests for as many times as long as it took: the other slots need the machine, too ..."""
 MOVE_REST_SECONDS_MAX = 1.0
 """... but no longer than this: where chunks take long because the machine is busy, a slot would grow faster than it is
 copied."""

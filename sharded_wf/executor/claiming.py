@@ -12,7 +12,7 @@ from sharded_wf.clock import Clock
 from sharded_wf.errors import LeaseLost
 from sharded_wf.executor.held import Claim
 from sharded_wf.executor.intake import Intake, Pick
-from sharded_wf.limits import CLAIM_DEADLINE_SECONDS
+from sharded_wf.limits import CLAIM_DEADLINE_SECONDS, CLAIM_GATHER_SECONDS
 from sharded_wf.postgres import binary
 from sharded_wf.postgres.failures import is_transient
 from sharded_wf.postgres.gathering import Gathering
@@ -70,7 +70,7 @@ class Claiming:
         self._capability = capability
         self._adopted = adopted
         self._stopping = False
-        self._gathering = Gathering(clock)
+        self._gathering = Gathering(clock, CLAIM_GATHER_SECONDS)
         self._work = asyncio.Event()
         self._stopped = asyncio.Event()
 

@@ -10,16 +10,17 @@ from __future__ import annotations
 import asyncio
 
 from sharded_wf.clock import Clock
-from sharded_wf.limits import GATHER_MIN_ROWS, GATHER_SECONDS
+from sharded_wf.limits import GATHER_MIN_ROWS
 
 
 class Gathering:
-    """Keeps the transactions of one loop apart while there is much to do."""
+    """Keeps the transactions of one loop so many seconds apart while there is much to do."""
 
-    __slots__ = ("_begun", "_clock", "_rows")
+    __slots__ = ("_begun", "_clock", "_rows", "_seconds")
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, seconds: float) -> None:
         self._clock = clock
+        self._seconds = seconds
         self._begun = 0.0
         self._rows = 0
 
@@ -28,7 +29,7 @@ class Gathering:
         there was anything to wait for: meanwhile all may have changed."""
         if self._rows < GATHER_MIN_ROWS:
             return False
-        left = self._begun + GATHER_SECONDS - self._clock.monotonic()
+        left = self._begun + self._seconds - self._clock.monotonic()
         if left <= 0:
             return False
         await asyncio.sleep(left)

@@ -1,25 +1,35 @@
 """The IDs that we make: UUIDv7, as text.
 
 Ordered by time, so that the inserts of one moment fall on the same index pages. The order is to the microsecond of the
-clock; IDs of the same microsecond have none. The random part comes from a generator seeded from the system's entropy,
-which is far faster than asking the system each time: IDs are unique, they are no secrets.
+clock, of those that an ``IdMaker`` makes to the millisecond. The random part comes from a generator seeded from the
+system's entropy, which is far faster than asking the system each time: IDs are unique, they are no secrets.
 """
 
 from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 
 from sharded_wf.clock import Clock, Microseconds
-from sharded_wf.limits import ID_TURN_US, IDS_PER_TURN_MAX, SLOTS_PER_TURN_MIN
+from sharded_wf.limits import ID_PREFIX_US, ID_TURN_US, IDS_PER_TURN_MAX, SLOTS_PER_TURN_MIN
 from sharded_wf.routing.keys import HASH_SEED, hash_of_key
 from sharded_wf.routing.shard_map import ShardMap
 
 _generator = random.Random()
 _random_bits = _generator.getrandbits
+_process = object()
+"""Of whom the numbers are that were drawn: a forked child must not draw its parent's once more."""
+
+
+def _begin_anew() -> None:
+    global _process
+    _generator.seed()
+    _process = object()
+
+
 if hasattr(os, "register_at_fork"):
-    # A forked child would draw its parent's numbers once more.
-    os.register_at_fork(after_in_child=_generator.seed)
+    os.register_at_fork(after_in_child=_begin_anew)
 
 _VARIANT = 0x8000_0000_0000_0000
 _ENDINGS = tuple(f"{end:03x}".encode() for end in range(4096))
@@ -65,21 +75,25 @@ class IdMaker:
         self._any = (turns == 1 and not avoided) or not by_shard
         self._turn = 0
         self._made = 0
+        self._search: tuple[Microseconds, object, bytes, Iterator[bytes]] = (-ID_PREFIX_US, None, b"", iter(()))
 
     def __call__(self) -> str:
-        """A new ID, as ``new_id`` makes it."""
-        if self._any:
-            return new_id(self._clock)
+        """A new ID, as ``new_id`` makes it. Those of one moment differ in their last digits alone: of one prefix many
+        IDs fall into the right slots, and to try the next ending costs least."""
         now_us = self._clock.now_us()
+        if self._any:
+            return _id_at(now_us)
         turn = now_us // ID_TURN_US
         if turn != self._turn:
             self._turn, self._made = turn, 0
         self._made += 1
         wanted = self._turns[(turn + self._made // IDS_PER_TURN_MAX) % len(self._turns)]
         width = self._width
-        while True:  # once, unless a turn has only a very small part of all hashes
-            drawn = _id_at(now_us).encode()
-            begin, end = drawn[:-3], int(drawn[-3:], 16)
-            for at in range(end, end - len(_ENDINGS), -1):
-                if hash_of_key(begin + _ENDINGS[at], HASH_SEED) % width in wanted:
-                    return (begin + _ENDINGS[at]).decode()
+        since_us, process, prefix, endings = self._search
+        while True:
+            if process is _process and 0 <= now_us - since_us < ID_PREFIX_US:
+                for ending in endings:
+                    if hash_of_key(prefix + ending, HASH_SEED) % width in wanted:
+                        return (prefix + ending).decode()
+            since_us, process, prefix, endings = now_us, _process, _id_at(now_us)[:-3].encode(), iter(_ENDINGS)
+            self._search = since_us, process, prefix, endings

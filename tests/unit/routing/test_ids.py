@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sharded_wf.clock import SYSTEM_CLOCK
-from sharded_wf.limits import ID_TURN_US
+from sharded_wf.limits import ID_TURN_US, IDS_PER_TURN_MAX, SLOTS_PER_TURN_MIN
 from sharded_wf.routing import IdMaker, ShardMap, new_id
 
 
@@ -73,24 +73,27 @@ def test_ids_of_one_moment_fall_into_few_slots_of_each_shard_and_in_time_into_al
         made = [make() for _ in range(100)]
         assert len(set(made)) == 100
         slots = {shard_map.slot_of(id_) for id_ in made}
-        assert len(slots) <= 8 and {shard_map.placement[slot] for slot in slots} == {"a", "b"}
+        assert len(slots) <= 2 * SLOTS_PER_TURN_MIN and {shard_map.placement[slot] for slot in slots} == {"a", "b"}
         counts.update(map(shard_map.slot_of, made))
     assert len(counts) == 48 and min(counts.values()) > 50 and max(counts.values()) < 160
-    assert len({shard_map.slot_of(make()) for _ in range(4_000)}) == 48, "who makes many at once uses all slots"
+    many = 24 // SLOTS_PER_TURN_MIN * IDS_PER_TURN_MAX
+    assert len({shard_map.slot_of(make()) for _ in range(many)}) == 48, "who makes many at once uses all slots"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_does_not_repeat_its_parents_ids() -> None:
     clock = FixedClock(1_800_000_000_000_000)
+    make = IdMaker(clock, ShardMap(1, dict.fromkeys(range(48), "a")))
+    make()  # the child inherits a search that is under way
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        os.write(write, new_id(clock).encode())
+        os.write(write, (new_id(clock) + make()).encode())
         os._exit(0)
     os.waitpid(child, 0)
     theirs = os.read(read, 100).decode()
     os.close(read)
     os.close(write)
-    assert len(theirs) == 36
-    assert theirs != new_id(clock)
+    assert len(theirs) == 72
+    assert theirs[:36] != new_id(clock) and theirs[36:] != make()
