@@ -18,7 +18,7 @@ def unreachable(fleet: Fleet) -> Iterator[Finding]:
             Severity.CRITICAL,
             f"{fleet.config.shard(name).address} can't be examined: {reason}",
             f"Workflows in {slots} don't go on, and can't be started, until it is back. All else works. "
-            "Start the server, or promote its standby; the work goes on by itself.",
+            "If the reason says nothing else: start the server, or promote its standby. The work goes on by itself.",
             (fleet.psql(name, "select 1"),),
             name,
         )
