@@ -73,7 +73,7 @@ START_FLUSH_MAX_ROWS = 2_000
 # Group commit
 START_GATHER_SECONDS = 0.003
 CLAIM_GATHER_SECONDS = 0.002
-FLUSH_GATHER_SECONDS = 0.005
+FLUSH_GATHER_SECONDS = 0.003
 """Where there is much to do, one transaction begins no sooner after the last one than this: it carries more then."""
 GATHER_MIN_ROWS = 8
 """Fewer rows in a transaction, and the next one does not wait: whoever is alone is served at once."""
