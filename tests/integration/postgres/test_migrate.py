@@ -8,6 +8,7 @@ from typing import Literal
 
 import psycopg
 import pytest
+from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from sharded_wf.errors import ConfigError, MigrationBlocked, SchemaOutOfDate
@@ -181,6 +182,35 @@ def test_retired_slots_are_left_alone(database: str) -> None:
     with connection(database, purpose="test") as conn:
         assert slots_present(conn) == [0, 11]
         assert pending(conn) == []
+
+
+@pytest.mark.parametrize(("before", "after"), [("wf_0000", "retired"), ("retired", "wf_0000")], ids=["goes", "comes"])
+def test_a_slot_that_is_just_being_moved_is_not_taken_for_an_old_one(
+    database: str, monkeypatch: pytest.MonkeyPatch, before: str, after: str
+) -> None:
+    def rename(old: str, new: str) -> None:
+        with psycopg.connect(database) as moving:
+            moving.execute(sql.SQL("alter schema {} rename to {}").format(sql.Identifier(old), sql.Identifier(new)))
+            moving.execute("update wf_control.migration set schema_name = %s where schema_name = %s", [new, old])
+
+    def read_between(conn: Connection) -> dict[tuple[str, int], str]:
+        """The slot comes right after this, or goes right before."""
+        if after == "retired":
+            rename(before, after)
+        known = read(conn)
+        if after == "wf_0000":
+            rename(before, after)
+        return known
+
+    read = subject._read_known
+    with connection(database, purpose="test") as conn:
+        migrate(conn, range(2))
+        if before == "retired":
+            rename("wf_0000", before)
+        monkeypatch.setattr(subject, "_read_known", read_between)
+        check_schema(conn)
+        monkeypatch.undo()
+        check_schema(conn)
 
 
 def test_the_connection_type_is_what_we_say(database: str) -> None:
