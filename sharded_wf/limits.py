@@ -71,9 +71,8 @@ START_MANY_CHUNK_ROWS = 10_000
 START_FLUSH_MAX_ROWS = 2_000
 
 # Group commit
-START_GATHER_SECONDS = 0.003
 CLAIM_GATHER_SECONDS = 0.002
-FLUSH_GATHER_SECONDS = 0.003
+WRITE_GATHER_SECONDS = 0.003
 """Where there is much to do, one transaction begins no sooner after the last one than this: it carries more then."""
 GATHER_MIN_ROWS = 8
 """Fewer rows in a transaction, and the next one does not wait: whoever is alone is served at once."""
@@ -215,6 +214,7 @@ ROOM_RECHECK_SECONDS = 1.0
 
 # Attributes
 ATTRIBUTES_MAX = 32
+"""How many one call sets."""
 ATTRIBUTE_NAME_MAX_BYTES = 128
 ATTRIBUTE_VALUE_MAX_BYTES = 1024
 """So that an index entry has room for it."""

@@ -10,7 +10,7 @@ import psycopg
 
 from sharded_wf import App, ClusterConfig, Executor, ShardConfig, connect
 from sharded_wf.cluster.initialize import init_cluster
-from sharded_wf.executor.worker import calm_garbage_collector
+from sharded_wf.executor.worker import run_fast
 from sharded_wf.model.status import Status
 
 from .contender import PAUSE_SECONDS, SPAWN, Count, Pace, Process, Shape, Told, Window, query_count
@@ -63,10 +63,7 @@ def execute_for_ever(dsn: str, told: Told) -> None:
         async with Executor(app, cluster(dsn)) as executor:
             await told.follow(lambda: executor.statistics()["finished"])
 
-    import uvloop
-
-    calm_garbage_collector()
-    uvloop.run(main())
+    run_fast(main())
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from sharded_wf.clock import Clock, Microseconds
 from sharded_wf.errors import ShardedWfError, ShardUnavailable
 from sharded_wf.limits import (
     START_FLUSH_MAX_ROWS,
-    START_GATHER_SECONDS,
     STATEMENT_DEADLINE_SECONDS,
     WRITE_ATTEMPT_SECONDS,
     WRITE_DEADLINE_SECONDS,
+    WRITE_GATHER_SECONDS,
     WRITE_SUSPICIOUS_SECONDS,
 )
 from sharded_wf.model.workflow import Message, Start
@@ -84,7 +84,7 @@ class Writer:
         self._shard = shard
         self._clock = clock
         self._waiting: deque[_Request] = deque()
-        self._gathering = Gathering(clock, START_GATHER_SECONDS)
+        self._gathering = Gathering(clock, WRITE_GATHER_SECONDS)
         self._pump: asyncio.Task[None] | None = None
         self._last_created_at: Microseconds = 0
         self._begun: float | None = None

@@ -18,7 +18,7 @@ from sharded_wf.clock import Clock
 from sharded_wf.errors import LeaseLost
 from sharded_wf.executor.held import Hold
 from sharded_wf.executor.ops import Op, OpKind, Told, inseparable, size_of_flush, statements_of, torn
-from sharded_wf.limits import FLUSH_GATHER_SECONDS, FLUSH_MARKS_KEPT
+from sharded_wf.limits import FLUSH_MARKS_KEPT, WRITE_GATHER_SECONDS
 from sharded_wf.model.status import Status
 from sharded_wf.model.workflow import Outcome
 from sharded_wf.postgres.binary import UNPACKABLE
@@ -57,7 +57,7 @@ class Flusher:
         self._taken = 0
         """How many ops have ever been taken into a flush."""
         self._passing: list[tuple[int, asyncio.Future[None]]] = []
-        self._gathering = Gathering(clock, FLUSH_GATHER_SECONDS)
+        self._gathering = Gathering(clock, WRITE_GATHER_SECONDS)
 
     def add(self, op: Op) -> None:
         """Save this with the next flush."""

@@ -63,13 +63,11 @@ def noted_name(migration: Migration) -> str:
 def pending(conn: Connection, slots: Iterable[int] | None = None) -> list[SchemaStep]:
     """What is to be applied to this database, in order: the control schema, then each slot. ``slots``: those that shall
     exist; without it, those that do."""
-    present = () if slots is not None else _slot_schemas(conn)
+    before = _slot_schemas(conn)
     known = _read_known(conn)
-    if slots is not None:
-        schemas = [slot_schema(slot) for slot in slots]
-    else:
-        # A slot that comes or goes between two looks is just being moved, and takes its migrations with it.
-        schemas = [schema for schema in _slot_schemas(conn) if schema in present]
+    # A slot that comes or goes between two looks is just being moved, and takes its migrations with it.
+    present = [schema for schema in _slot_schemas(conn) if schema in before]
+    schemas = present if slots is None else [slot_schema(slot) for slot in slots]
     steps = [SchemaStep(CONTROL_SCHEMA, migration) for migration in load_migrations("control")]
     steps += [SchemaStep(schema, migration) for schema in schemas for migration in load_migrations("slot")]
     return [step for step in steps if (step.schema, step.migration.version) not in known]
