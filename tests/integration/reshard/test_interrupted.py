@@ -20,6 +20,7 @@ from sharded_wf.reshard.coordinator import Progress
 from sharded_wf.reshard.fleet import Wish, driver, new_move, resume_all, undo_all, unfinished_moves
 from sharded_wf.reshard.move import Mover
 from sharded_wf.reshard.record import Side, State
+from tests.integration.reshard.conftest import Apart
 from tests.integration.reshard.test_moves import homes, move
 from tests.support.cluster import TestCluster
 from tests.support.flows import app, chain, sleeper
@@ -268,27 +269,12 @@ def test_i7_two_that_begin_at_once(two_shards: TestCluster, kind: Kind, second: 
     kind.check_done(two_shards)
 
 
-def test_i7_a_shard_is_killed(
-    make_cluster: Callable[..., TestCluster],
-    databases: Callable[[int], list[str]],
-    server_factory: Callable[..., EmbeddedServer],
-    seed: int,
-    full: bool,
-) -> None:
+def test_i7_a_shard_is_killed(apart: Apart, seed: int, full: bool) -> None:
     for victim in chosen(("source", "target"), seed, full=full, count=1):
-        a_shard_is_killed(make_cluster, databases, server_factory, victim, seed)
+        a_shard_is_killed(*apart("pg1" if victim == "source" else "pg2"), victim, seed)
 
 
-def a_shard_is_killed(
-    make_cluster: Callable[..., TestCluster],
-    databases: Callable[[int], list[str]],
-    server_factory: Callable[..., EmbeddedServer],
-    victim: str,
-    seed: int,
-) -> None:
-    server = server_factory()
-    away, here = server.create_database("away"), databases(1)[0]
-    cluster = make_cluster(dsns=[away, here] if victim == "source" else [here, away])
+def a_shard_is_killed(server: EmbeddedServer, cluster: TestCluster, victim: str, seed: int) -> None:
     ids = fill(cluster)
     state = random.Random(seed).choice(["copying", "draining", "retired"] + ["live"] * (victim == "source"))
 
@@ -310,15 +296,10 @@ def a_shard_is_killed(
     finish(cluster, ids)
 
 
-def test_i7_a_move_is_undone_while_its_target_is_away(
-    make_cluster: Callable[..., TestCluster],
-    databases: Callable[[int], list[str]],
-    server_factory: Callable[..., EmbeddedServer],
-) -> None:
+def test_i7_a_move_is_undone_while_its_target_is_away(apart: Apart) -> None:
     """The source takes its slot back at once; what is left on the target is seen, refused to be resumed, and
     removed."""
-    server = server_factory()
-    cluster = make_cluster(dsns=[*databases(1), server.create_database("away")])
+    server, cluster = apart("pg2")
     ids = fill(cluster)
     killed_at(cluster, "following")
     server.kill()

@@ -19,6 +19,7 @@ from sharded_wf.reshard.coordinator import Progress
 from sharded_wf.reshard.copying import Copier
 from sharded_wf.reshard.cutover import Cutover
 from sharded_wf.reshard.fleet import driver, new_move
+from tests.integration.reshard.conftest import Apart
 from tests.integration.reshard.test_interrupted import MOVE, SPLIT, Kind, chosen, fill, finish, settle
 from tests.integration.reshard.test_moves import homes
 from tests.support.cluster import TestCluster
@@ -65,12 +66,7 @@ def test_i7_i8_the_target_falls_silent_in_the_switch(two_shards: TestCluster, mo
 
 
 def test_i7_i8_a_server_freezes_while_a_slot_is_copied(
-    make_cluster: Callable[..., TestCluster],
-    databases: Callable[[int], list[str]],
-    server_factory: Callable[..., EmbeddedServer],
-    monkeypatch: pytest.MonkeyPatch,
-    seed: int,
-    full: bool,
+    apart: Apart, monkeypatch: pytest.MonkeyPatch, seed: int, full: bool
 ) -> None:
     """The command ends, says who does not answer and what to do, and that is all there is to do."""
     for case in chosen(("source of a move", "target of a move", "shard of a split"), seed, full=full, count=1):
@@ -78,19 +74,10 @@ def test_i7_i8_a_server_freezes_while_a_slot_is_copied(
         with monkeypatch.context() as patch:
             patch.setattr(pulse, "MOVE_SILENCE_SECONDS", 1.5)
             patch.setattr(pulse, "MOVE_BEAT_SECONDS", 0.2)
-            a_server_freezes(make_cluster, databases, server_factory, victim, kind)
+            a_server_freezes(*apart(victim), victim, kind)
 
 
-def a_server_freezes(
-    make_cluster: Callable[..., TestCluster],
-    databases: Callable[[int], list[str]],
-    server_factory: Callable[..., EmbeddedServer],
-    victim: str,
-    kind: Kind,
-) -> None:
-    server = server_factory()
-    frozen, other = server.create_database("frozen"), databases(1)[0]
-    cluster = make_cluster(dsns=[frozen, other] if victim == "pg1" else [other, frozen])
+def a_server_freezes(server: EmbeddedServer, cluster: TestCluster, victim: str, kind: Kind) -> None:
     ids = fill(cluster)
     begun = 0.0
 
